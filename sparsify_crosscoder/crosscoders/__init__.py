@@ -1,0 +1,20 @@
+"""The crosscoders: models that reconstruct several sources from one sparse code."""
+
+from .base import Crosscoder, CrosscoderOutput
+from .dfc import DedicatedFeatureCrosscoder
+from .dsf import DesignatedSharedFeatureCrosscoder
+from .partition import Block, Group, Partition
+from .sparse_ops import SparseCode
+from ..world import World
+
+__all__ = [
+    "Block",
+    "Crosscoder",
+    "CrosscoderOutput",
+    "DedicatedFeatureCrosscoder",
+    "DesignatedSharedFeatureCrosscoder",
+    "Group",
+    "Partition",
+    "SparseCode",
+    "World",
+]

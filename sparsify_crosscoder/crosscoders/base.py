@@ -1,0 +1,612 @@
+"""The crosscoder: a SparseCoder over the concatenated activations of several models.
+
+N pairs, M latents, S sources, D width of one source, d_in = sum of the widths. Everything that
+an architecture ties or leaves out is said by its `Partition`; this module treats all alike.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from sparsify import SparseCoder
+from sparsify.fused_encoder import EncoderOutput
+from sparsify.sparse_coder import ForwardOutput
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..config import CrosscoderConfig
+from . import checkpoints, sparse_ops
+from .batch_topk import kth_largest, select_above, select_largest, select_largest_per_row
+from .partition import Partition
+from .sparse_ops import SparseCode
+from ..world import ALONE, World
+
+FP32_BUFFERS = ("mean", "factors", "threshold")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What BatchTopK kept: one code per block, and the smallest score kept in each group `[G]`."""
+
+    codes: list[SparseCode]
+    cuts: Tensor
+
+
+class CrosscoderOutput(ForwardOutput):
+    """sparsify's ForwardOutput, with the loss to train on and the sparse code beside it.
+
+    `sae_out` [N, d_in] is in the space of the input; `fvu` and `auxk_loss` are measured on
+    normalised activations. `errors` [S] are the sums of squared errors of each source.
+    """
+
+    loss: Tensor
+    code: SparseCode
+    errors: Tensor
+    cuts: Tensor
+
+
+class BlockEncoder(nn.Module):
+    """Encoder weights by block: `weights[b]` is `[M_b, D_b]` over the sources the block reads."""
+
+    def __init__(self, weights: list[Tensor], bias: Tensor):
+        super().__init__()
+        self.weights = nn.ParameterList(weights)
+        self.bias = nn.Parameter(bias)
+
+
+class Crosscoder(SparseCoder):
+    """Standard crosscoder: every latent reads and writes every source (section 2.1).
+
+    Args:
+        d_sources: width of each source.
+        cfg: configuration of the architecture.
+        sources: what each source is, for example `{"name": ..., "hookpoint": ...}`; kept in
+            `cfg.json`.
+
+    Inputs `x` are raw activations: one `[..., d_in]` tensor, or a list of one `[..., d_s]` tensor
+    per source. They are normalised inside by the stored `mean` [d_in] and `factors` [S].
+
+    In training mode the batch decides what is active (BatchTopK); in evaluation mode a learned
+    threshold does, pair by pair, or the k largest scores of each pair while none is learned.
+
+    Raises ValueError if the configuration does not fit the widths.
+    """
+
+    arch: ClassVar[str] = "crosscoder"
+    config_class: ClassVar[type[CrosscoderConfig]] = CrosscoderConfig
+
+    def __init__(
+        self,
+        d_sources: Sequence[int],
+        cfg: CrosscoderConfig,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        *,
+        sources: Sequence[dict[str, Any]] = (),
+    ):
+        nn.Module.__init__(self)
+        self.d_sources = [int(d) for d in d_sources]
+        if len(self.d_sources) < 2 or min(self.d_sources) < 1:
+            raise ValueError(
+                f"A crosscoder needs at least two sources of positive width, got {self.d_sources}."
+            )
+        if not isinstance(cfg, self.config_class):
+            raise ValueError(
+                f"{type(self).__name__} needs a {self.config_class.__name__}, "
+                f"got {type(cfg).__name__}."
+            )
+        self.cfg: CrosscoderConfig = cfg
+        self.sources = [dict(source) for source in sources]
+        self.d_in = sum(self.d_sources)
+        self.num_latents = cfg.resolve_num_latents(self.d_sources)
+        self.partition = self.make_partition(self.num_latents, self.d_sources, cfg)
+        self.gradient_checkpointing = False
+
+        ends = list(itertools.accumulate(self.d_sources, initial=0))
+        self.columns = [slice(a, b) for a, b in itertools.pairwise(ends)]
+
+        encoders, decoders = [], []
+        for block in self.partition.blocks:
+            directions = [
+                self._random_directions(len(block), self.d_sources[s], device)
+                for s in (block.sources[:1] if block.tied else block.sources)
+            ]
+            decoders.append(torch.cat(directions, 1).to(dtype))
+            encoders.append(torch.cat(directions * (len(block.sources) if block.tied else 1), 1))
+        bias = torch.zeros(self.num_latents, device=device, dtype=dtype)
+        self.encoder = BlockEncoder([e.to(dtype).clone() for e in encoders], bias)
+        self.decoders = nn.ParameterList(decoders)
+        self.b_dec = nn.Parameter(torch.zeros(self.d_in, device=device, dtype=dtype))
+        self.W_skip = None
+
+        self.mean: Tensor
+        self.factors: Tensor
+        self.threshold: Tensor
+        self.register_buffer("mean", torch.zeros(self.d_in, device=device))
+        self.register_buffer("factors", torch.ones(len(self.d_sources), device=device))
+        groups = len(self.partition.groups)
+        self.register_buffer("threshold", torch.full((groups,), torch.nan, device=device))
+        self.register_state_dict_post_hook(checkpoints.blocks_to_dense)
+        self.register_load_state_dict_pre_hook(checkpoints.dense_to_blocks)
+
+    @classmethod
+    def make_partition(
+        cls, num_latents: int, d_sources: Sequence[int], cfg: CrosscoderConfig
+    ) -> Partition:
+        """The blocks and groups of this architecture; what a subclass overrides."""
+        everything = tuple(range(len(d_sources)))
+        return Partition.build(len(d_sources), [("shared", num_latents, everything)])
+
+    def _random_directions(self, rows: int, width: int, device: str | torch.device) -> Tensor:
+        directions = F.normalize(torch.randn(rows, width, device=device), dim=1)
+        return directions * self.cfg.decoder_init_norm
+
+    def _apply(self, fn, recurse=True):
+        kept = {name: self._buffers[name] for name in FP32_BUFFERS}
+        super()._apply(fn, recurse)
+        for name, before in kept.items():
+            after = self._buffers[name]
+            if before is not None and after is not None and after.dtype != before.dtype:
+                self._buffers[name] = before.to(after.device)
+        return self
+
+    # Parameters as matrices
+
+    @property
+    def device(self) -> torch.device:
+        return self.b_dec.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.b_dec.dtype
+
+    @property
+    def W_dec(self) -> Tensor:
+        """Decoders of all sources side by side, `[M, d_in]`; zero where a latent may not write."""
+        return torch.cat([self.decoder(s) for s in range(len(self.d_sources))], 1)
+
+    def encoder_weight(self, source: int) -> Tensor:
+        """Encoder weights that read one source, `[M, D]`; zero where a latent may not read."""
+        return self._by_source(self.encoder.weights, source, tied=False)
+
+    def decoder(self, source: int) -> Tensor:
+        """Decoder vectors of one source in normalised space, `[M, D]`.
+
+        A vector in the model's own space is `decoder(s)[i] / factors[s]`.
+        """
+        return self._by_source(self.decoders, source, tied=True)
+
+    def _by_source(self, weights: nn.ParameterList, source: int, *, tied: bool) -> Tensor:
+        if not 0 <= source < len(self.d_sources):
+            raise IndexError(f"There are sources 0..{len(self.d_sources) - 1}, not {source}.")
+        parts = []
+        for block, weight in zip(self.partition.blocks, weights, strict=True):
+            if source not in block.sources:
+                parts.append(weight.new_zeros(len(block), self.d_sources[source]))
+            elif block.tied and tied:
+                parts.append(weight)
+            else:
+                before = sum(self.d_sources[s] for s in block.sources if s < source)
+                parts.append(weight[:, before : before + self.d_sources[source]])
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    @torch.no_grad()
+    def decoder_norms(self) -> Tensor:
+        """L2 norm of every latent's decoder in every source, `[M, S]`."""
+        norms = self.b_dec.new_zeros(self.num_latents, len(self.d_sources))
+        for block, weight in zip(self.partition.blocks, self.decoders, strict=True):
+            rows = norms[block.start : block.stop]
+            if block.tied:
+                rows[:, list(block.sources)] = weight.norm(dim=1, keepdim=True)
+            else:
+                widths = [self.d_sources[s] for s in block.sources]
+                for s, part in zip(block.sources, weight.split(widths, 1), strict=True):
+                    rows[:, s] = part.norm(dim=1)
+        return norms
+
+    def relative_decoder_norm(self, source: int = 0) -> Tensor:
+        """Share of one source in each latent's decoder norms (equation 1), `[M]` in [0, 1].
+
+        1 means exclusive to `source`, 0 absent from it. A latent without any decoder has 1 / S.
+        """
+        norms = self.decoder_norms()
+        return (norms[:, source] / norms.sum(1)).nan_to_num(1 / len(self.d_sources))
+
+    # Normalisation
+
+    @torch.no_grad()
+    def set_normalization(self, means: Sequence[Tensor], factors: Tensor) -> None:
+        """Store what turns raw activations into normalised ones: `(x_s - means[s]) * factors[s]`.
+
+        `means` are one `[d_s]` tensor per source, `factors` is `[S]`.
+        """
+        self.mean.copy_(torch.cat([m.to(self.mean) for m in means]))
+        self.factors.copy_(factors)
+
+    def _scales(self) -> Tensor:
+        widths = torch.tensor(self.d_sources, device=self.factors.device)
+        return self.factors.repeat_interleave(widths, output_size=self.d_in)
+
+    def normalize(self, x: Tensor | Sequence[Tensor]) -> Tensor:
+        """Raw activations to normalised ones, `[..., d_in]` in the crosscoder's dtype."""
+        if not isinstance(x, Tensor):
+            x = torch.cat([part.to(self.device) for part in x], -1)
+        if x.shape[-1] != self.d_in:
+            raise ValueError(
+                f"Expected activations of width {self.d_in} = sum of {self.d_sources}, "
+                f"got {x.shape[-1]}."
+            )
+        # float64 input keeps its precision: bfloat16 is widened by the fp32 buffers.
+        return ((x.to(self.device) - self.mean) * self._scales()).to(self.dtype)
+
+    def denormalize(self, x: Tensor) -> Tensor:
+        """Inverse of `normalize`."""
+        return (x / self._scales() + self.mean).to(self.dtype)
+
+    # Encoding
+
+    def _block_input(self, x: Tensor, sources: tuple[int, ...]) -> Tensor:
+        return x[:, self.columns[sources[0]].start : self.columns[sources[-1]].stop]
+
+    def _dense_acts(self, x: Tensor) -> Tensor:
+        """relu of all pre-activations, `[N, M]`, without a gradient."""
+        acts = torch.empty(
+            len(x), self.num_latents, device=x.device, dtype=self.dtype
+        )
+        for block, weight in zip(self.partition.blocks, self.encoder.weights, strict=True):
+            bias = self.encoder.bias[block.start : block.stop]
+            weight, x_block = self._reduced(weight, block), self._block_input(x, block.sources)
+            acts[:, block.start : block.stop] = F.linear(x_block, weight, bias)
+        return acts.relu_()
+
+    def _reduced(self, weight: Tensor, block: Any) -> Tensor:
+        # The mean over the sources that the latent may read, so that exclusive ones are not halved.
+        return weight / len(block.sources) if self.cfg.reduce == "mean" else weight
+
+    def _scores(self, acts: Tensor, norms: Tensor | None) -> Tensor:
+        return acts if norms is None else acts * norms
+
+    def _score_norms(self) -> Tensor | None:
+        return self.decoder_norms().sum(1) if self.cfg.rank_by == "score" else None
+
+    def budgets(self, num_pairs: int) -> list[int]:
+        """Entries that each group selects from `num_pairs` pairs."""
+        return [round(g.share * self.cfg.k * num_pairs) for g in self.partition.groups]
+
+    @torch.no_grad()
+    def find_cuts(self, chunks: Sequence[Tensor], world: World = ALONE) -> Tensor:
+        """The smallest score that each group keeps of a batch given in chunks, `[G]`.
+
+        `chunks` are normalised `[n, d_in]` pieces of this rank's part of the batch.
+        """
+        norms = self._score_norms()
+        total = int(world.sum(torch.tensor(sum(map(len, chunks)), device=self.device)))
+        largest: list[list[Tensor]] = [[] for _ in self.partition.groups]
+        budgets = self.budgets(total)
+        for x in chunks:
+            scores = self._scores(self._dense_acts(x), norms)
+            for kept, group, budget in zip(largest, self.partition.groups, budgets, strict=True):
+                flat = scores[:, self.partition.group_slice(group)].reshape(-1)
+                kept.append(flat.topk(min(max(budget, 1), flat.numel()), sorted=False).values)
+        return torch.stack(
+            [
+                kth_largest(kept, budget, world) if budget else kept[0].new_full((), torch.inf)
+                for kept, budget in zip(largest, budgets, strict=True)
+            ]
+        )
+
+    def _select(self, x: Tensor, cuts: Tensor | None, world: World) -> Selection:
+        """Choose what is active in normalised `x` [N, d_in], with gradients to the encoder."""
+        found = []
+        with torch.no_grad():
+            acts = self._dense_acts(x)
+            norms = self._score_norms()
+            num_pairs = int(world.sum(torch.tensor(len(x), device=x.device)))
+            budgets = self.budgets(num_pairs)
+            learned = bool(torch.isfinite(self.threshold).all())
+            smallest = []
+            for g, group in enumerate(self.partition.groups):
+                columns = self.partition.group_slice(group)
+                scores = self._scores(acts[:, columns], None if norms is None else norms[columns])
+                if cuts is not None:
+                    mask, cut = select_above(scores, cuts[g]), cuts[g]
+                elif self.training:
+                    mask, cut = select_largest(scores, budgets[g], world)
+                elif learned:
+                    mask, cut = select_above(scores, self.threshold[g]), self.threshold[g]
+                else:
+                    k = max(round(group.share * self.cfg.k), 1)
+                    mask, cut = select_largest_per_row(scores, k), scores.new_zeros(())
+                smallest.append(cut.to(torch.float32))
+                for b in group.blocks:
+                    block = self.partition.blocks[b]
+                    part = slice(block.start - columns.start, block.stop - columns.start)
+                    rows, indices = mask[:, part].nonzero(as_tuple=True)
+                    values = acts[rows, indices + block.start]
+                    found.append(SparseCode(values, indices, rows, (len(x), len(block))))
+        codes = []
+        for block, weight, code in zip(
+            self.partition.blocks, self.encoder.weights, found, strict=True
+        ):
+            bias = self.encoder.bias[block.start : block.stop]
+            x_block = self._block_input(x, block.sources)
+            codes.append(sparse_ops.encode(x_block, self._reduced(weight, block), bias, code))
+        return Selection(codes, torch.stack(smallest))
+
+    def _joined(self, codes: list[SparseCode]) -> SparseCode:
+        starts = [block.start for block in self.partition.blocks]
+        return sparse_ops.concatenate_columns(codes, starts, self.num_latents)
+
+    def encode_sparse(self, x: Tensor | Sequence[Tensor], world: World = ALONE) -> SparseCode:
+        """The active latents of raw activations, as a sparse `[N, M]` code.
+
+        Leading dimensions are flattened into N.
+        """
+        flat = self.normalize(x).reshape(-1, self.d_in)
+        return self._joined(self._select(flat, None, world).codes)
+
+    def encode(self, x: Tensor | Sequence[Tensor]) -> EncoderOutput:
+        """sparsify's form of the code: `top_acts`, `top_indices` and dense `pre_acts`.
+
+        Padded with (0, 0) to the widest row: `[..., K]`, `[..., K]`, `[..., M]`.
+        """
+        normalized = self.normalize(x)
+        lead = normalized.shape[:-1]
+        flat = normalized.reshape(-1, self.d_in)
+        acts, indices = self._joined(self._select(flat, None, ALONE).codes).padded()
+        parts = (acts, indices, self._dense_acts(flat))
+        return EncoderOutput(*(part.reshape(*lead, part.shape[1]) for part in parts))
+
+    # Decoding
+
+    def _decode_blocks(self, codes: list[SparseCode]) -> Tensor:
+        """Normalised reconstruction `[N, d_in]` from one code per block."""
+        parts: list[list[Tensor]] = [[] for _ in self.d_sources]
+        for block, weight, code in zip(self.partition.blocks, self.decoders, codes, strict=True):
+            out = sparse_ops.decode(code, weight)
+            widths = [self.d_sources[s] for s in block.sources]
+            pieces = [out] * len(widths) if block.tied else out.split(widths, 1)
+            for s, piece in zip(block.sources, pieces, strict=True):
+                parts[s].append(piece)
+        num_pairs = codes[0].shape[0]
+        return torch.cat(
+            [
+                sum(p[1:], p[0]) if p else self.b_dec.new_zeros(num_pairs, d)
+                for p, d in zip(parts, self.d_sources, strict=True)
+            ],
+            1,
+        )
+
+    def _split_blocks(self, code: SparseCode) -> list[SparseCode]:
+        codes = []
+        for block in self.partition.blocks:
+            mine = (code.indices >= block.start) & (code.indices < block.stop)
+            codes.append(
+                SparseCode(
+                    code.acts[mine],
+                    code.indices[mine] - block.start,
+                    code.rows[mine],
+                    (code.shape[0], len(block)),
+                )
+            )
+        return codes
+
+    def decode_sparse(self, code: SparseCode) -> Tensor:
+        """Reconstruction in the space of the input, `[N, d_in]`."""
+        return self.denormalize(self._decode_blocks(self._split_blocks(code)) + self.b_dec)
+
+    def decode(self, top_acts: Tensor, top_indices: Tensor) -> Tensor:
+        """Reconstruction in the space of the input, `[..., d_in]`, from `[..., K]` pairs."""
+        lead, width = top_acts.shape[:-1], top_acts.shape[-1]
+        acts, indices = top_acts.reshape(-1).to(self.dtype), top_indices.reshape(-1)
+        num_pairs = acts.numel() // width
+        rows = torch.arange(num_pairs, device=acts.device).repeat_interleave(width)
+        code = SparseCode(acts, indices, rows, (num_pairs, self.num_latents))
+        return self.decode_sparse(code).reshape(*lead, self.d_in)
+
+    # Training
+
+    def forward(
+        self,
+        x: Tensor | Sequence[Tensor],
+        y: Tensor | None = None,
+        *,
+        dead_mask: Tensor | None = None,
+        total_variance: Tensor | None = None,
+        num_pairs: float | None = None,
+        cuts: Tensor | None = None,
+        world: World = ALONE,
+        normalized: bool = False,
+        padded: bool = True,
+    ) -> CrosscoderOutput:
+        """Reconstruct, and measure the terms of the loss (equation 2).
+
+        Args:
+            x: raw activations, `[N, d_in]` or one `[N, d_s]` per source.
+            y: must be left out; a crosscoder reconstructs its input.
+            dead_mask: `[M]`, true for the latents that the auxiliary loss revives.
+            total_variance: denominator of the FVU; of the whole batch when x is a part of it.
+            num_pairs: pairs of the whole batch when x is a part of it (each rank's share of them).
+            cuts: `[G]` from `find_cuts`, when x is a part of a batch.
+            world: the ranks that share the batch.
+            normalized: x is normalised already.
+            padded: without it `latent_acts` and `latent_indices` are flat `[E]`, which saves
+                memory when only the loss is wanted.
+        """
+        if y is not None and y is not x:
+            raise ValueError("A crosscoder reconstructs its input; it takes no separate target.")
+        target = (x if normalized else self.normalize(x)).reshape(-1, self.d_in)  # type: ignore[union-attr]
+        if num_pairs is None:
+            num_pairs = len(target)
+        if total_variance is None:
+            total_variance = (target - target.mean(0)).pow(2).sum()
+        selection = self._select(target, cuts, world)
+
+        def terms(*acts: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+            codes = [c.with_acts(a) for c, a in zip(selection.codes, acts, strict=True)]
+            out = self._decode_blocks(codes) + self.b_dec
+            errors = (target - out).split(self.d_sources, 1)
+            per_source = torch.stack([e.pow(2).sum() for e in errors])
+            if self.cfg.loss == "squared":
+                loss = per_source.sum() / total_variance
+            else:
+                norms = torch.stack([e.norm(dim=1).sum() for e in errors]).sum()
+                loss = norms / (total_variance * num_pairs * len(errors)).sqrt()
+            auxk = self._auxk_loss(target, out, dead_mask, num_pairs, world)
+            return out, per_source, loss, auxk
+
+        acts = [code.acts for code in selection.codes]
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            out, per_source, loss, auxk = checkpoint(terms, *acts, use_reentrant=False)
+        else:
+            out, per_source, loss, auxk = terms(*acts)
+
+        code = self._joined(selection.codes)
+        latent_acts, latent_indices = code.padded() if padded else (code.acts, code.indices)
+        output = CrosscoderOutput(
+            sae_out=self.denormalize(out),
+            latent_acts=latent_acts,
+            latent_indices=latent_indices,
+            fvu=per_source.sum() / total_variance,
+            auxk_loss=auxk,
+            multi_topk_fvu=loss.new_zeros(()),
+        )
+        output.loss, output.code = loss, code
+        output.errors, output.cuts = per_source.detach(), selection.cuts
+        return output
+
+    def _auxk_loss(
+        self,
+        target: Tensor,
+        out: Tensor,
+        dead_mask: Tensor | None,
+        num_pairs: float,
+        world: World,
+    ) -> Tensor:
+        """Squared error of the dead latents' reconstruction of the residual (B.1.5).
+
+        Divided by the residual's variance; computed on the dead columns only, without b_dec.
+        """
+        if dead_mask is None or not (num_dead := int(dead_mask.sum())):
+            return out.new_zeros(())
+        residual = (target - out).detach()
+        moments = world.sum(
+            torch.cat(
+                [
+                    residual.sum(0),
+                    residual.pow(2).sum()[None],
+                    residual.new_tensor([float(len(residual))]),
+                ]
+            )
+        )
+        total, squares, count = moments[:-2], moments[-2], moments[-1]
+        variance = (squares - total.pow(2).sum() / count) / world.size
+
+        k_aux = self.cfg.k_aux or round(sum(self.d_sources) / len(self.d_sources)) // 2
+        read = residual if self.cfg.auxk_form == "residual" else target
+        pieces, dead = [], []
+        for block, weight in zip(self.partition.blocks, self.encoder.weights, strict=True):
+            alive_or_dead = dead_mask[block.start : block.stop].nonzero()[:, 0]
+            bias = self.encoder.bias[block.start : block.stop][alive_or_dead]
+            weight = self._reduced(weight[alive_or_dead], block)
+            x_block = self._block_input(read, block.sources)
+            if self.cfg.auxk_form == "residual":
+                bias = torch.zeros_like(bias)
+            pieces.append(F.linear(x_block, weight, bias).relu())
+            dead.append(alive_or_dead)
+        acts = torch.cat(pieces, 1).to(out.dtype)
+        if k_aux < num_dead:
+            kept = acts.detach().topk(k_aux, dim=1, sorted=False).indices
+            acts = acts * torch.zeros_like(acts).scatter_(1, kept, 1.0)
+
+        guess: list[Tensor | None] = [None] * len(self.d_sources)
+        widths = [len(d) for d in dead]
+        for block, weight, rows, part in zip(
+            self.partition.blocks, self.decoders, dead, acts.split(widths, 1), strict=True
+        ):
+            piece = part @ weight[rows]
+            sizes = [self.d_sources[s] for s in block.sources]
+            split = [piece] * len(sizes) if block.tied else piece.split(sizes, 1)
+            for s, one in zip(block.sources, split, strict=True):
+                before = guess[s]
+                guess[s] = one if before is None else before + one
+        e_hat = torch.cat([g for g in guess if g is not None], 1)
+        # A chunk counts by its share of the batch, so that chunks add up to the whole.
+        share = count / (num_pairs * world.size)
+        auxk = share * (e_hat - residual).pow(2).sum() / variance
+        return auxk if torch.isfinite(auxk) else out.new_zeros(())
+
+    @torch.no_grad()
+    def update_threshold(self, cuts: Tensor, decay: float) -> None:
+        """Move the inference thresholds towards the batch's smallest selected scores `[G]`."""
+        first = torch.isnan(self.threshold)
+        moved = self.threshold * decay + cuts.float() * (1 - decay)
+        usable = torch.isfinite(cuts)
+        self.threshold.copy_(
+            torch.where(usable, torch.where(first, cuts.float(), moved), self.threshold)
+        )
+
+    def set_decoder_norm_to_unit_norm(self):
+        raise ValueError("Unit decoder norms would erase a crosscoder's relative decoder norms.")
+
+    # Files
+
+    def save_to_disk(self, path: Path | str) -> None:
+        """Write `sae.safetensors` and `cfg.json`, each whole or not at all."""
+        checkpoints.save(self, Path(path))
+
+    @staticmethod
+    def load_from_disk(
+        path: Path | str, device: str | torch.device = "cpu", *, decoder: bool = True
+    ) -> Crosscoder:
+        """Load any architecture's checkpoint, in evaluation mode.
+
+        Raises FileNotFoundError or ValueError naming the file and the remedy.
+        """
+        return checkpoints.load(Path(path), device)
+
+    @staticmethod
+    def load_many(
+        name: str,
+        local: bool = False,
+        layers: list[str] | None = None,
+        device: str | torch.device = "cpu",
+        *,
+        decoder: bool = True,
+        pattern: str | None = None,
+    ) -> dict[str, Crosscoder]:  # type: ignore[override]
+        """Load all crosscoders of a run folder or hub repository, by their folder's name."""
+        return checkpoints.load_many(name, local, layers, device, pattern)
+
+    @staticmethod
+    def load_from_hub(
+        name: str,
+        hookpoint: str | None = None,
+        device: str | torch.device = "cpu",
+        *,
+        decoder: bool = True,
+    ) -> Crosscoder:
+        """Load one crosscoder from a hub repository, or from a folder of that layout."""
+        return checkpoints.load_from_hub(name, hookpoint, device)
+
+    def push_to_hub(self, repo: str, hookpoint: str | None = None, **options: Any) -> str:
+        """Upload to `<repo>/<hookpoint>` on the hub, or into an existing local folder.
+
+        `options` go to `HfApi.upload_folder`. Returns where it went.
+        """
+        return checkpoints.push_to_hub(self, repo, hookpoint, **options)
+
+    def export_sae(self, source: int, path: Path | str) -> SparseCoder:
+        """Write one source's half as a folder that plain sparsify and delphi load.
+
+        The result is a SAE of that model alone: it reads raw activations of one source, and picks
+        the k largest activations of each token, so its latents fire where that source alone
+        says so. Latents that the source may not read never fire.
+        """
+        return checkpoints.export_sae(self, source, Path(path))

@@ -1,0 +1,162 @@
+"""Sparse codes and the differentiable operations on them.
+
+N pairs, M latents, D width, E active entries. An operation costs O(E * D); nothing of shape
+`[N, M]` or `[E, D]` is kept for the backward pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+@dataclass(frozen=True)
+class SparseCode:
+    """Active latents of N pairs, entries sorted by pair (CSR and COO at once).
+
+    `acts` [E] activations; `indices` [E] latent of each entry; `rows` [E] pair of each entry;
+    `shape` is (N, M).
+    """
+
+    acts: Tensor
+    indices: Tensor
+    rows: Tensor
+    shape: tuple[int, int]
+
+    @cached_property
+    def counts(self) -> Tensor:
+        """Active latents of each pair, `[N]`."""
+        return torch.bincount(self.rows, minlength=self.shape[0])
+
+    @cached_property
+    def offsets(self) -> Tensor:
+        """Where each pair's entries begin, `[N]`."""
+        return self.counts.cumsum(0) - self.counts
+
+    @cached_property
+    def by_latent(self) -> tuple[Tensor, Tensor]:
+        """The order that sorts the entries by latent `[E]`, and where each latent begins `[M]`."""
+        order = torch.argsort(self.indices, stable=True)
+        counts = torch.bincount(self.indices, minlength=self.shape[1])
+        return order, counts.cumsum(0) - counts
+
+    def with_acts(self, acts: Tensor) -> SparseCode:
+        """The same entries with other activations."""
+        code = SparseCode(acts, self.indices, self.rows, self.shape)
+        for name in ("counts", "offsets", "by_latent"):
+            if name in self.__dict__:
+                code.__dict__[name] = self.__dict__[name]
+        return code
+
+    def to_dense(self) -> Tensor:
+        """The code as a dense `[N, M]` tensor."""
+        dense = self.acts.new_zeros(self.shape)
+        return dense.index_put((self.rows, self.indices), self.acts)
+
+    def padded(self) -> tuple[Tensor, Tensor]:
+        """`(top_acts, top_indices)`, each `[N, width of the widest row]`; padding is (0, 0)."""
+        width = max(int(self.counts.max()), 1) if len(self.counts) else 1
+        column = torch.arange(len(self.rows), device=self.rows.device) - self.offsets[self.rows]
+        acts = self.acts.new_zeros(self.shape[0], width).index_put((self.rows, column), self.acts)
+        indices = self.indices.new_zeros(self.shape[0], width)
+        indices[self.rows, column] = self.indices
+        return acts, indices
+
+
+def concatenate_columns(codes: list[SparseCode], starts: list[int], num_latents: int) -> SparseCode:
+    """Join codes over disjoint column ranges that begin at `starts` into one over all latents."""
+    if len(codes) == 1 and starts == [0] and codes[0].shape[1] == num_latents:
+        return codes[0]
+    rows = torch.cat([code.rows for code in codes])
+    order = torch.argsort(rows, stable=True)
+    acts = torch.cat([code.acts for code in codes])[order]
+    indices = torch.cat([c.indices + s for c, s in zip(codes, starts, strict=True)])[order]
+    return SparseCode(acts, indices, rows[order], (codes[0].shape[0], num_latents))
+
+
+def sum_rows(table: Tensor, indices: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sums of rows of `table` [R, D], one per segment that begins at `offsets` [B].
+
+    Returns `[B, D]`.
+    """
+    if len(indices) == 0:
+        return table.new_zeros(len(offsets), table.shape[1])
+    weights = weights.to(table.dtype)
+    return F.embedding_bag(indices, table, offsets, mode="sum", per_sample_weights=weights)
+
+
+def sum_by_latent(code: SparseCode, weights: Tensor, table: Tensor) -> Tensor:
+    """`C^T @ table` for the matrix C that holds `weights` at the code's entries: `[M, D]`."""
+    order, starts = code.by_latent
+    return sum_rows(table, code.rows[order], starts, weights[order])
+
+
+class _Encode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, code: SparseCode) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.code = code.with_acts(code.acts[:0])
+        ctx.bias_dtype = bias.dtype
+        return code.acts.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor):  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        code: SparseCode = ctx.code
+        grad_x = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_x = sum_rows(weight, code.indices, code.offsets, grad).to(x.dtype)
+        if ctx.needs_input_grad[1]:
+            grad_weight = sum_by_latent(code, grad, x.to(weight.dtype))
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad.new_zeros(code.shape[1], dtype=ctx.bias_dtype)
+            grad_bias.index_add_(0, code.indices, grad.to(ctx.bias_dtype))
+        return grad_x, grad_weight, grad_bias, None
+
+
+def encode(x: Tensor, weight: Tensor, bias: Tensor, code: SparseCode) -> SparseCode:
+    """Give the selected activations their gradient to `x` [N, D], `weight` [M, D], `bias` [M].
+
+    `code.acts` must hold `(x @ weight.T + bias)` at the code's entries.
+    """
+    return code.with_acts(_Encode.apply(x, weight, bias, code))
+
+
+class _Decode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, acts: Tensor, weight: Tensor, code: SparseCode) -> Tensor:
+        ctx.save_for_backward(acts, weight)
+        ctx.code = code.with_acts(code.acts[:0])
+        return sum_rows(weight, code.indices, code.offsets, acts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor):  # type: ignore[override]
+        acts, weight = ctx.saved_tensors
+        code: SparseCode = ctx.code
+        grad = grad.contiguous()
+        grad_acts = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            if len(acts):
+                # The backward of embedding_bag's per-sample weights: <grad[row], weight[latent]>
+                # for every entry, without an [E, D] tensor.
+                grad_acts = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+                    grad, weight.detach(), code.indices, code.offsets, code.rows, 0, -1
+                ).to(acts.dtype)
+            else:
+                grad_acts = torch.zeros_like(acts)
+        if ctx.needs_input_grad[1]:
+            grad_weight = sum_by_latent(code, acts, grad)
+        return grad_acts, grad_weight, None
+
+
+def decode(code: SparseCode, weight: Tensor) -> Tensor:
+    """`C @ weight`: reconstructions `[N, D]` from a code over M latents and `weight` [M, D]."""
+    return _Decode.apply(code.acts, weight, code)

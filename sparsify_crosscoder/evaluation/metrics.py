@@ -1,0 +1,132 @@
+"""How well a crosscoder reconstructs (B.4.4)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..activations.normalization import within_norm
+from ..crosscoders import Crosscoder
+from ..world import ALONE, World
+
+if TYPE_CHECKING:
+    from ..training.data import PairStream
+
+EVALUATION_BATCH = 1024
+
+
+class ErrorStatistics:
+    """Per-dimension squared errors and variances of many batches, mergeable (Chan et al. 1979).
+
+    D is the width; all sums are kept in float64 on the CPU.
+    """
+
+    def __init__(self, width: int):
+        self.count = 0
+        self.mean = torch.zeros(width, dtype=torch.float64)
+        self.deviations = torch.zeros(width, dtype=torch.float64)
+        self.errors = torch.zeros(width, dtype=torch.float64)
+
+    def update(self, x: Tensor, x_hat: Tensor) -> None:
+        """Add activations and their reconstructions, each `[n, D]`."""
+        x, x_hat = x.double().cpu(), x_hat.double().cpu()
+        if not len(x):
+            return
+        other = ErrorStatistics(x.shape[1])
+        other.count = len(x)
+        other.mean = x.mean(0)
+        other.deviations = (x - other.mean).pow(2).sum(0)
+        other.errors = (x - x_hat).pow(2).sum(0)
+        self.merge(other)
+
+    def merge(self, other: ErrorStatistics) -> None:
+        """Add another set of batches."""
+        total = self.count + other.count
+        if not total:
+            return
+        shift = other.mean - self.mean
+        self.mean = self.mean + shift * (other.count / total)
+        self.deviations = (
+            self.deviations + other.deviations + shift.pow(2) * (self.count * other.count / total)
+        )
+        self.errors = self.errors + other.errors
+        self.count = total
+
+    def to_tensor(self) -> Tensor:
+        return torch.cat(
+            [self.mean, self.deviations, self.errors, self.mean.new_tensor([float(self.count)])]
+        )
+
+    @classmethod
+    def from_tensor(cls, packed: Tensor) -> ErrorStatistics:
+        statistics = cls((len(packed) - 1) // 3)
+        statistics.mean, statistics.deviations, statistics.errors = packed[:-1].chunk(3)
+        statistics.count = int(packed[-1])
+        return statistics
+
+
+def fve(statistics: list[ErrorStatistics], without_top: int = 0) -> float:
+    """Fraction of variance explained, pooled over all dimensions of the given sources.
+
+    1 - sum of squared errors / sum of squared deviations; `without_top` leaves out that many
+    dimensions of each source with the largest variance.
+    """
+    errors = deviations = 0.0
+    for one in statistics:
+        kept = one.deviations.argsort(descending=True)[without_top:]
+        errors += one.errors[kept].sum().item()
+        deviations += one.deviations[kept].sum().item()
+    return 1 - errors / deviations if deviations else float("nan")
+
+
+@torch.no_grad()
+def evaluate(
+    crosscoder: Crosscoder,
+    stream: PairStream,
+    outlier_multiple: float = 2.0,
+    *,
+    world: World = ALONE,
+) -> dict[str, Any]:
+    """Reconstruction of every pair of `stream` at inference (learned thresholds).
+
+    Returns `fve` on normalised activations of all sources together, `fve_per_source`,
+    `fve_without_top5_per_source`, `mean_l0`, `held_out_pairs` and `held_out_outliers`, the pairs
+    that were left out as in training (B.1.4).
+    """
+    was_training = crosscoder.training
+    crosscoder.eval()
+    statistics = [ErrorStatistics(d) for d in crosscoder.d_sources]
+    entries, outliers = 0, 0
+    steps = -(-stream.num_pairs // EVALUATION_BATCH)
+    size = -(-stream.num_pairs // steps)
+    for batch in stream.batches(0, stream.num_pairs // size, size):
+        batch = [x.to(crosscoder.device) for x in batch]
+        keep = within_norm(batch, outlier_multiple, world)
+        outliers += int((~keep).sum())
+        raw = torch.cat([x[keep].to(crosscoder.dtype) for x in batch], 1)
+        code = crosscoder.encode_sparse(raw)
+        x, x_hat = crosscoder.normalize(raw), crosscoder.normalize(crosscoder.decode_sparse(code))
+        entries += len(code.indices)
+        for s, columns in enumerate(crosscoder.columns):
+            statistics[s].update(x[:, columns], x_hat[:, columns])
+    crosscoder.train(was_training)
+
+    merged = []
+    for one in statistics:
+        packed = one.to_tensor().to(crosscoder.device)
+        ranks = [ErrorStatistics.from_tensor(p.cpu()) for p in world.gather(packed[None])]
+        for other in ranks[1:]:
+            ranks[0].merge(other)
+        merged.append(ranks[0])
+    totals = torch.tensor([entries, outliers], device=crosscoder.device)
+    entries, outliers = world.sum(totals).tolist()
+    return {
+        "fve": fve(merged),
+        "fve_per_source": [fve([one]) for one in merged],
+        "fve_without_top5_per_source": [fve([one], without_top=5) for one in merged],
+        "mean_l0": entries / max(merged[0].count, 1),
+        "held_out_pairs": merged[0].count,
+        "held_out_outliers": outliers,
+    }

@@ -1,0 +1,134 @@
+"""Architectures by name: those registered in this process and those that installed packages offer.
+
+A package offers one through an entry point in the group `sparsify.trainers` whose object is an
+`Architecture`. Only the entry point that is asked for is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+ENTRY_POINT_GROUP = "sparsify.trainers"
+
+
+class ArchitectureError(ValueError):
+    """An architecture's name is unknown or taken, or its package does not deliver it."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """All that the command needs to train, save and load one kind of crosscoder."""
+
+    name: str
+    """What `--arch` and a checkpoint's `cfg.json` call it."""
+
+    config_class: type
+    """Dataclass of the coder's own hyperparameters; its fields become command line flags."""
+
+    coder_class: type
+    """The `Crosscoder` subclass that is trained."""
+
+    trainer_class: type
+    """The `CrosscoderTrainer` subclass that trains it."""
+
+    load_artifacts: Callable[..., Any]
+    """Loads the models and the dataset of a run from its configuration."""
+
+    description: str = ""
+    """One line for `--help`."""
+
+
+_registered: dict[str, Architecture] = {}
+
+
+def register_architecture(architecture: Architecture) -> None:
+    """Make an architecture known in this process, under its `name`.
+
+    Raises ArchitectureError where the name is taken, here or by an installed package.
+    """
+    if not isinstance(architecture, Architecture):
+        raise ArchitectureError(
+            f"register_architecture takes an Architecture, not {architecture!r}"
+        )
+    taken_by = _holders(architecture.name)
+    if taken_by:
+        raise ArchitectureError(
+            f"cannot register {_describe(architecture)} as architecture {architecture.name!r}: "
+            f"the name is taken by {' and '.join(taken_by)}; choose another name"
+        )
+    _registered[architecture.name] = architecture
+
+
+def get_architecture(name: str) -> Architecture:
+    """Find an architecture by name, importing the package that offers it if need be.
+
+    Raises ArchitectureError where the name is unknown, offered by two packages, or where the
+    package fails to import or offers something else than an Architecture of that name.
+    """
+    holders = _holders(name)
+    if not holders:
+        raise ArchitectureError(_unknown(name))
+    if len(holders) > 1:
+        raise ArchitectureError(
+            f"architecture {name!r} is offered more than once: by {' and by '.join(holders)}; "
+            "uninstall or rename all but one"
+        )
+    if name in _registered:
+        return _registered[name]
+    return _load(*_entry_points(name))
+
+
+def architecture_names() -> list[str]:
+    """Names of all known architectures, sorted; imports none of them."""
+    return sorted({*_registered, *(entry.name for entry in _entry_points())})
+
+
+def _entry_points(name: str | None = None) -> list[EntryPoint]:
+    found = entry_points(group=ENTRY_POINT_GROUP)
+    return [entry for entry in found if name is None or entry.name == name]
+
+
+def _holders(name: str) -> list[str]:
+    holders = [_describe(_registered[name])] if name in _registered else []
+    return holders + [_distribution(entry) for entry in _entry_points(name)]
+
+
+def _describe(architecture: Architecture) -> str:
+    coder = architecture.coder_class
+    return f"{coder.__module__}.{coder.__qualname__}"
+
+
+def _distribution(entry: EntryPoint) -> str:
+    where = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "an unknown distribution"
+    return f"{where} ({entry.value})"
+
+
+def _unknown(name: str) -> str:
+    known = architecture_names()
+    close = get_close_matches(name, known, n=3)
+    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+    listed = ", ".join(known) or "none: is sparsify-crosscoder installed?"
+    return f"unknown architecture {name!r}.{hint} Known architectures: {listed}"
+
+
+def _load(entry: EntryPoint) -> Architecture:
+    offer = f"architecture {entry.name!r} offered by {_distribution(entry)}"
+    try:
+        architecture = entry.load()
+    except Exception as error:
+        raise ArchitectureError(
+            f"{offer} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(architecture, Architecture):
+        raise ArchitectureError(
+            f"{offer} is not a sparsify_crosscoder.Architecture but a {type(architecture).__name__}"
+        )
+    if architecture.name != entry.name:
+        raise ArchitectureError(
+            f"{offer} calls itself {architecture.name!r}: entry point and name must be the same"
+        )
+    return architecture

@@ -1,0 +1,244 @@
+"""What a run leaves on disk.
+
+    <run>/config.json                 options, versions, git state
+    <run>/metrics.jsonl               one line per `log_every` steps
+    <run>/summary.json                the result, written at the end
+    <run>/<hookpoints>/               the newest crosscoder: sae.safetensors, cfg.json
+    <run>/checkpoints/step_000700/    all that resuming needs, in sparsify's layout
+
+A checkpoint is written under a temporary name and renamed when it is whole; only then does its
+crosscoder replace the one in the run folder, and the checkpoint before it go.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from ..config import CrosscoderTrainConfig
+from ..crosscoders.checkpoints import CONFIG, WEIGHTS
+from ..files import atomic_path, atomic_write_json
+
+PACKAGES = ("sparsify-crosscoder", "eai-sparsify", "torch", "transformers", "datasets")
+
+# Options that may differ between a run and its continuation: they change no weight.
+FREE_OPTIONS = {
+    "resume",
+    "save_every",
+    "save_best",
+    "log_to_wandb",
+    "wandb_log_frequency",
+    "log_every",
+    "hf_token",
+    "save_dir",
+    "run_name",
+    "data_preprocessing_num_proc",
+    "max_steps",
+    "epochs",
+    "environment",
+}
+SCHEDULE = (
+    "k_decay_steps",
+    "lr_warmup_steps",
+    "initial_k",
+    "threshold_start_step",
+    "threshold_decay",
+)
+
+
+class RunFolder:
+    """The folder of one run."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def check_free(self) -> None:
+        """Raise ValueError if another run is in the folder."""
+        found = [
+            name
+            for name in ("config.json", "metrics.jsonl", "summary.json", "checkpoints")
+            if (self.path / name).exists()
+        ]
+        if found:
+            raise ValueError(
+                f"'{self.path}' already holds a run ({', '.join(found)}). Continue it with "
+                f"--resume, choose another --run_name, or delete the folder."
+            )
+
+    def check_resumable(self, cfg: CrosscoderTrainConfig) -> None:
+        """Take the schedule that the run began with, and refuse options that differ from its own.
+
+        Raises FileNotFoundError if there is nothing to resume, ValueError naming what differs.
+        """
+        file = self.path / "config.json"
+        if not file.exists():
+            raise FileNotFoundError(
+                f"'{self.path}' holds no run to resume; check --save_dir and --run_name, or leave "
+                f"--resume off to begin one."
+            )
+        try:
+            before = json.loads(file.read_text())
+        except ValueError as error:
+            raise ValueError(f"'{file}' is damaged ({error}); it cannot be resumed.") from error
+        for name in SCHEDULE:
+            if getattr(cfg, name) is None:
+                setattr(cfg, name, before.get(name))
+        now = json.loads(json.dumps(cfg.to_dict()))
+        changed = [
+            f"{name}: {before.get(name)!r} before, {now.get(name)!r} now"
+            for name in sorted(before.keys() | now.keys())
+            if name not in FREE_OPTIONS and before.get(name) != now.get(name)
+        ]
+        if changed:
+            raise ValueError(
+                f"The run in '{self.path}' was begun with other options; a resumed run must keep "
+                f"them:\n  " + "\n  ".join(changed)
+            )
+
+    def begin(self, cfg: CrosscoderTrainConfig, step: int, *, rank_zero: bool) -> None:
+        """Write the options of a new run, or cut the log of a resumed one back to `step`."""
+        if not rank_zero:
+            return
+        if step == 0 and not (self.path / "config.json").exists():
+            self.check_free()
+        self.path.mkdir(parents=True, exist_ok=True)
+        atomic_write_json(
+            self.path / "config.json", {**cfg.to_dict(), "environment": environment()}
+        )
+        metrics = self.path / "metrics.jsonl"
+        lines = metrics.read_text().splitlines() if metrics.exists() else []
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+        with atomic_path(metrics) as temporary:
+            temporary.write_text("".join(line + "\n" for line in kept))
+
+    def log(self, line: dict[str, Any]) -> None:
+        """Append one line to `metrics.jsonl`."""
+        with open(self.path / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        atomic_write_json(self.path / "summary.json", {**summary, **environment()})
+
+    # Checkpoints
+
+    @contextmanager
+    def new_checkpoint(
+        self, step: int, names: list[str], extra: dict[str, Any]
+    ) -> Iterator[Path]:
+        """A folder to write a checkpoint into, which becomes the run's newest when it is whole."""
+        checkpoints = self.path / "checkpoints"
+        temporary = checkpoints / f".step_{step:06d}.{os.getpid()}.tmp"
+        for left in checkpoints.glob(".step_*.tmp"):
+            shutil.rmtree(left)
+        temporary.mkdir(parents=True)
+        yield temporary
+        atomic_write_json(temporary / "trainer.json", extra)
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with open(file, "rb") as handle:
+                    os.fsync(handle.fileno())
+        final = checkpoints / f"step_{step:06d}"
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(temporary, final)
+        for name in names:
+            self._publish(final / name, self.path / name)
+        for older in checkpoints.glob("step_*"):
+            if older != final:
+                shutil.rmtree(older)
+
+    @staticmethod
+    def _publish(source: Path, target: Path) -> None:
+        target.mkdir(parents=True, exist_ok=True)
+        for name in (WEIGHTS, CONFIG):
+            with atomic_path(target / name) as temporary:
+                try:
+                    os.link(source / name, temporary)
+                except OSError:  # a file system without hard links
+                    shutil.copyfile(source / name, temporary)
+
+    def newest_checkpoint(self) -> Path:
+        """The last whole checkpoint. Raises FileNotFoundError if there is none."""
+        found = sorted(self.path.glob("checkpoints/step_*"))
+        if not found:
+            raise FileNotFoundError(
+                f"The run in '{self.path}' was stopped before its first checkpoint; delete the "
+                f"folder and begin again (--save_every makes checkpoints more frequent)."
+            )
+        return found[-1]
+
+    def load_checkpoint(self, names: list[str], device: torch.device) -> dict[str, Any]:
+        """Everything that `new_checkpoint` kept, by name.
+
+        Raises ValueError naming the damaged file.
+        """
+        folder = self.newest_checkpoint()
+
+        def tensors(name: str) -> Any:
+            return torch.load(folder / name, map_location=device, weights_only=True)
+
+        def numbered(stem: str) -> list[Any]:
+            return [tensors(f.name) for f in sorted(folder.glob(f"{stem}_[0-9].pt"))]
+
+        file = "trainer.json"
+        try:
+            state = json.loads((folder / file).read_text())
+            for file in ("state.pt", "rank_0_state.pt"):
+                state |= tensors(file)
+            file = "lr_scheduler_*.pt"
+            state["lr_schedulers"] = numbered("lr_scheduler")
+            file = "optimizer_*.pt"
+            state["optimizers"] = numbered("optimizer")
+            state["weights"] = {}
+            for name in names:
+                file = f"{name}/{WEIGHTS}"
+                state["weights"][name] = load_file(str(folder / file), device=str(device))
+        except FileNotFoundError as error:
+            raise ValueError(
+                f"The checkpoint '{folder}' has no {file}; it cannot be resumed."
+            ) from error
+        except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
+            raise ValueError(
+                f"'{folder / file}' is damaged or truncated ({error}); the run cannot be resumed "
+                f"from it. Restore the file, or delete '{folder.parent.parent}' and begin again."
+            ) from error
+        return state
+
+
+def environment() -> dict[str, Any]:
+    """Versions of what a run depends on, and the git state of the working directory."""
+
+    def installed(package: str) -> str | None:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return None
+
+    def git(*args: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *args], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    status = git("status", "--porcelain")
+    return {
+        "versions": {
+            "python": platform.python_version(),
+            **{package: installed(package) for package in PACKAGES},
+        },
+        "git": {"commit": git("rev-parse", "HEAD"), "changed": None if status is None else bool(status)},
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+    }

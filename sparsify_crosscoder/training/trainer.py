@@ -1,0 +1,535 @@
+"""Training crosscoders on a stream of activation pairs.
+
+`CrosscoderTrainer.fit` reads like the method: normalise, leave out outliers, select, reconstruct,
+revive dead latents, clip, step, count. What a run leaves behind is in `run_folder`.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import os
+import time
+from contextlib import ExitStack, nullcontext, redirect_stdout
+from pathlib import Path
+from typing import Any, ClassVar
+
+import sparsify
+import torch
+import torch.distributed as dist
+from schedulefree import ScheduleFreeWrapper
+from sparsify.sign_sgd import SignSGD
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from tqdm.auto import tqdm
+from transformers import get_constant_schedule_with_warmup
+
+from ..activations.normalization import estimate_normalization, geometric_median, within_norm
+from ..config import LEARNING_RATE, CrosscoderTrainConfig
+from ..crosscoders import (
+    Crosscoder,
+    CrosscoderOutput,
+    DedicatedFeatureCrosscoder,
+    DesignatedSharedFeatureCrosscoder,
+)
+from ..evaluation.metrics import evaluate
+from ..world import current_world
+from .data import PairedData, check_length
+from .run_folder import RunFolder
+
+HISTOGRAM_BINS = 50
+
+
+class CrosscoderTrainer(sparsify.Trainer):
+    """sparsify's Trainer for pairs of activations.
+
+    Keeps its checkpoint layout, k schedule, optimizers, DDP reductions and W&B names.
+
+    Args:
+        cfg: the run's options; None in the schedule is replaced by what fits the run's length.
+        data: the pairs to train on and to evaluate on.
+        device: where the crosscoders live.
+
+    Raises ValueError if the data do not suffice for the steps asked, or the configuration does
+    not fit the sources.
+    """
+
+    coder_class: ClassVar[type[Crosscoder]] = Crosscoder
+
+    def __init__(
+        self, cfg: CrosscoderTrainConfig, data: PairedData, device: str | torch.device = "cpu"
+    ):
+        self.cfg: CrosscoderTrainConfig = cfg
+        self.data = data
+        self.device = torch.device(device)
+        self.world = current_world()
+        self.module_plan = []
+
+        self.total_steps = check_length(cfg, data.train.num_pairs)
+        cfg.resolve_schedule(self.total_steps)
+
+        hookpoints = "+".join(source["hookpoint"] for source in data.sources)
+        widths = [source["width"] for source in data.sources]
+        self.saes: dict[str, Crosscoder] = {}
+        for seed in cfg.init_seeds:
+            torch.manual_seed(seed)
+            name = f"{hookpoints}/seed{seed}" if len(cfg.init_seeds) > 1 else hookpoints
+            crosscoder = self.coder_class(
+                widths, copy.deepcopy(cfg.sae), self.device, torch.float32, sources=data.sources
+            )
+            crosscoder.gradient_checkpointing = cfg.gradient_checkpointing
+            self.saes[name] = crosscoder
+
+        first = next(iter(self.saes.values()))
+        self.final_k = cfg.sae.k
+        assert cfg.initial_k is not None
+        self.initial_k = min(max(cfg.initial_k, self.final_k), first.num_latents)
+        self.global_step = 0
+        self.pairs_trained = 0
+        self.seconds_before = 0.0
+        self.optimizers, self.lr_schedulers = self._make_optimizers()
+        self.num_tokens_since_fired = {
+            name: torch.zeros(sae.num_latents, device=self.device, dtype=torch.long)
+            for name, sae in self.saes.items()
+        }
+        self.best_loss = {name: float("inf") for name in self.saes}
+        self.dropped = {"outlier": 0}
+        self.folder = RunFolder(Path(cfg.save_dir) / (cfg.run_name or "unnamed"))
+
+    def local_hookpoints(self) -> list[str]:
+        return list(self.saes)
+
+    def _make_optimizers(self) -> tuple[list[Any], list[Any]]:
+        cfg = self.cfg
+        warmup = cfg.lr_warmup_steps or 0
+        params = [p for sae in self.saes.values() for p in sae.parameters()]
+        match cfg.optimizer:
+            case "adam":
+                fused = self.device.type in ("cpu", "cuda")
+                adam = torch.optim.Adam(params, lr=cfg.lr or LEARNING_RATE, fused=fused)
+                return [adam], [get_constant_schedule_with_warmup(adam, warmup)]
+            case "muon":
+                from sparsify.muon import Muon
+
+                matrices = [p for p in params if p.ndim >= 2]
+                vectors = [p for p in params if p.ndim < 2]
+                lr = cfg.lr or 2e-3
+                muon = Muon(matrices, lr=lr)
+                adam = torch.optim.Adam(vectors, lr=lr)
+                schedulers = [get_constant_schedule_with_warmup(o, warmup) for o in (muon, adam)]
+                return [muon, adam], schedulers
+            case "signum":
+                groups = [
+                    {
+                        "params": list(sae.parameters()),
+                        "lr": cfg.lr or 5e-3 / (sae.num_latents / 2**14) ** 0.5,
+                    }
+                    for sae in self.saes.values()
+                ]
+                signum = ScheduleFreeWrapper(SignSGD(groups), momentum=0.95)
+                signum.train()
+                return [signum], []
+            case other:
+                raise ValueError(f"Unknown optimizer '{other}'; use adam, muon or signum.")
+
+    # The run
+
+    def fit(self) -> dict[str, Any]:
+        """Train from `global_step` to the end, evaluate, and return the run's summary."""
+        torch.set_float32_matmul_precision("high")
+        rank_zero = self.world.rank == 0
+        self.folder.begin(self.cfg, self.global_step, rank_zero=rank_zero)
+        wandb = self._start_wandb() if rank_zero else None
+        started = time.monotonic()
+        if self.global_step == 0:
+            self._initialise()
+        modules = self._wrapped()
+        acc_steps = self.cfg.grad_acc_steps
+        batches = self.data.train.batches(
+            self.global_step * acc_steps, self.total_steps * acc_steps, self.cfg.pairs_per_step
+        )
+        progress = tqdm(
+            desc="Training",
+            total=self.total_steps,
+            initial=self.global_step,
+            disable=not rank_zero,
+            unit="step",
+        )
+        log = _Log(self)
+        while self.global_step < self.total_steps:
+            self._set_k(self.get_current_k())
+            for sae in self.saes.values():
+                sae.train()
+            log.fired.clear()
+            pairs = 0
+            for _ in range(acc_steps):
+                pairs += self._backward_batch(next(batches), modules, log)
+            self._optimizer_step()
+            self._count_dead(log, pairs)
+            self.pairs_trained += pairs
+            self.global_step += 1
+            progress.update()
+
+            if self.global_step % self.cfg.log_every == 0 or self.global_step == self.total_steps:
+                lines = log.lines(k=self.get_current_k())
+                if self.cfg.save_best:
+                    self.save_best({name: 1 - line["fve"] for name, line in lines.items()})
+                for name, line in lines.items():
+                    if rank_zero:
+                        self.folder.log(line if len(self.saes) == 1 else {"name": name, **line})
+                        self._log_wandb(wandb, name, line)
+                    progress.set_postfix(
+                        fve=f"{line['fve']:.3f}",
+                        dead=f"{line['dead_fraction']:.1%}",
+                        pairs_s=f"{line['pairs_per_second']:,.0f}",
+                    )
+            if self.global_step % self.cfg.save_every == 0 and self.global_step < self.total_steps:
+                self.seconds_before += time.monotonic() - started
+                started = time.monotonic()
+                self.save()
+        progress.close()
+        self.seconds_before += time.monotonic() - started
+        self.save()
+        if wandb is not None:
+            wandb.finish()
+        return self._finish()
+
+    def _start_wandb(self) -> Any:
+        if not self.cfg.log_to_wandb:
+            return None
+        try:
+            import wandb
+        except ImportError:
+            print("Weights & Biases not available, skipping logging.")
+            return None
+        wandb.init(
+            entity=os.environ.get("WANDB_ENTITY"),
+            name=self.cfg.run_name,
+            project=os.environ.get("WANDB_PROJECT", "sparsify"),
+            config=self.cfg.to_dict(),
+        )
+        return wandb
+
+    def _log_wandb(self, wandb: Any, name: str, line: dict[str, Any]) -> None:
+        if wandb is None or self.global_step % self.cfg.wandb_log_frequency:
+            return
+        info = {f"dead_pct/{name}": line["dead_fraction"], f"fvu/{name}": 1 - line["fve"]}
+        info |= {f"fve_{s}/{name}": fve for s, fve in enumerate(line["fve_per_source"])}
+        if self.cfg.auxk_alpha > 0:
+            info[f"auxk/{name}"] = line["auxk_loss"]
+        wandb.log({**info, "k": line["k"]}, step=self.global_step)
+
+    def _initialise(self) -> None:
+        """Estimate the normalisation and the decoder bias from the first pairs."""
+        if self.cfg.finetune:
+            return
+        sample = [x.to(self.device) for x in self.data.train.sample(self.cfg.normalization_pairs)]
+        keep = within_norm(sample, self.cfg.outlier_multiple, self.world)
+        sample = [x[keep] for x in sample]
+        if self.cfg.normalization == "none":
+            means = [x.new_zeros(x.shape[1], dtype=torch.float32) for x in sample]
+            factors = torch.ones(len(sample), device=self.device)
+        else:
+            means, factors = estimate_normalization(
+                sample,
+                centred=self.cfg.normalization == "centred",
+                target=self.cfg.normalization_target,
+                world=self.world,
+            )
+        bias = None
+        for sae in self.saes.values():
+            sae.set_normalization(means, factors)
+            if bias is None:
+                bias = geometric_median(sae.normalize(sample), self.world)
+            sae.b_dec.data.copy_(bias)
+
+    def _wrapped(self) -> dict[str, Any]:
+        if self.world.size == 1:
+            return dict(self.saes)
+        ids = [self.device.index or 0] if self.device.type == "cuda" else None
+        return {
+            name: DistributedDataParallel(sae, device_ids=ids)
+            for name, sae in self.saes.items()
+        }
+
+    def _set_k(self, k: int) -> None:
+        for sae in self.saes.values():
+            sae.cfg.k = k
+
+    # One step
+
+    def _backward_batch(self, batch: list[Tensor], modules: dict[str, Any], log: _Log) -> int:
+        """Add one batch's gradient to every crosscoder; return its pairs over all ranks."""
+        batch = [x.to(self.device) for x in batch]
+        keep = within_norm(batch, self.cfg.outlier_multiple, self.world)
+        counts = torch.tensor([int(keep.sum()), len(keep)], device=self.device)
+        kept_pairs, all_pairs = self.world.sum(counts).tolist()
+        self.dropped["outlier"] += all_pairs - kept_pairs
+        if not kept_pairs:
+            raise ValueError(f"Every pair of step {self.global_step}'s batch is an outlier.")
+        batch = [x[keep] for x in batch]
+        for name, sae in self.saes.items():
+            x = sae.normalize(batch)
+            mean = self.world.sum(x.sum(0)) / kept_pairs
+            variances = self.world.sum((x - mean).pow(2).sum(0)).split(sae.d_sources)
+            variance = torch.stack([v.sum() for v in variances])
+            log.variances[name] += variance
+            dead_mask = None
+            if self.cfg.auxk_alpha > 0:
+                dead_mask = self.num_tokens_since_fired[name] > self.cfg.dead_feature_threshold
+            self._backward(name, modules[name], x, dead_mask, variance.sum(), kept_pairs, log)
+        return kept_pairs
+
+    def _backward(
+        self,
+        name: str,
+        module: Any,
+        x: Tensor,
+        dead_mask: Tensor | None,
+        variance: Tensor,
+        pairs: int,
+        log: _Log,
+    ) -> None:
+        sae, world = self.saes[name], self.world
+        micro = self.cfg.micro_acc_steps
+        chunks = x.tensor_split(micro)
+        with self._autocast():
+            cuts = sae.find_cuts(chunks, world) if micro > 1 else None
+        for i, chunk in enumerate(chunks):
+            with ExitStack() as stack:
+                if world.size > 1 and i < micro - 1:
+                    stack.enter_context(module.no_sync())
+                with self._autocast():
+                    out: CrosscoderOutput = module(
+                        chunk,
+                        normalized=True,
+                        dead_mask=dead_mask,
+                        # DDP averages the ranks' gradients; dividing by a rank's share sums them.
+                        total_variance=variance / world.size,
+                        num_pairs=pairs / world.size,
+                        cuts=cuts,
+                        world=world,
+                        padded=False,
+                    )
+                    loss = out.loss + self.cfg.auxk_alpha * out.auxk_loss
+                (loss / self.cfg.grad_acc_steps).backward()
+            log.add(name, out)
+        assert self.cfg.threshold_start_step is not None and self.cfg.threshold_decay is not None
+        if self.global_step >= self.cfg.threshold_start_step:
+            sae.update_threshold(out.cuts if cuts is None else cuts, self.cfg.threshold_decay)
+
+    def _autocast(self) -> Any:
+        if self.device.type == "cuda" and torch.cuda.is_bf16_supported():
+            return torch.autocast("cuda", torch.bfloat16)
+        return nullcontext()
+
+    def _optimizer_step(self) -> None:
+        if self.cfg.grad_clip > 0:
+            for sae in self.saes.values():
+                torch.nn.utils.clip_grad_norm_(sae.parameters(), self.cfg.grad_clip)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        for scheduler in self.lr_schedulers:
+            scheduler.step()
+
+    @torch.no_grad()
+    def _count_dead(self, log: _Log, pairs: int) -> None:
+        for name, since in self.num_tokens_since_fired.items():
+            # gloo cannot reduce booleans.
+            fired = self.maybe_all_reduce(log.fired[name].to(torch.uint8), "max")
+            since += pairs
+            since[fired.bool()] = 0
+
+    # Results
+
+    def dead(self, name: str) -> Tensor:
+        """Latents that did not fire in the last `dead_window` pairs, `[M]`."""
+        return self.num_tokens_since_fired[name] >= self.dead_window
+
+    @property
+    def dead_window(self) -> int:
+        """Pairs without firing that make a latent dead: the threshold, or the whole run so far."""
+        return max(min(self.cfg.dead_feature_threshold, self.pairs_trained), 1)
+
+    def dead_fractions(self, name: str) -> tuple[float, list[float | None]]:
+        """Dead share of all latents, and of each source's exclusive block if it has one."""
+        dead, partition = self.dead(name).float(), self.saes[name].partition
+        blocks = [partition.exclusive(s) for s in range(partition.num_sources)]
+        exclusive = [dead[b.start : b.stop].mean().item() if len(b) else None for b in blocks]
+        return dead.mean().item(), exclusive
+
+    def _finish(self) -> dict[str, Any]:
+        for optimizer in self.optimizers:
+            if isinstance(optimizer, ScheduleFreeWrapper):
+                optimizer.eval()
+        summaries: dict[str, Any] = {}
+        for name, sae in self.saes.items():
+            if self.data.held_out is not None and self.data.held_out.num_pairs:
+                result = evaluate(
+                    sae, self.data.held_out, self.cfg.outlier_multiple, world=self.world
+                )
+            else:
+                result = dict.fromkeys(
+                    ("fve", "fve_per_source", "fve_without_top5_per_source", "mean_l0")
+                )
+            dead, exclusive = self.dead_fractions(name)
+            counts = torch.histc(sae.relative_decoder_norm().float().cpu(), HISTOGRAM_BINS, 0, 1)
+            summaries[name] = {
+                "arch": sae.arch,
+                **result,
+                "dead_fraction": dead,
+                "dead_fraction_exclusive": exclusive,
+                "dead_window": self.dead_window,
+                "pairs": self.pairs_trained,
+                "steps": self.global_step,
+                "wall_seconds": self.seconds_before,
+                "num_latents": sae.num_latents,
+                "k": sae.cfg.k,
+                "partition": sae.partition.sizes,
+                "sources": sae.sources,
+                "relative_decoder_norm": {
+                    "edges": torch.linspace(0, 1, HISTOGRAM_BINS + 1).tolist(),
+                    "counts": [int(c) for c in counts],
+                },
+                "init_seed": self.cfg.init_seeds[list(self.saes).index(name)],
+                "data": self.data.describe(),
+                "dropped_in_training": dict(self.dropped),
+            }
+        summary = next(iter(summaries.values()))
+        if len(summaries) > 1:
+            summary = {**summary, "runs": summaries}
+        if self.world.rank == 0:
+            self.folder.write_summary(summary)
+        if dist.is_initialized():
+            dist.barrier()
+        return summary
+
+    # Checkpoints
+
+    def _checkpoint(self, saes: dict[str, Any], path: str, rank_zero: bool) -> None:
+        k = self.get_current_k()
+        self._set_k(self.final_k)
+        extra = {
+            "pairs_trained": self.pairs_trained,
+            "seconds": self.seconds_before,
+            "dropped": self.dropped,
+        }
+        new_checkpoint = RunFolder(Path(path)).new_checkpoint(self.global_step, list(saes), extra)
+        with new_checkpoint as folder, redirect_stdout(io.StringIO()):
+            super()._checkpoint(saes, str(folder), rank_zero)
+        self._set_k(k)
+
+    def load_state(self, path: str) -> None:
+        """Continue a run from the last whole checkpoint in its folder.
+
+        Raises FileNotFoundError if there is none, ValueError if a file of it is damaged.
+        """
+        state = RunFolder(Path(path)).load_checkpoint(list(self.saes), self.device)
+        self.global_step = state["global_step"]
+        self.pairs_trained = state["pairs_trained"]
+        self.seconds_before = state["seconds"]
+        self.dropped = state["dropped"]
+        self.best_loss = state["best_loss"]
+        for name, counts in state["num_tokens_since_fired"].items():
+            self.num_tokens_since_fired[name] = counts
+        # A schedule-free optimizer saves its averaged weights: they are loaded as such.
+        schedule_free = [o for o in self.optimizers if isinstance(o, ScheduleFreeWrapper)]
+        for optimizer in schedule_free:
+            optimizer.eval()
+        for name, sae in self.saes.items():
+            sae.load_state_dict(state["weights"][name])
+        for scheduler, saved in zip(self.lr_schedulers, state["lr_schedulers"], strict=True):
+            scheduler.load_state_dict(saved)
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        for optimizer in schedule_free:
+            optimizer.train()
+        if self.world.rank == 0:
+            print(f"Resuming training at step {self.global_step} from '{path}'")
+
+
+class _Log:
+    """Sums between two lines of the log, on the device until a line is written."""
+
+    def __init__(self, trainer: CrosscoderTrainer):
+        self.trainer = trainer
+        self.fired: _Fired = _Fired(trainer)
+        self.reset()
+
+    def reset(self) -> None:
+        trainer = self.trainer
+        zeros = torch.zeros(len(trainer.data.sources), device=trainer.device)
+        self.variances = {name: zeros.clone() for name in trainer.saes}
+        self.errors = {name: zeros.clone() for name in trainer.saes}
+        # auxiliary loss, active entries, forward passes
+        self.sums = {name: torch.zeros(3, device=trainer.device) for name in trainer.saes}
+        self.started = time.monotonic()
+        self.pairs_before = trainer.pairs_trained
+
+    def add(self, name: str, out: CrosscoderOutput) -> None:
+        self.fired[name][out.code.indices] = True
+        self.errors[name] += out.errors
+        self.sums[name] += torch.stack(
+            [
+                out.auxk_loss.detach().float() / self.trainer.world.size,
+                out.errors.new_tensor(float(len(out.code.indices))),
+                out.errors.new_tensor(1 / self.trainer.world.size),
+            ]
+        )
+
+    def lines(self, k: int) -> dict[str, dict[str, Any]]:
+        """One line per crosscoder on what happened since the last, over all ranks."""
+        trainer = self.trainer
+        pairs = trainer.pairs_trained - self.pairs_before
+        seconds = max(time.monotonic() - self.started, 1e-9)
+        lines = {}
+        for name in trainer.saes:
+            errors = trainer.world.sum(self.errors[name])
+            auxk, entries, passes = trainer.world.sum(self.sums[name]).tolist()
+            variances = self.variances[name]
+            dead, exclusive = trainer.dead_fractions(name)
+            lines[name] = {
+                "step": trainer.global_step,
+                "pairs": trainer.pairs_trained,
+                "fve": 1 - (errors.sum() / variances.sum()).item(),
+                "fve_per_source": (1 - errors / variances).tolist(),
+                "auxk_loss": auxk / max(passes, 1e-9) * trainer.cfg.micro_acc_steps,
+                "dead_fraction": dead,
+                "dead_fraction_exclusive": exclusive,
+                "k": k,
+                "l0": entries / max(pairs, 1),
+                "lr": trainer.optimizers[0].param_groups[0]["lr"],
+                "outliers": trainer.dropped["outlier"],
+                "pairs_per_second": pairs / seconds,
+            }
+        self.reset()
+        return lines
+
+
+class _Fired(dict[str, Tensor]):
+    """Which latents of each crosscoder fired in the current step, `[M]`."""
+
+    def __init__(self, trainer: CrosscoderTrainer):
+        super().__init__(
+            {
+                name: torch.zeros(sae.num_latents, dtype=torch.bool, device=trainer.device)
+                for name, sae in trainer.saes.items()
+            }
+        )
+
+    def clear(self) -> None:
+        for fired in self.values():
+            fired.zero_()
+
+
+class DFCTrainer(CrosscoderTrainer):
+    """Trains Dedicated Feature Crosscoders."""
+
+    coder_class = DedicatedFeatureCrosscoder
+
+
+class DSFTrainer(CrosscoderTrainer):
+    """Trains Designated Shared Feature crosscoders."""
+
+    coder_class = DesignatedSharedFeatureCrosscoder

@@ -1,0 +1,140 @@
+"""The sparse step against the dense reference, in float64."""
+
+import pytest
+import torch
+from crosscoders.reference import dense_losses
+
+from sparsify_crosscoder import (
+    Crosscoder,
+    CrosscoderConfig,
+    DedicatedFeatureCrosscoder,
+    DesignatedSharedFeatureCrosscoder,
+    DFCConfig,
+    DSFConfig,
+)
+from sparsify_crosscoder.crosscoders import sparse_ops
+from sparsify_crosscoder.crosscoders.sparse_ops import SparseCode
+
+DENSE_OPTIONS = [
+    {},
+    {"reduce": "mean"},
+    {"rank_by": "activation"},
+    {"loss": "l2"},
+    {"auxk_form": "residual"},
+    {"k_aux": 3},
+]
+
+
+def make(arch: str, options: dict, sources: int = 2) -> Crosscoder:
+    torch.manual_seed(0)
+    widths = [6, 6, 6][:sources] if arch == "dsf" else [7, 5, 4][:sources]
+    common = {"num_latents": 40, "k": 3, **options}
+    if arch == "dfc":
+        cfg = DFCConfig(exclusive_fractions=[0.2, 0.15, 0.1][:sources], **common)
+        return DedicatedFeatureCrosscoder(widths, cfg, dtype=torch.float64)
+    if arch == "dsf":
+        return DesignatedSharedFeatureCrosscoder(widths, DSFConfig(**common), dtype=torch.float64)
+    return Crosscoder(widths, CrosscoderConfig(**common), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("options", DENSE_OPTIONS, ids=str)
+@pytest.mark.parametrize("sources", [2, 3])
+@pytest.mark.parametrize("arch", ["crosscoder", "dfc", "dsf"])
+@pytest.mark.parametrize("dead", ["none", "some", "all"])
+def test_losses_and_gradients_equal_the_dense_reference(arch, sources, options, dead):
+    crosscoder = make(arch, options, sources)
+    crosscoder.encoder.bias.data.normal_(std=0.1)
+    x = torch.randn(30, crosscoder.d_in, dtype=torch.float64)
+    x[3] = 0  # a pair on which little or nothing is active
+    share = {"none": 0.0, "some": 0.5, "all": 1.0}[dead]
+    dead_mask = torch.rand(crosscoder.num_latents) < share
+
+    out = crosscoder(x, dead_mask=dead_mask)
+    (out.loss + out.auxk_loss).backward()
+    got = {name: p.grad.clone() for name, p in crosscoder.named_parameters()}
+    crosscoder.zero_grad()
+    mask, loss, auxk = dense_losses(crosscoder, x, dead_mask)
+    (loss + auxk).backward()
+
+    assert torch.equal(out.code.to_dense() > 0, mask)
+    torch.testing.assert_close(out.loss, loss, rtol=1e-10, atol=0)
+    torch.testing.assert_close(out.auxk_loss, auxk, rtol=1e-10, atol=1e-14)
+    for name, p in crosscoder.named_parameters():
+        assert p.grad is not None
+        scale = float(p.grad.abs().max()) or 1.0
+        assert float((got[name] - p.grad).abs().max()) <= 1e-10 * scale, name
+
+
+def test_gradients_reach_the_input():
+    crosscoder = make("dfc", {})
+    x = torch.randn(8, crosscoder.d_in, dtype=torch.float64, requires_grad=True)
+    crosscoder(x, total_variance=torch.tensor(1.0, dtype=torch.float64)).loss.backward()
+    got, x.grad = x.grad, None
+    mask = crosscoder(x).code.to_dense() > 0
+    weight = torch.cat([crosscoder.encoder_weight(s) for s in range(2)], 1)
+    acts = (x @ weight.T).relu() * mask
+    (x - acts @ crosscoder.W_dec).pow(2).sum().backward()
+    torch.testing.assert_close(got, x.grad, rtol=1e-10, atol=1e-12)
+
+
+def test_gradient_checkpointing_changes_nothing():
+    crosscoder = make("dfc", {})
+    x = torch.randn(16, crosscoder.d_in, dtype=torch.float64)
+    dead = torch.rand(crosscoder.num_latents) < 0.5
+    gradients = []
+    for checkpointed in (False, True):
+        crosscoder.zero_grad()
+        crosscoder.gradient_checkpointing = checkpointed
+        out = crosscoder(x, dead_mask=dead)
+        (out.loss + out.auxk_loss).backward()
+        gradients.append([p.grad.clone() for p in crosscoder.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_chunks_with_the_batchs_cuts_add_up_to_the_whole_batch():
+    crosscoder = make("dfc", {})
+    x = torch.randn(24, crosscoder.d_in, dtype=torch.float64)
+    crosscoder(x).loss.backward()
+    whole = [p.grad.clone() for p in crosscoder.parameters()]
+    crosscoder.zero_grad()
+    chunks = x.tensor_split(5)
+    cuts = crosscoder.find_cuts(chunks)
+    variance = (x - x.mean(0)).pow(2).sum()
+    for chunk in chunks:
+        crosscoder(chunk, cuts=cuts, total_variance=variance, num_pairs=24).loss.backward()
+    for got, p in zip(whole, crosscoder.parameters(), strict=True):
+        torch.testing.assert_close(got, p.grad, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("pairs", [0, 1])
+def test_a_batch_of_no_or_one_pair_has_gradients(pairs):
+    crosscoder = make("dfc", {})
+    x = torch.randn(pairs, crosscoder.d_in, dtype=torch.float64)
+    one = torch.tensor(1.0, dtype=torch.float64)
+    crosscoder(x, total_variance=one, num_pairs=1).loss.backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in crosscoder.parameters())
+
+
+def test_sparse_operations_pass_gradcheck():
+    rows = torch.tensor([0, 0, 1, 3, 3])
+    indices = torch.tensor([4, 1, 4, 0, 2])
+    acts = torch.rand(5, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
+    code = SparseCode(acts, indices, rows, (4, 6))
+    assert torch.autograd.gradcheck(
+        lambda a, w: sparse_ops.decode(code.with_acts(a), w), (acts, weight)
+    )
+    dense = torch.zeros(4, 6, dtype=torch.float64).index_put((rows, indices), acts)
+    torch.testing.assert_close(sparse_ops.decode(code, weight), dense @ weight)
+
+
+def test_a_code_pads_to_its_widest_row_and_joins_by_columns():
+    code = SparseCode(
+        torch.tensor([1.0, 2.0, 3.0]), torch.tensor([5, 2, 0]), torch.tensor([1, 1, 2]), (4, 6)
+    )
+    acts, indices = code.padded()
+    assert acts.tolist() == [[0, 0], [1, 2], [3, 0], [0, 0]]
+    assert indices.tolist() == [[0, 0], [5, 2], [0, 0], [0, 0]]
+    joined = sparse_ops.concatenate_columns([code, code], [0, 6], 12)
+    assert joined.rows.tolist() == [1, 1, 1, 1, 2, 2]
+    assert torch.equal(joined.to_dense(), torch.cat([code.to_dense()] * 2, 1))

@@ -1,0 +1,261 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from streams_for_tests import planted_data
+
+from sparsify_crosscoder import Crosscoder, CrosscoderConfig, DFCConfig, DSFConfig
+from sparsify_crosscoder.config import CrosscoderTrainConfig
+from sparsify_crosscoder.training import CrosscoderTrainer, DFCTrainer, DSFTrainer
+
+TESTS = Path(__file__).parents[1]
+ARCHES = {
+    "crosscoder": (CrosscoderTrainer, CrosscoderConfig),
+    "dfc": (DFCTrainer, DFCConfig),
+    "dsf": (DSFTrainer, DSFConfig),
+}
+
+
+def make_trainer(folder, arch="dfc", sae=None, data=None, **options) -> CrosscoderTrainer:
+    trainer_class, config_class = ARCHES[arch]
+    extra = {"exclusive_fractions": [0.15, 0.15]} if arch == "dfc" else {}
+    cfg = CrosscoderTrainConfig(
+        sae=config_class(**{"num_latents": 40, "k": 3, **extra, **(sae or {})}),
+        **{
+            "pairs_per_step": 64,
+            "max_steps": 20,
+            "epochs": 10,
+            "lr": 1e-2,
+            "log_to_wandb": False,
+            "save_dir": str(folder),
+            "run_name": "run",
+            "log_every": 5,
+            "dead_feature_threshold": 200,
+            "normalization_pairs": 512,
+            **options,
+        },
+    )
+    if data is None:
+        data = planted_data((10, 10) if arch == "dsf" else (12, 9))
+    return trainer_class(cfg, data)
+
+
+def weights(folder, arch="dfc") -> dict[str, torch.Tensor]:
+    return load_file(Path(folder) / "run" / "layers.1+layers.2" / "sae.safetensors")
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+@pytest.mark.parametrize("arch", list(ARCHES))
+def test_training_explains_planted_concepts(arch, tmp_path):
+    summary = make_trainer(tmp_path, arch, max_steps=150, epochs=20).fit()
+    assert summary["arch"] == arch
+    assert summary["fve"] > 0.8
+    assert min(summary["fve_per_source"]) > 0.75
+    run = tmp_path / "run"
+    assert json.loads((run / "summary.json").read_text())["fve"] == summary["fve"]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(5, 151, 5))
+    assert lines[-1]["fve"] > lines[0]["fve"]
+    loaded = Crosscoder.load_many(str(run), local=True)
+    assert list(loaded) == ["layers.1+layers.2"]
+    assert loaded["layers.1+layers.2"].arch == arch
+
+
+def test_the_summary_has_the_keys_that_others_rely_on(tmp_path):
+    summary = make_trainer(tmp_path).fit()
+    assert {
+        "arch", "fve", "fve_per_source", "fve_without_top5_per_source", "dead_fraction",
+        "dead_fraction_exclusive", "mean_l0", "pairs", "wall_seconds", "num_latents", "partition",
+        "relative_decoder_norm", "versions", "sources",
+    } <= json.loads((tmp_path / "run" / "summary.json").read_text()).keys()  # fmt: skip
+    assert summary["partition"] == {"exclusive_0": 6, "exclusive_1": 6, "shared": 28}
+    assert sum(summary["relative_decoder_norm"]["counts"]) == 40
+    assert len(summary["dead_fraction_exclusive"]) == 2
+    assert summary["pairs"] + summary["dropped_in_training"]["outlier"] == 20 * 64
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["pairs_per_step"] == 64 and config["environment"]["versions"]["torch"]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "signum", "muon"])
+@pytest.mark.parametrize("stop", [7, 13])
+def test_a_resumed_run_ends_with_the_same_bits(optimizer, stop, tmp_path):
+    class Killed(Exception):
+        pass
+
+    def killing_data():
+        data = planted_data()
+        batches = data.train.batches
+
+        def stopped(first, last, pairs_per_step):
+            for step, batch in enumerate(batches(first, last, pairs_per_step), start=first):
+                if step == stop:
+                    raise Killed
+                yield batch
+
+        data.train.batches = stopped
+        return data
+
+    options = {"optimizer": optimizer, "save_every": 5, "max_steps": 20}
+    whole = make_trainer(tmp_path / "whole", **options).fit()
+    with pytest.raises(Killed):
+        make_trainer(tmp_path / "killed", data=killing_data(), **options).fit()
+    resumed = make_trainer(tmp_path / "killed", **options)
+    resumed.load_state(str(tmp_path / "killed" / "run"))
+    assert resumed.global_step == stop // 5 * 5
+    summary = resumed.fit()
+    assert_same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
+    for key in ("fve", "dead_fraction", "pairs", "mean_l0", "dropped_in_training"):
+        assert summary[key] == whole[key]
+    steps = [
+        [json.loads(line)["step"] for line in open(tmp_path / name / "run" / "metrics.jsonl")]
+        for name in ("whole", "killed")
+    ]
+    assert steps[0] == steps[1]
+
+
+def test_micro_batches_give_the_same_steps(tmp_path):
+    data = planted_data(dtype=torch.float64)
+    results = []
+    for micro in (1, 3):
+        trainer = make_trainer(
+            tmp_path / str(micro), data=data, micro_acc_steps=micro, auxk_alpha=0.0, max_steps=5
+        )
+        for sae in trainer.saes.values():
+            sae.double()
+        trainer.optimizers, trainer.lr_schedulers = trainer._make_optimizers()
+        trainer.fit()
+        results.append(next(iter(trainer.saes.values())).W_dec.detach())
+    torch.testing.assert_close(results[0], results[1], rtol=1e-8, atol=1e-9)
+
+
+def test_gradient_accumulation_takes_several_batches_a_step(tmp_path):
+    summary = make_trainer(tmp_path, grad_acc_steps=3, max_steps=10, outlier_multiple=0.0).fit()
+    assert summary["steps"] == 10
+    assert summary["pairs"] == 10 * 3 * 64
+
+
+def test_k_falls_from_its_initial_value_to_the_final_one(tmp_path):
+    trainer = make_trainer(tmp_path, k_decay_steps=10, initial_k=13, log_every=1, max_steps=15)
+    trainer.fit()
+    lines = [json.loads(line) for line in open(tmp_path / "run" / "metrics.jsonl")]
+    assert [line["k"] for line in lines[:2]] == [12, 11]
+    assert all(line["k"] == 3 for line in lines[9:])
+    assert lines[0]["l0"] > lines[-1]["l0"]
+    assert lines[-1]["l0"] == pytest.approx(3, rel=0.02)
+    cfg = json.loads((tmp_path / "run" / "layers.1+layers.2" / "cfg.json").read_text())
+    assert cfg["k"] == 3
+
+
+def test_the_schedule_of_a_long_run_is_the_papers():
+    cfg = CrosscoderTrainConfig()
+    cfg.resolve_schedule(100_000)
+    assert (cfg.k_decay_steps, cfg.initial_k, cfg.lr_warmup_steps) == (5000, 1000, 1000)
+    assert (cfg.threshold_start_step, cfg.threshold_decay) == (1000, 0.999)
+    assert (cfg.sae.k, cfg.auxk_alpha, cfg.pairs_per_step) == (200, 0.03, 2048)
+    assert cfg.dead_feature_threshold == 10_000_000
+
+
+def test_several_seeds_train_side_by_side(tmp_path):
+    summary = make_trainer(tmp_path, init_seeds=[0, 1]).fit()
+    assert list(summary["runs"]) == ["layers.1+layers.2/seed0", "layers.1+layers.2/seed1"]
+    loaded = Crosscoder.load_many(str(tmp_path / "run"), local=True)
+    assert not torch.equal(*(c.W_dec for c in loaded.values()))
+
+
+def test_a_second_run_in_the_same_folder_is_refused_and_nothing_overwritten(tmp_path):
+    make_trainer(tmp_path).fit()
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    again = make_trainer(tmp_path)
+    with pytest.raises(ValueError, match="already holds a run"):
+        again.folder.check_free()
+    assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+
+
+def test_resuming_with_other_options_is_refused_naming_them(tmp_path):
+    make_trainer(tmp_path).fit()
+    changed = make_trainer(tmp_path, "crosscoder", lr=5e-3)
+    with pytest.raises(ValueError, match=r"lr: 0\.01 before, 0\.005 now"):
+        changed.folder.check_resumable(changed.cfg)
+    with pytest.raises(FileNotFoundError, match="no run to resume"):
+        make_trainer(tmp_path / "else").folder.check_resumable(changed.cfg)
+
+
+@pytest.mark.parametrize(
+    "name", ["optimizer_0.pt", "rank_0_state.pt", "layers.1+layers.2/sae.safetensors"]
+)
+def test_a_truncated_checkpoint_is_named_and_left_alone(name, tmp_path):
+    make_trainer(tmp_path).fit()
+    file = tmp_path / "run" / "checkpoints" / "step_000020" / name
+    content = file.read_bytes()[:-40]
+    file.write_bytes(content)
+    stem = name.split("_0")[0].split("/")[-1]
+    with pytest.raises(ValueError, match=f"{stem}.*damaged or truncated"):
+        make_trainer(tmp_path).load_state(str(tmp_path / "run"))
+    assert file.read_bytes() == content
+
+
+def test_a_half_written_checkpoint_is_not_seen(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.fit()
+    before = weights(tmp_path)
+    trainer.global_step = 30
+    trainer.optimizers.append(object())  # fails while the checkpoint is being written
+    with pytest.raises(AttributeError):
+        trainer.save()
+    assert trainer.folder.newest_checkpoint().name == "step_000020"
+    assert_same(before, weights(tmp_path))
+
+
+def test_too_little_data_for_the_steps_asked_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"1,024 pairs.* 16 steps.*but 17 are asked"):
+        make_trainer(tmp_path, max_steps=17, epochs=1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_activations_that_are_not_finite_stop_the_run(tmp_path):
+    data = planted_data()
+    data.train.data[1][600:] = torch.nan
+    data.train.order = lambda epoch: torch.arange(data.train.num_pairs)
+    with pytest.raises(ValueError, match="not finite"):
+        make_trainer(tmp_path, data=data, normalization_pairs=256).fit()
+
+
+def test_outliers_are_left_out(tmp_path):
+    data = planted_data()
+    data.train.data[0][::50] *= 1000
+    summary = make_trainer(tmp_path, data=data).fit()
+    assert summary["dropped_in_training"]["outlier"] >= 20 * 64 * 0.015
+    kept = Crosscoder.load_many(str(tmp_path / "run"), local=True)["layers.1+layers.2"]
+    assert kept.mean.abs().max() < 50
+
+
+@pytest.mark.parametrize("arch", ["dfc", "dsf"])
+def test_two_ranks_train_as_one_would(arch, tmp_path):
+    script = TESTS / "training" / "distributed_run.py"
+    env = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    for ranks in (1, 2):
+        subprocess.run(
+            [*command, str(ranks), str(script), arch, str(tmp_path / f"ranks{ranks}")],
+            env=env, check=True, timeout=240,
+        )  # fmt: skip
+    # Means and scales are float32, whose sums depend on the order of their terms.
+    alone = torch.load(tmp_path / "ranks1" / "rank0.pt")
+    first, second = (torch.load(tmp_path / "ranks2" / f"rank{r}.pt") for r in range(2))
+    assert_same(first["state"], second["state"])
+    for name, expected in alone["state"].items():
+        torch.testing.assert_close(first["state"][name], expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(first["since"], alone["since"])
+    assert first["summary"]["pairs"] == alone["summary"]["pairs"]
+    assert first["summary"]["fve"] == pytest.approx(alone["summary"]["fve"], abs=1e-6)
+    assert first["summary"]["mean_l0"] == pytest.approx(alone["summary"]["mean_l0"])
