@@ -28,6 +28,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         for written in [*temporary.rglob("*"), temporary]:
             _sync(written)
         os.replace(temporary, path)
+        _remove(temporary)  # still there if it is a hard link to what was at `path`
     except BaseException:
         _remove(temporary)
         raise

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from sparsify_crosscoder.activations.harvest import HarvestReport
 from sparsify_crosscoder.training.data import PairedData
 
 
@@ -31,6 +32,9 @@ class TensorStream:
 
     def sample(self, num_pairs: int) -> list[Tensor]:
         return [x[self.mine(self.order(0)[:num_pairs])] for x in self.data]
+
+    def report(self) -> HarvestReport:
+        return HarvestReport()
 
     def mine(self, rows: Tensor) -> Tensor:
         if self.world_size == 1:

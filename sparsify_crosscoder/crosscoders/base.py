@@ -493,7 +493,7 @@ class Crosscoder(SparseCoder):
 
         Divided by the residual's variance; computed on the dead columns only, without b_dec.
         """
-        if dead_mask is None or not (num_dead := int(dead_mask.sum())):
+        if dead_mask is None or not dead_mask.any():
             return out.new_zeros(())
         residual = (target - out).detach()
         moments = world.sum(
@@ -508,39 +508,41 @@ class Crosscoder(SparseCoder):
         total, squares, count = moments[:-2], moments[-2], moments[-1]
         variance = (squares - total.pow(2).sum() / count) / world.size
 
-        k_aux = self.cfg.k_aux or round(sum(self.d_sources) / len(self.d_sources)) // 2
-        read = residual if self.cfg.auxk_form == "residual" else target
-        pieces, dead = [], []
-        for block, weight in zip(self.partition.blocks, self.encoder.weights, strict=True):
-            alive_or_dead = dead_mask[block.start : block.stop].nonzero()[:, 0]
-            bias = self.encoder.bias[block.start : block.stop][alive_or_dead]
-            weight = self._reduced(weight[alive_or_dead], block)
-            x_block = self._block_input(read, block.sources)
-            if self.cfg.auxk_form == "residual":
-                bias = torch.zeros_like(bias)
-            pieces.append(F.linear(x_block, weight, bias).relu())
-            dead.append(alive_or_dead)
-        acts = torch.cat(pieces, 1).to(out.dtype)
-        if k_aux < num_dead:
-            kept = acts.detach().topk(k_aux, dim=1, sorted=False).indices
-            acts = acts * torch.zeros_like(acts).scatter_(1, kept, 1.0)
-
-        guess: list[Tensor | None] = [None] * len(self.d_sources)
-        widths = [len(d) for d in dead]
-        for block, weight, rows, part in zip(
-            self.partition.blocks, self.decoders, dead, acts.split(widths, 1), strict=True
-        ):
-            piece = part @ weight[rows]
-            sizes = [self.d_sources[s] for s in block.sources]
-            split = [piece] * len(sizes) if block.tied else piece.split(sizes, 1)
-            for s, one in zip(block.sources, split, strict=True):
-                before = guess[s]
-                guess[s] = one if before is None else before + one
-        e_hat = torch.cat([g for g in guess if g is not None], 1)
+        e_hat = self._decode_blocks(self._select_dead(target, residual, dead_mask))
         # A chunk counts by its share of the batch, so that chunks add up to the whole.
         share = count / (num_pairs * world.size)
         auxk = share * (e_hat - residual).pow(2).sum() / variance
         return auxk if torch.isfinite(auxk) else out.new_zeros(())
+
+    def _select_dead(self, target: Tensor, residual: Tensor, dead_mask: Tensor) -> list[SparseCode]:
+        """The `k_aux` strongest dead latents of every pair, one code per block, with gradients."""
+        k_aux = self.cfg.k_aux or round(sum(self.d_sources) / len(self.d_sources)) // 2
+        by_residual = self.cfg.auxk_form == "residual"
+        read = residual if by_residual else target
+        dead = dead_mask.nonzero()[:, 0]
+        bias = torch.zeros_like(self.encoder.bias) if by_residual else self.encoder.bias
+        blocks = list(zip(self.partition.blocks, self.encoder.weights, strict=True))
+        with torch.no_grad():
+            acts = []
+            for block, weight in blocks:
+                mine = dead[(dead >= block.start) & (dead < block.stop)]
+                weight = self._reduced(weight[mine - block.start], block)
+                acts.append(F.linear(self._block_input(read, block.sources), weight, bias[mine]))
+            acts = torch.cat(acts, 1).to(self.dtype).relu_()
+            mask = select_largest_per_row(acts, k_aux)
+            rows, columns = mask.nonzero(as_tuple=True)
+            chosen = SparseCode(
+                acts[rows, columns], dead[columns], rows, (len(target), self.num_latents)
+            )
+        return [
+            sparse_ops.encode(
+                self._block_input(read, block.sources),
+                self._reduced(weight, block),
+                bias[block.start : block.stop],
+                code,
+            )
+            for (block, weight), code in zip(blocks, self._split_blocks(chosen), strict=True)
+        ]
 
     @torch.no_grad()
     def update_threshold(self, cuts: Tensor, decay: float) -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..activations.normalization import within_norm
+from ..activations.stream import ActivationStream
 from ..crosscoders import Crosscoder
 from ..world import ALONE, World
-
-if TYPE_CHECKING:
-    from ..training.data import PairStream
 
 EVALUATION_BATCH = 1024
 
@@ -84,7 +82,7 @@ def fve(statistics: list[ErrorStatistics], without_top: int = 0) -> float:
 @torch.no_grad()
 def evaluate(
     crosscoder: Crosscoder,
-    stream: PairStream,
+    stream: ActivationStream,
     outlier_multiple: float = 2.0,
     *,
     world: World = ALONE,

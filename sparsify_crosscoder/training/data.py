@@ -2,43 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-from torch import Tensor
-
+from ..activations.stream import ActivationStream
 from ..config import CrosscoderTrainConfig
-
-
-class PairStream(Protocol):
-    """Shuffled activation pairs in an order that is fixed by a seed."""
-
-    @property
-    def num_pairs(self) -> int:
-        """Pairs in one epoch, over all ranks."""
-        ...
-
-    @property
-    def d_sources(self) -> list[int]: ...
-
-    def batches(
-        self, first_step: int, last_step: int, pairs_per_step: int
-    ) -> Iterator[list[Tensor]]:
-        """This rank's part of every step's batch: one raw `[n, d_s]` tensor per source."""
-        ...
-
-    def sample(self, num_pairs: int) -> list[Tensor]:
-        """This rank's part of the first pairs."""
-        ...
 
 
 @dataclass
 class PairedData:
     """Streams of pairs, and what they are made of."""
 
-    train: PairStream
-    held_out: PairStream | None
+    train: ActivationStream
+    held_out: ActivationStream | None
     sources: list[dict[str, Any]]
     """`name`, `hookpoint` and `width` of each source."""
     facts: dict[str, Any] = field(default_factory=dict)
@@ -47,10 +23,9 @@ class PairedData:
     def describe(self) -> dict[str, Any]:
         """What alignment and harvest reported, with the latest counts of the streams."""
         facts = dict(self.facts)
-        for name in ("train", "held_out"):
-            report = getattr(getattr(self, name), "report", None)
-            if report is not None:
-                facts[f"harvest_{name}"] = report().to_dict()
+        for name, stream in (("train", self.train), ("held_out", self.held_out)):
+            if stream is not None:
+                facts[f"harvest_{name}"] = stream.report().to_dict()
         return facts
 
 

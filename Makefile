@@ -1,0 +1,42 @@
+PYTHON ?= python3
+JOBS ?= 2
+DEMO_ARGS ?=
+PYTEST_ARGS ?=
+
+BIN := .venv/bin
+# One thread per process: small matrices run slower on more, and xdist already fills the cores.
+PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
+
+.PHONY: help setup demo test test-slow lint clean
+
+help:
+	@echo "make setup      create .venv and install everything that the targets below need"
+	@echo "make demo       train a DFC on two small language models (DEMO_ARGS='--arch crosscoder ...')"
+	@echo "make test       the quick tests (PYTEST_ARGS='-k partition', JOBS=4)"
+	@echo "make test-slow  the tests that take minutes"
+	@echo "make lint       ruff and pyright"
+	@echo "make clean      remove .venv, caches and build folders; runs and checkpoints stay"
+
+setup: .venv/.stamp
+
+.venv/.stamp: pyproject.toml .ci/install.sh .ci/constraints.txt
+	bash .ci/install.sh $(PYTHON)
+	touch $@
+
+demo: setup
+	$(BIN)/python examples/demo.py $(DEMO_ARGS)
+
+test: setup
+	$(PYTEST) -m "not slow" -n $(JOBS) $(PYTEST_ARGS)
+
+test-slow: setup
+	$(PYTEST) -m slow $(PYTEST_ARGS) || [ $$? -eq 5 ]  # 5: no test is marked slow
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+
+clean:
+	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

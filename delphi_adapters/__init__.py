@@ -1,0 +1,1 @@
+"""Automatic interpretation of crosscoder latents with EleutherAI's delphi."""

@@ -1,0 +1,278 @@
+"""Sources: the language models to compare, each read at one hookpoint."""
+
+import difflib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+)
+
+
+@dataclass
+class Source:
+    """One model read at one place."""
+
+    name: str
+    """Hub id or folder that the model was loaded from."""
+
+    hookpoint: str
+    """Module whose output is read, relative to `model.base_model`: `layers.16`, `h.3`."""
+
+    model: PreTrainedModel
+    """Base model without a language-modelling head, in eval mode, without gradients."""
+
+    tokenizer: Any
+    """The model's fast tokenizer."""
+
+    width: int
+    """Last dimension of the hookpoint's output."""
+
+
+def pick_device() -> torch.device:
+    """This process's CUDA device (by LOCAL_RANK under torchrun), else MPS, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def pick_model_dtype(
+    device: torch.device | str,
+    requested: str | torch.dtype = "auto",
+    *,
+    load_in_8bit: bool = False,
+) -> torch.dtype:
+    """The dtype that models run in: `requested`, or for "auto" the fastest that is safe.
+
+    "auto" is bfloat16 where the device computes in it natively (CUDA, or a CPU with AVX512-BF16 or
+    AMX), float16 for 8-bit models, and float32 otherwise. Raises ValueError for an unknown name.
+    """
+    if isinstance(requested, torch.dtype):
+        return requested
+    if requested != "auto":
+        dtype = getattr(torch, requested, None)
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise ValueError(
+                f"Unknown dtype {requested!r}: use auto, float32, bfloat16 or float16."
+            )
+        return dtype
+    if load_in_8bit:
+        return torch.float16
+    kind = torch.device(device).type
+    if kind == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = kind == "cpu" and any(
+            getattr(torch.cpu, probe, lambda: False)()
+            for probe in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        )
+    return torch.bfloat16 if native else torch.float32
+
+
+def load_sources(
+    names: Sequence[str],
+    *,
+    hookpoints: Sequence[str] = (),
+    layers: Sequence[int] = (),
+    device: torch.device | str,
+    dtype: str | torch.dtype = "auto",
+    revision: str | None = None,
+    load_in_8bit: bool = False,
+    token: str | None = None,
+) -> list[Source]:
+    """Load every source's model (without its head) and tokenizer.
+
+    `hookpoints` or `layers` gives one place per source, in order; without either each model is read
+    at its middle layer. Hookpoints are relative to `model.base_model`; the causal LM's spelling
+    (`model.layers.16`, `transformer.h.3`) is accepted too. `revision` belongs to `names[0]` alone.
+    A model named twice (at one revision) is loaded once and shared.
+
+    Raises ValueError for fewer than two models, a model or tokenizer that cannot be loaded, a
+    tokenizer without character offsets, a wrong number of hookpoints or layers, a layer out of
+    range, and a hookpoint that does not exist or gives no [batch, position, width] activations.
+    """
+    if len(names) < 2:
+        raise ValueError(
+            f"A crosscoder compares at least two models, got {len(names)} ({', '.join(names)}). "
+            "Name the others after --partners; the same model may be named twice."
+        )
+    if hookpoints and layers:
+        raise ValueError("Give hookpoints or layers, not both.")
+    for option, places in (("hookpoint", hookpoints), ("layer", layers)):
+        if places and len(places) != len(names):
+            raise ValueError(
+                f"{len(names)} models ({', '.join(names)}) need {len(names)} {option}s in the same "
+                f"order, got {len(places)}: {', '.join(map(str, places))}."
+            )
+    device = torch.device(device)
+    dtype = pick_model_dtype(device, dtype, load_in_8bit=load_in_8bit)
+    keys = [(name, revision if i == 0 else None) for i, name in enumerate(names)]
+
+    # Configs and tokenizers first: they are small, and most mistakes show in them.
+    tokenizers: dict[tuple[str, str | None], Any] = {}
+    for i, key in enumerate(keys):
+        config = _load(AutoConfig, "model", key, token=token)
+        if layers:
+            _check_layer(key[0], layers[i], _num_layers(config))
+        if key not in tokenizers:
+            tokenizers[key] = _load_tokenizer(key, token)
+
+    models: dict[tuple[str, str | None], PreTrainedModel] = {}
+    sources = []
+    for i, key in enumerate(keys):
+        if key not in models:
+            models[key] = _load_model(key, device, dtype, load_in_8bit, token)
+        model = models[key]
+        if hookpoints:
+            hookpoint = normalize_hookpoint(model, hookpoints[i], name=key[0])
+        else:
+            path, num_layers = layer_list(model)
+            hookpoint = f"{path}.{layers[i] if layers else num_layers // 2}"
+        width = hookpoint_width(model, hookpoint, name=key[0])
+        sources.append(Source(key[0], hookpoint, model, tokenizers[key], width))
+    return sources
+
+
+def layer_list(model: PreTrainedModel) -> tuple[str, int]:
+    """Where the text model keeps its layers, relative to `model.base_model`, and how many.
+
+    In a multimodal model these are the language model's layers, not the vision or audio tower's.
+    Raises ValueError if there is no such list or more than one.
+    """
+    base = model.base_model
+    num_layers = _num_layers(model.config)
+    decoder = model.get_decoder()
+    prefix = next(name for name, module in base.named_modules() if module is decoder)
+    found: list[str] = []
+    for name, module in decoder.named_modules(prefix=prefix):
+        nested = any(name.startswith(f"{outer}.") for outer in found)
+        if isinstance(module, nn.ModuleList) and len(module) == num_layers and not nested:
+            found.append(name)
+    if len(found) != 1:
+        candidates = f" (candidates: {', '.join(found)})" if found else ""
+        raise ValueError(
+            f"Cannot tell which modules of {type(base).__name__} are its {num_layers} "
+            f"layers{candidates}; give hookpoints instead."
+        )
+    return found[0], num_layers
+
+
+def normalize_hookpoint(model: PreTrainedModel, hookpoint: str, *, name: str = "") -> str:
+    """The hookpoint relative to `model.base_model`, given in that or in the causal LM's spelling.
+
+    Raises ValueError with close matches if the model has no such module.
+    """
+    modules = dict(model.base_model.named_modules())
+    stripped = hookpoint.removeprefix(f"{model.base_model_prefix}.")
+    for candidate in (hookpoint, stripped):
+        if candidate and candidate in modules:
+            return candidate
+    matches = difflib.get_close_matches(stripped, modules, n=3, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(matches)}?" if matches else "No module has a similar name."
+    raise ValueError(
+        f"{name or type(model).__name__} has no module {hookpoint!r}. {hint} "
+        "Hookpoints are relative to the base model, such as layers.16 or h.3."
+    )
+
+
+@torch.inference_mode()
+def hookpoint_width(model: PreTrainedModel, hookpoint: str, *, name: str = "") -> int:
+    """Width of a hookpoint's output, found by a forward over 2 x 3 tokens.
+
+    Raises ValueError if the module never runs or its output is not [batch, position, width].
+    """
+    shapes: list[tuple[int, ...]] = []
+
+    def note_shape(module: nn.Module, args: Any, output: Any) -> None:
+        output = first_tensor(output)
+        shapes.append(tuple(output.shape) if isinstance(output, torch.Tensor) else ())
+
+    handle = model.base_model.get_submodule(hookpoint).register_forward_hook(note_shape)
+    try:
+        input_ids = torch.arange(6, device=model.device).view(2, 3)
+        model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), use_cache=False)
+    finally:
+        handle.remove()
+    name = name or type(model).__name__
+    if not shapes:
+        raise ValueError(
+            f"Module {hookpoint!r} of {name} takes no part in reading text; "
+            "use one that does, such as a layer."
+        )
+    if len(shapes) > 1 or len(shapes[0]) != 3 or shapes[0][:2] != (2, 3):
+        raise ValueError(
+            f"Module {hookpoint!r} of {name} does not give one vector per token: its output has "
+            f"shape {shapes[0] or 'unknown'} (runs: {len(shapes)}) for 2 texts of 3 tokens."
+        )
+    return shapes[0][2]
+
+
+def first_tensor(output: Any) -> Any:
+    """A module's hidden states: its output, or the first member where it returns a tuple."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _num_layers(config: Any) -> int:
+    return config.get_text_config(decoder=True).num_hidden_layers
+
+
+def _check_layer(name: str, layer: int, num_layers: int) -> None:
+    if not 0 <= layer < num_layers:
+        raise ValueError(
+            f"{name} has {num_layers} layers, numbered 0 to {num_layers - 1}; there is no layer "
+            f"{layer}."
+        )
+
+
+def _load(auto: Any, what: str, key: tuple[str, str | None], **kwargs: Any) -> Any:
+    name, revision = key
+    try:
+        return auto.from_pretrained(name, revision=revision, **kwargs)
+    except (OSError, ValueError) as error:
+        at = f" at revision {revision!r}" if revision else ""
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ValueError(
+            f"Cannot load the {what} {name!r}{at}: {reason}\n"
+            "Check the spelling; a folder must exist and hold config.json, weights and tokenizer "
+            "files; a hub model needs a connection and, where it is gated or private, a token."
+        ) from error
+
+
+def _load_tokenizer(key: tuple[str, str | None], token: str | None) -> Any:
+    tokenizer = _load(AutoTokenizer, "tokenizer of", key, token=token)
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"The tokenizer of {key[0]!r} ({type(tokenizer).__name__}) gives no character offsets, "
+            "without which texts cannot be aligned: a fast tokenizer (tokenizer.json) is needed."
+        )
+    return tokenizer
+
+
+def _load_model(
+    key: tuple[str, str | None],
+    device: torch.device,
+    dtype: torch.dtype,
+    load_in_8bit: bool,
+    token: str | None,
+) -> PreTrainedModel:
+    quantization = BitsAndBytesConfig(load_in_8bit=True) if load_in_8bit else None
+    model = _load(
+        AutoModel,
+        "model",
+        key,
+        token=token,
+        dtype=dtype,
+        device_map={"": device},
+        quantization_config=quantization,
+    )
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,246 @@
+"""The run's options, and the command `sparsify MODEL_A DATASET --arch dfc --partners MODEL_B`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stdout
+from dataclasses import dataclass, field, make_dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from simple_parsing import ArgumentParser, list_field
+from sparsify.__main__ import RunConfig as SparsifyRunConfig
+
+from .activations.sources import pick_device
+from .config import CrosscoderTrainConfig
+from .files import atomic_write_json
+from .registry import Architecture, ArchitectureError, architecture_names, get_architecture
+from .training.run_folder import RunFolder
+
+USE_ERROR, RUN_ERROR = 2, 1
+
+
+@dataclass
+class RunConfig(CrosscoderTrainConfig, SparsifyRunConfig):
+    """Train a crosscoder over the activations of several models."""
+
+    arch: str = "dfc"
+    """Architecture to train, by its registered name."""
+
+    partners: list[str] = list_field()
+    """Models to compare with MODEL, in order. Their --hookpoints follow that of MODEL; without
+    --hookpoints and --layers each model is read at its middle layer."""
+
+    extra_datasets: list[str] = list_field()
+    """Datasets to mix with DATASET."""
+
+    dataset_weights: list[float] = list_field()
+    """Weight of DATASET and of each extra dataset in the mix. Equal if left out."""
+
+    chat_format: Literal["template", "plain"] = "template"
+    """Whether conversations are rendered by each model's chat template, of which only the messages
+    are aligned, or as plain text."""
+
+    cache: str | None = None
+    """Folder of an activation store to train from. It is harvested first if it does not exist."""
+
+    device: str | None = None
+    """Device to run on. If None, CUDA, MPS or the CPU, whichever there is."""
+
+    model_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the models. `auto` is bfloat16 where the device is fast at it."""
+
+    json: str | None = None
+    """File to write the run's summary to, besides the run folder."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.partners:
+            raise ValueError(
+                "A crosscoder needs two models or more: name the others with --partners."
+            )
+        sources = 1 + len(self.partners)
+        for name in ("hookpoints", "layers"):
+            given = getattr(self, name)
+            if given and len(given) != sources:
+                raise ValueError(
+                    f"--{name} gives {len(given)} places for {sources} models; give one per "
+                    f"model, in the order MODEL, then --partners."
+                )
+        if self.dataset_weights and len(self.dataset_weights) != 1 + len(self.extra_datasets):
+            raise ValueError(
+                f"--dataset_weights gives {len(self.dataset_weights)} weights for "
+                f"{1 + len(self.extra_datasets)} datasets; give one each."
+            )
+
+
+def run_config_class(architecture: Architecture) -> type[RunConfig]:
+    """RunConfig with the fields of one architecture's own configuration."""
+    config_class = architecture.config_class
+    return make_dataclass(
+        "RunConfig",
+        [("sae", config_class, field(default_factory=config_class))],
+        bases=(RunConfig,),
+        namespace={"__doc__": RunConfig.__doc__, "__module__": __name__},
+    )
+
+
+def parse_run_config(argv: Sequence[str]) -> RunConfig:
+    """The options of a command line. Exits with 2, saying why, if they do not make sense."""
+    try:
+        cls = run_config_class(get_architecture(_asked_architecture(argv)))
+        parser = ArgumentParser(prog="sparsify", add_option_string_dash_variants=False)
+        parser.add_arguments(cls, dest="run")
+        return parser.parse_args(list(argv)).run
+    except (ArchitectureError, ValueError) as error:
+        print(f"sparsify: error: {error}", file=sys.stderr)
+        raise SystemExit(USE_ERROR) from None
+
+
+def load_run_config(folder: Path) -> RunConfig:
+    """The options that a run was started with, from its folder.
+
+    Raises FileNotFoundError if the folder holds no run.
+    """
+    file = folder / "config.json"
+    if not file.exists():
+        raise FileNotFoundError(f"'{folder}' holds no run: there is no config.json in it.")
+    options = json.loads(file.read_text())
+    options.pop("environment", None)
+    return run_config_class(get_architecture(options["arch"])).from_dict(options)
+
+
+def _asked_architecture(argv: Sequence[str]) -> str:
+    for i, arg in enumerate(argv):
+        if arg.startswith("--arch="):
+            return arg.removeprefix("--arch=")
+        if arg == "--arch" and i + 1 < len(argv):
+            return argv[i + 1]
+    return RunConfig.arch
+
+
+def _wants_overview(argv: Sequence[str]) -> bool:
+    asks_help = any(arg in ("-h", "--help") for arg in argv)
+    return asks_help and not any(a == "--arch" or a.startswith("--arch=") for a in argv)
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    """Train a crosscoder as the command line says; the process exits with 0, 1 or 2."""
+    argv = sys.argv[1:] if argv is None else argv
+    if _wants_overview(argv):
+        print_overview()
+        raise SystemExit(0)
+    args = parse_run_config(argv)
+    _run_or_explain(lambda device: train(args, device), args)
+
+
+def harvest(argv: Sequence[str]) -> None:
+    """Fill the activation store named by --cache, and report on alignment and harvest."""
+    args = parse_run_config(argv)
+    if args.cache is None:
+        print("harvest: error: name the store's folder with --cache.", file=sys.stderr)
+        raise SystemExit(USE_ERROR)
+
+    def job(device: torch.device) -> dict[str, Any]:
+        data = get_architecture(args.arch).load_artifacts(args, device)
+        facts = data.describe()
+        print(json.dumps(facts, indent=2))
+        return facts
+
+    _run_or_explain(job, args)
+
+
+def _run_or_explain(job: Any, args: RunConfig) -> None:
+    """Run `job` on this process's device; a mistake of the user's ends it with one line and 1."""
+    distributed = os.environ.get("LOCAL_RANK") is not None
+    device = torch.device(args.device) if args.device else pick_device()
+    if distributed:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        # Rank 0 may harvest for days while the others wait.
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(weeks=1)
+        )
+    rank = dist.get_rank() if distributed else 0
+    try:
+        with nullcontext() if rank == 0 else redirect_stdout(None):
+            result = job(device)
+        if args.json is not None and rank == 0:
+            atomic_write_json(args.json, result)
+    except (ValueError, OSError) as error:
+        print(f"sparsify: error: {error}", file=sys.stderr)
+        raise SystemExit(RUN_ERROR) from error
+    finally:
+        if distributed:
+            dist.destroy_process_group()
+
+
+def train(args: RunConfig, device: torch.device) -> dict[str, Any]:
+    """Train from options; returns the summary that the run folder holds."""
+    folder = RunFolder(Path(args.save_dir) / (args.run_name or "unnamed"))
+    if args.resume:
+        folder.check_resumable(args)
+        folder.newest_checkpoint()
+    else:
+        folder.check_free()
+    architecture = get_architecture(args.arch)
+    data = architecture.load_artifacts(args, device)
+    print(f"Training a {args.arch} on '{args.dataset}': " + json.dumps(data.facts))
+
+    trainer = architecture.trainer_class(args, data, device)
+    if args.resume:
+        trainer.load_state(str(folder.path))
+    elif args.finetune:
+        for name, sae in trainer.saes.items():
+            sae.load_state_dict(load_file(f"{args.finetune}/{name}/sae.safetensors"))
+    summary = trainer.fit()
+    print_summary(summary, folder.path)
+    return summary
+
+
+def print_summary(summary: dict[str, Any], folder: Path) -> None:
+    """What a run came to, in a few lines."""
+
+    def percent(value: float | None) -> str:
+        return "-" if value is None else f"{value:.1%}"
+
+    print(f"\n{summary['arch']} with {summary['num_latents']:,} latents in '{folder}':")
+    if summary["fve"] is not None:
+        print(f"  held-out FVE {summary['fve']:.4f}, mean L0 {summary['mean_l0']:.1f}")
+    for s, source in enumerate(summary["sources"]):
+        line = f"  {source['name']} {source['hookpoint']}:"
+        if summary["fve"] is not None:
+            line += f" FVE {summary['fve_per_source'][s]:.4f}"
+            line += f" (without its 5 largest dimensions "
+            line += f"{summary['fve_without_top5_per_source'][s]:.4f})"
+        exclusive = summary["dead_fraction_exclusive"][s]
+        if exclusive is not None:
+            line += f", {percent(1 - exclusive)} of its exclusive latents alive"
+        print(line)
+    print(
+        f"  dead latents {percent(summary['dead_fraction'])}, {summary['pairs']:,} pairs in "
+        f"{summary['wall_seconds']:,.0f} s"
+    )
+
+
+def print_overview() -> None:
+    """sparsify's own help, and how to reach ours."""
+    parser = ArgumentParser(prog="sparsify")
+    parser.add_arguments(SparsifyRunConfig, dest="run")
+    parser.print_help()
+    print("\ncrosscoders over several models (sparsify-crosscoder):")
+    print("  sparsify MODEL DATASET --arch NAME --partners MODEL ... [options]\n")
+    for name in architecture_names():
+        try:
+            description = get_architecture(name).description
+        except ArchitectureError as error:
+            description = str(error)
+        print(f"  --arch {name:<12} {description}")
+    print("\n  sparsify --arch NAME --help lists the options of an architecture.")

@@ -1,0 +1,290 @@
+"""Where the latents of a run fire most: snippets of text in every model's own tokens."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..crosscoders import Crosscoder, SparseCode
+from ..files import atomic_write_json
+
+if TYPE_CHECKING:
+    import datasets
+
+CONTEXT_TOKENS = (12, 6)  # before and after the strongest token
+CHUNK_PAIRS = 4096
+
+
+@dataclass
+class Occurrences:
+    """Every activation of a crosscoder over some pairs, entries sorted by pair.
+
+    `acts` [E], `latents` [E], `rows` [E] (pair of each entry); `windows` [N] and `positions` [N]
+    say which window of the text a pair is from, and which of its pairs it is.
+    """
+
+    acts: Tensor
+    latents: Tensor
+    rows: Tensor
+    windows: Tensor
+    positions: Tensor
+    num_latents: int
+
+    def firing_counts(self) -> Tensor:
+        """Pairs on which each latent fires, `[M]`."""
+        return torch.bincount(self.latents, minlength=self.num_latents)
+
+    def energies(self) -> Tensor:
+        """Sum of squared activations of each latent, `[M]`."""
+        return torch.zeros(self.num_latents).index_add_(0, self.latents, self.acts.pow(2))
+
+
+@dataclass
+class Snippet:
+    """One place where a latent fires: its activation, and the text in each model's tokens."""
+
+    activation: float
+    text_id: int
+    texts: list[str]
+
+
+@dataclass
+class LatentReport:
+    """What `top` shows of one latent."""
+
+    latent: int
+    block: str
+    relative_decoder_norm: float
+    firing_fraction: float
+    max_activation: float
+    snippets: list[Snippet]
+
+
+@torch.no_grad()
+def collect_occurrences(
+    crosscoder: Crosscoder, chunks: Iterator[tuple[list[Tensor], Tensor, Tensor]]
+) -> Occurrences:
+    """Encode pairs given as (raw activations per source, window [n], position in it [n])."""
+    acts, latents, rows, windows, positions = [], [], [], [], []
+    seen = 0
+    for raw, window, position in chunks:
+        code: SparseCode = crosscoder.encode_sparse(raw)
+        acts.append(code.acts.float().cpu())
+        latents.append(code.indices.cpu())
+        rows.append(code.rows.cpu() + seen)
+        windows.append(window)
+        positions.append(position)
+        seen += len(window)
+    if not seen:
+        raise ValueError("There are no pairs to look at.")
+    joined = [torch.cat(parts) for parts in (acts, latents, rows, windows, positions)]
+    return Occurrences(*joined, num_latents=crosscoder.num_latents)
+
+
+def choose_latents(crosscoder: Crosscoder, found: Occurrences, count: int) -> list[int]:
+    """The `count` latents per source that say most about what that source has alone.
+
+    Of an exclusive block, those that carry most energy (activation squared times decoder norm
+    squared); without such blocks, those with the most extreme relative decoder norm that fire.
+    """
+    counts = found.firing_counts()
+    norms = crosscoder.decoder_norms().cpu()
+    energies = found.energies() * norms.pow(2).sum(1)
+    chosen: list[int] = []
+    for source in range(len(crosscoder.d_sources)):
+        block = crosscoder.partition.exclusive(source)
+        if len(block):
+            scores = torch.full_like(energies, -1.0)
+            scores[block.start : block.stop] = energies[block.start : block.stop]
+        else:
+            scores = crosscoder.relative_decoder_norm(source).cpu().clone()
+        scores[counts == 0] = -1.0
+        best = scores.topk(min(count, len(scores)))
+        chosen += [int(i) for v, i in zip(*best, strict=True) if v >= 0 and int(i) not in chosen]
+    return chosen
+
+
+def describe_latents(
+    crosscoder: Crosscoder,
+    found: Occurrences,
+    latents: Sequence[int],
+    windows: datasets.Dataset,
+    tokenizers: Sequence[Any],
+    num_snippets: int = 5,
+) -> list[LatentReport]:
+    """The strongest occurrences of each latent, at most one from a window."""
+    relative = crosscoder.relative_decoder_norm()
+    counts = found.firing_counts()
+    reports = []
+    for latent in latents:
+        entries = (found.latents == latent).nonzero()[:, 0]
+        entries = entries[found.acts[entries].argsort(descending=True)]
+        where = found.windows[found.rows[entries]]
+        snippets = []
+        for entry in _first_of_each(where)[:num_snippets]:
+            here = entries[where == where[entry]]
+            active = {int(found.positions[found.rows[e]]): float(found.acts[e]) for e in here}
+            window = windows[int(where[entry])]
+            peak = int(found.positions[found.rows[entries[entry]]])
+            texts = [
+                mark_tokens(window, s, active, peak, tokenizer)
+                for s, tokenizer in enumerate(tokenizers)
+            ]
+            strength = float(found.acts[entries[entry]])
+            snippets.append(Snippet(strength, int(window["text_id"]), texts))
+        reports.append(
+            LatentReport(
+                latent,
+                next(b.name for b in crosscoder.partition.blocks if b.start <= latent < b.stop),
+                float(relative[latent]),
+                int(counts[latent]) / len(found.windows),
+                snippets[0].activation if snippets else 0.0,
+                snippets,
+            )
+        )
+    return reports
+
+
+def _first_of_each(values: Tensor) -> list[int]:
+    _, first = np.unique(values.numpy(), return_index=True)
+    return sorted(first.tolist())
+
+
+def mark_tokens(
+    window: dict[str, Any], source: int, active: dict[int, float], peak: int, tokenizer: Any
+) -> str:
+    """The text around pair `peak` of a window, active tokens of `source` in «guillemets».
+
+    `active` maps positions among the window's pairs to activations.
+    """
+    ids, pairs = window[f"input_ids_{source}"], window[f"pairs_{source}"]
+    marked = {pairs[position] for position in active}
+    before, after = CONTEXT_TOKENS
+    start, stop = max(pairs[peak] - before, 0), min(pairs[peak] + after + 1, len(ids))
+    pieces: list[str] = []
+    run: list[int] = []
+    # Decoded in runs, so that characters split over several tokens come out whole.
+    for i in range(start, stop):
+        if i in marked:
+            if run:
+                pieces.append(tokenizer.decode(run))
+                run = []
+            pieces.append(f"«{tokenizer.decode([ids[i]])}»")
+        else:
+            run.append(ids[i])
+    if run:
+        pieces.append(tokenizer.decode(run))
+    return "".join(pieces).replace("\n", "⏎")
+
+
+def print_reports(reports: Sequence[LatentReport], names: Sequence[str]) -> None:
+    """Show latents and their snippets, one line per model."""
+    width = max(map(len, names))
+    for report in reports:
+        print(
+            f"\nlatent {report.latent}  {report.block}  relative decoder norm "
+            f"{report.relative_decoder_norm:.3f}  fires on {report.firing_fraction:.3%}  "
+            f"max activation {report.max_activation:.2f}"
+        )
+        for snippet in report.snippets:
+            for s, (name, text) in enumerate(zip(names, snippet.texts, strict=True)):
+                strength = f"{snippet.activation:8.2f}" if s == 0 else " " * 8
+                print(f"  {strength}  {name:<{width}}  {text}")
+
+
+def run_pairs(
+    run: Path, pairs: int, device: torch.device
+) -> tuple[Iterator[tuple[list[Tensor], Tensor, Tensor]], datasets.Dataset, list[Any]]:
+    """Pairs of the texts that a run was trained on, from its store or by running its models.
+
+    Returns the pairs as `collect_occurrences` takes them, the windows, and the tokenizers.
+    """
+    from transformers import AutoTokenizer
+
+    from ..activations.harvest import harvest_windows
+    from ..activations.store import ActivationStore
+    from ..cli import load_run_config
+    from ..training.artifacts import load_run_sources, load_windows
+
+    args = load_run_config(run)
+    if args.cache is not None and Path(args.cache).exists():
+        store = ActivationStore.open(args.cache)
+        names = [args.model, *args.partners]
+        tokenizers = [AutoTokenizer.from_pretrained(name) for name in names]
+
+        def from_store():
+            stop = min(pairs, len(store))
+            for start in tqdm(range(0, stop, CHUNK_PAIRS), desc="Encoding", unit="chunk"):
+                rows = torch.arange(start, min(start + CHUNK_PAIRS, stop))
+                yield store.rows(rows), *store.provenance(rows)
+
+        return from_store(), store.windows, tokenizers
+
+    sources = load_run_sources(args, device)
+    windows, _ = load_windows(args, sources)
+    counts = torch.tensor(windows["num_pairs"][:])
+    chosen = (counts.cumsum(0) - counts < pairs).nonzero()[:, 0]
+
+    def from_models():
+        for rows in tqdm(chosen.split(args.batch_size), desc="Harvesting", unit="batch"):
+            raw, origin = harvest_windows(
+                sources, windows, rows.tolist(), batch_size=args.batch_size
+            )
+            yield raw, origin[:, 0], origin[:, 1]
+
+    return from_models(), windows, [source.tokenizer for source in sources]
+
+
+def main(argv: Sequence[str]) -> None:
+    """`sparsify-crosscoder top RUN`."""
+    parser = argparse.ArgumentParser(
+        prog="sparsify-crosscoder top",
+        description="Show the text on which latents fire most, in every model's tokens. Without "
+        "--latents: the strongest of each exclusive block, or those with the most extreme "
+        "relative decoder norm.",
+    )
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("--latents", type=int, nargs="+", help="latents to show")
+    parser.add_argument("--count", type=int, default=5, help="latents per model (default 5)")
+    parser.add_argument("--snippets", type=int, default=5, help="snippets per latent (default 5)")
+    parser.add_argument("--pairs", type=int, default=100_000, help="pairs to search (100,000)")
+    parser.add_argument("--seed", type=int, default=None, help="which of several --init_seeds")
+    parser.add_argument("--device", default=None, help="device to run on")
+    parser.add_argument("--json", type=Path, help="also write what is shown to this file")
+    args = parser.parse_args(argv)
+    try:
+        show_top(args)
+    except (ValueError, OSError) as error:
+        print(f"sparsify-crosscoder top: error: {error}", file=sys.stderr)
+        raise SystemExit(1) from error
+
+
+def show_top(args: argparse.Namespace) -> None:
+    from ..activations.sources import pick_device
+
+    device = torch.device(args.device) if args.device else pick_device()
+    crosscoders = Crosscoder.load_many(str(args.run), local=True, device=device)
+    wanted = [n for n in crosscoders if args.seed is None or n.endswith(f"/seed{args.seed}")]
+    if not wanted:
+        raise ValueError(f"'{args.run}' has no crosscoder of seed {args.seed}: {[*crosscoders]}.")
+    crosscoder = crosscoders[wanted[0]]
+    for latent in args.latents or ():
+        if not 0 <= latent < crosscoder.num_latents:
+            raise ValueError(f"There are latents 0..{crosscoder.num_latents - 1}, not {latent}.")
+    chunks, windows, tokenizers = run_pairs(args.run, args.pairs, device)
+    found = collect_occurrences(crosscoder, chunks)
+    latents = args.latents or choose_latents(crosscoder, found, args.count)
+    reports = describe_latents(crosscoder, found, latents, windows, tokenizers, args.snippets)
+    names = [f"{'ABCDEFGH'[s]} {Path(c['name']).name}" for s, c in enumerate(crosscoder.sources)]
+    print_reports(reports, names)
+    if args.json is not None:
+        atomic_write_json(args.json, [asdict(report) for report in reports])

@@ -1,0 +1,36 @@
+"""The architectures that this package registers (entry points in `sparsify.trainers`)."""
+
+from ..config import CrosscoderConfig, DFCConfig, DSFConfig
+from ..crosscoders import (
+    Crosscoder,
+    DedicatedFeatureCrosscoder,
+    DesignatedSharedFeatureCrosscoder,
+)
+from ..registry import Architecture
+from .artifacts import load_artifacts
+from .trainer import CrosscoderTrainer, DFCTrainer, DSFTrainer
+
+STANDARD = Architecture(
+    "crosscoder",
+    CrosscoderConfig,
+    Crosscoder,
+    CrosscoderTrainer,
+    load_artifacts,
+    "standard crosscoder: every latent reads and writes every model",
+)
+DFC = Architecture(
+    "dfc",
+    DFCConfig,
+    DedicatedFeatureCrosscoder,
+    DFCTrainer,
+    load_artifacts,
+    "dedicated features: blocks of latents exclusive to each model",
+)
+DSF = Architecture(
+    "dsf",
+    DSFConfig,
+    DesignatedSharedFeatureCrosscoder,
+    DSFTrainer,
+    load_artifacts,
+    "designated shared features: a dense block with tied decoders (equal widths only)",
+)

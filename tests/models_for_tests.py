@@ -1,0 +1,121 @@
+"""Tiny random language models, one per architecture family, built from their configs."""
+
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    DeepseekV3Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    GptOssConfig,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen3Config,
+)
+
+KINDS = ("llama", "gpt2", "gemma3", "qwen3", "gpt_oss", "deepseek")
+
+
+def tiny_config(
+    kind: str, *, width: int = 32, layers: int = 4, vocab_size: int = 128
+) -> PreTrainedConfig:
+    """A config of this family small enough that a forward takes milliseconds (`width` even)."""
+    shared = dict(
+        vocab_size=vocab_size,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    if kind == "llama":
+        return LlamaConfig(num_key_value_heads=1, **shared)
+    if kind == "gpt2":
+        return GPT2Config(
+            vocab_size=vocab_size,
+            n_embd=width,
+            n_layer=layers,
+            n_head=2,
+            n_positions=512,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    if kind == "gemma3":
+        # A window shorter than the test texts and both kinds of layer, so that masks matter.
+        return Gemma3TextConfig(
+            num_key_value_heads=1,
+            head_dim=8,
+            sliding_window=8,
+            layer_types=["full_attention" if i % 2 else "sliding_attention" for i in range(layers)],
+            **shared,
+        )
+    if kind == "qwen3":
+        return Qwen3Config(num_key_value_heads=1, head_dim=8, **shared)
+    if kind == "gpt_oss":
+        del shared["max_position_embeddings"]  # its YaRN settings belong to the default length
+        return GptOssConfig(
+            num_key_value_heads=1,
+            head_dim=8,
+            sliding_window=8,
+            num_local_experts=4,
+            num_experts_per_tok=2,
+            **shared,
+        )
+    if kind == "deepseek":
+        return DeepseekV3Config(
+            num_key_value_heads=2,
+            moe_intermediate_size=width,
+            n_routed_experts=4,
+            num_experts_per_tok=2,
+            n_group=2,
+            topk_group=1,
+            n_shared_experts=1,
+            first_k_dense_replace=1,
+            q_lora_rank=16,
+            kv_lora_rank=8,
+            qk_nope_head_dim=8,
+            qk_rope_head_dim=8,
+            v_head_dim=8,
+            **shared,
+        )
+    raise ValueError(f"Unknown kind {kind!r}; one of {KINDS}.")
+
+
+def tiny_model(kind: str, *, seed: int = 0, causal_lm: bool = False, **sizes) -> PreTrainedModel:
+    """A random float32 model in eval mode; weights are wide enough that layers differ visibly."""
+    auto = AutoModelForCausalLM if causal_lm else AutoModel
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = auto.from_config(tiny_config(kind, **sizes), dtype=torch.float32)
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=0.2)
+            elif "norm" not in name and "ln_" not in name:
+                torch.nn.init.normal_(parameter, std=0.05)
+    return model.eval().requires_grad_(False)
+
+
+def save_tiny_model(
+    folder: str | Path,
+    kind: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    width: int = 32,
+    layers: int = 4,
+    seed: int = 0,
+) -> Path:
+    """Write a random causal LM (safetensors) with its tokenizer to `folder`; returns `folder`."""
+    folder = Path(folder)
+    model = tiny_model(
+        kind, seed=seed, causal_lm=True, width=width, layers=layers, vocab_size=len(tokenizer)
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -1,0 +1,345 @@
+"""The command, on tiny random models of two architectures with tokenizers of their own."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from models_for_tests import save_tiny_model
+from safetensors.torch import load_file
+from tokenizers_for_tests import byte_level_tokenizer, metaspace_tokenizer
+
+from sparsify_crosscoder import Crosscoder, cli
+from sparsify_crosscoder.__main__ import main
+
+SENTENCES = [
+    "The quick brown fox number {n} jumps over {m} lazy dogs, and nobody minds at all.",
+    "In {n} the river turned north; by {m} it had found the sea again.",
+    "A list of {n} names was read aloud while {m} people listened in the hall.",
+]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    save_tiny_model(folder / "llama", "llama", byte_level_tokenizer(), width=24)
+    save_tiny_model(folder / "gpt2", "gpt2", metaspace_tokenizer(bos=True), width=32)
+    with open(folder / "texts.jsonl", "w") as file:
+        for n in range(300):
+            text = " ".join(s.format(n=n * 7, m=n + 1900) for s in SENTENCES)
+            file.write(json.dumps({"text": text}) + "\n")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def command(inputs: Path, *options: str, arch: str = "dfc", **changed: str) -> list[str]:
+    given = {
+        "partners": str(inputs / "gpt2"),
+        "hookpoints": "layers.1 h.2",
+        "num_latents": "64",
+        "k": "4",
+        "pairs_per_step": "128",
+        "max_steps": "12",
+        "ctx_len": "64",
+        "lr": "1e-3",
+        "run_name": "run",
+        "log_to_wandb": "False",
+        "device": "cpu",
+        **changed,
+    }
+    model, dataset = given.pop("model", str(inputs / "llama")), given.pop("dataset", None)
+    argv = [model, dataset or str(inputs / "texts.jsonl"), "--arch", arch]
+    for name, value in given.items():
+        if value:
+            argv += [f"--{name}", *value.split()]
+    return [*argv, *options]
+
+
+RUN = Path("checkpoints") / "run"
+CODER = RUN / "layers.1+h.2"
+
+
+@pytest.mark.parametrize("arch", ["crosscoder", "dfc"])
+def test_two_models_train_from_the_command_line(arch, inputs, capsys):
+    cli.run(command(inputs, "--json", "summary.json", arch=arch))
+    summary = json.loads((RUN / "summary.json").read_text())
+    assert summary["arch"] == arch
+    assert summary["data"]["alignment"]["aligned_fraction"][0] > 0.5
+    assert summary["data"]["harvest_train"]["pairs"] > 0
+    assert {"sae.safetensors", "cfg.json"} == {p.name for p in CODER.iterdir()}
+    assert json.loads(Path("summary.json").read_text())["fve"] == summary["fve"]
+    crosscoder = Crosscoder.load_from_disk(CODER)
+    assert crosscoder.d_sources == [24, 32]
+    assert [source["hookpoint"] for source in crosscoder.sources] == ["layers.1", "h.2"]
+    if arch == "dfc":
+        block = crosscoder.partition.exclusive(0)
+        assert len(block) == 3 and not crosscoder.decoder(1)[block.start : block.stop].any()
+    assert "held-out FVE" in capsys.readouterr().out
+
+
+def test_left_out_hookpoints_are_the_middle_layers(inputs):
+    cli.run(command(inputs, hookpoints=""))
+    assert (RUN / "layers.2+h.2" / "sae.safetensors").exists()
+
+
+def test_layers_stand_for_hookpoints(inputs):
+    cli.run(command(inputs, "--layers", "1", "3", hookpoints=""))
+    assert (RUN / "layers.1+h.3").is_dir()
+
+
+def test_dsf_trains_on_equal_widths_and_says_so_otherwise(inputs, tmp_path, capsys):
+    save_tiny_model(tmp_path / "twin", "gpt2", metaspace_tokenizer(), width=24)
+    cli.run(command(inputs, arch="dsf", partners=str(tmp_path / "twin")))
+    crosscoder = Crosscoder.load_from_disk(CODER)
+    assert torch.equal(crosscoder.decoder(0)[:6], crosscoder.decoder(1)[:6])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(command(inputs, arch="dsf", run_name="other"))
+    assert stop.value.code == 1
+    assert "equal widths, got [24, 32]" in capsys.readouterr().err
+    assert not Path("checkpoints/other").exists()
+
+
+def test_three_models(inputs, tmp_path):
+    save_tiny_model(tmp_path / "third", "qwen3", byte_level_tokenizer(vocab_size=500), width=16)
+    argv = command(
+        inputs,
+        "--exclusive_fractions", "0.1", "0.1", "0.1",
+        partners=f"{inputs / 'gpt2'} {tmp_path / 'third'}",
+        hookpoints="layers.1 h.2 layers.3",
+    )  # fmt: skip
+    cli.run(argv)
+    assert Crosscoder.load_from_disk(RUN / "layers.1+h.2+layers.3").d_sources == [24, 32, 16]
+
+
+def test_training_from_an_activation_store_equals_training_again_from_it(inputs, capsys):
+    main(["harvest", *command(inputs, "--cache", "store")])
+    assert '"aligned_fraction"' in capsys.readouterr().out
+    cli.run(command(inputs, "--cache", "store"))
+    cli.run(command(inputs, "--cache", "store", run_name="again"))
+    first, again = (
+        load_file(Path("checkpoints") / run / "layers.1+h.2" / "sae.safetensors")
+        for run in ("run", "again")
+    )
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_mixing_datasets_and_chat(inputs, tmp_path):
+    template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
+    other = "{% for m in messages %}{{ m.role }}:\n{{ m.content }}\n{% endfor %}"
+    save_tiny_model(tmp_path / "a", "llama", byte_level_tokenizer(chat_template=template))
+    save_tiny_model(tmp_path / "b", "gpt2", metaspace_tokenizer(chat_template=other))
+    with open(tmp_path / "chat.jsonl", "w") as file:
+        for n in range(200):
+            messages = [
+                {"role": "user", "content": f"What is {n} plus {n}, and why would one ask?"},
+                {"role": "assistant", "content": f"It is {2 * n}. People like to ask."},
+            ]
+            file.write(json.dumps({"messages": messages}) + "\n")
+    options = ["--extra_datasets", str(tmp_path / "chat.jsonl"), "--dataset_weights", "0.5", "0.5"]
+    argv = command(inputs, *options, model=str(tmp_path / "a"), partners=str(tmp_path / "b"))
+    cli.run(argv)
+    summary = json.loads((RUN / "summary.json").read_text())
+    assert 0.4 < summary["data"]["alignment"]["texts"] / 600 < 1
+    main(["top", str(RUN), "--pairs", "500", "--count", "1", "--snippets", "1"])
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_top_shows_where_latents_fire_in_both_models_tokens(cached, inputs, capsys):
+    cli.run(command(inputs, *(["--cache", "store"] if cached else [])))
+    capsys.readouterr()
+    main(["top", str(RUN), "--pairs", "2000", "--count", "2", "--json", "top.json"])
+    shown = capsys.readouterr().out
+    reports = json.loads(Path("top.json").read_text())
+    assert 2 <= len(reports) <= 4
+    assert {report["block"] for report in reports} == {"exclusive_0", "exclusive_1"}
+    for report in reports:
+        acts = [snippet["activation"] for snippet in report["snippets"]]
+        assert acts == sorted(acts, reverse=True) and acts[0] == report["max_activation"]
+        assert all("«" in text for snippet in report["snippets"] for text in snippet["texts"])
+        assert f"latent {report['latent']} " in shown
+    main(["top", str(RUN), "--pairs", "500", "--latents", "60", "3", "--json", "some.json"])
+    assert [r["latent"] for r in json.loads(Path("some.json").read_text())] == [60, 3]
+    with pytest.raises(SystemExit) as stop:
+        main(["top", str(RUN), "--latents", "64"])
+    assert stop.value.code == 1 and "latents 0..63, not 64" in capsys.readouterr().err
+
+
+def bad(**changed):
+    return changed
+
+
+@pytest.mark.parametrize(
+    "changed, code, message",
+    [
+        (bad(arch="dcf"), 2, "Known architectures: crosscoder, dfc, dsf"),
+        (bad(partners=""), 2, "two models or more"),
+        (bad(model="/no/such/model"), 1, "/no/such/model"),
+        (bad(hookpoints="layers.1 h.99"), 1, "h.99"),
+        (bad(hookpoints="layers.1"), 2, "gives 1 places for 2 models"),
+        (bad(exclusive_fractions="0.6 0.6"), 2, "sum to 1.2"),
+        (bad(exclusive_fractions="0.1 0.1 0.1"), 1, "3 fractions for 2 sources"),
+        (bad(k="65"), 1, "k=65 is larger than the dictionary of 64"),
+        (bad(dataset="/no/such/file.jsonl"), 1, "/no/such/file.jsonl"),
+        (bad(max_steps="5000"), 1, "but 5,000 are asked"),
+        (bad(loss_fn="ce"), 2, "--loss_fn is not available"),
+        (bad(k_decay_steps="30"), 1, "does not fit a run of 12 steps"),
+        (bad(dataset_weights="0.5 0.5"), 2, "2 weights for 1 datasets"),
+        (bad(resume="True"), 1, "no run to resume"),
+    ],
+    ids=str,
+)
+def test_bad_input_is_refused_with_a_reason_and_nothing_written(
+    changed, code, message, inputs, capsys
+):
+    with pytest.raises(SystemExit) as stop:
+        cli.run(command(inputs, **changed))
+    assert stop.value.code == code
+    assert message in capsys.readouterr().err
+    assert not Path("checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    "lines, message",
+    [
+        ([], ""),
+        ([{"text": "  "}, {"text": ""}], "blank"),
+        ([{"body": "words"}], "body"),
+    ],
+)
+def test_a_dataset_without_text_is_refused(lines, message, inputs, tmp_path, capsys):
+    file = tmp_path / "bad.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(SystemExit) as stop:
+        cli.run(command(inputs, dataset=str(file)))
+    assert stop.value.code == 1
+    error = capsys.readouterr().err
+    assert "bad.jsonl" in error and message in error
+    assert not Path("checkpoints").exists()
+
+
+def test_nan_activations_stop_the_run(inputs, tmp_path, capsys):
+    shutil.copytree(inputs / "gpt2", tmp_path / "broken")
+    from safetensors.torch import save_file
+
+    file = tmp_path / "broken" / "model.safetensors"
+    state = load_file(file)
+    state["transformer.h.1.mlp.c_proj.bias"][0] = torch.nan
+    save_file(state, file, metadata={"format": "pt"})
+    with pytest.raises(SystemExit) as stop:
+        cli.run(command(inputs, partners=str(tmp_path / "broken")))
+    assert stop.value.code == 1
+    assert "h.2" in capsys.readouterr().err
+
+
+def test_a_folder_with_another_run_is_left_as_it_is(inputs, capsys):
+    cli.run(command(inputs))
+    before = {p: p.read_bytes() for p in RUN.rglob("*") if p.is_file()}
+    with pytest.raises(SystemExit) as stop:
+        cli.run(command(inputs))
+    assert stop.value.code == 1 and "already holds a run" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        cli.run(command(inputs, "--resume", "True", arch="crosscoder"))
+    assert "arch: 'dfc' before, 'crosscoder' now" in capsys.readouterr().err
+    assert before == {p: p.read_bytes() for p in RUN.rglob("*") if p.is_file()}
+
+
+def test_finetuning_begins_with_the_given_weights(inputs):
+    cli.run(command(inputs))
+    cli.run(command(inputs, "--finetune", str(RUN), run_name="tuned", lr="1e-12"))
+    before = Crosscoder.load_from_disk(CODER)
+    after = Crosscoder.load_from_disk(Path("checkpoints") / "tuned" / CODER.name)
+    torch.testing.assert_close(after.W_dec, before.W_dec, atol=1e-6, rtol=0)
+    assert torch.equal(after.factors, before.factors)
+
+
+def spawn(argv: list[str], *prefix: str) -> subprocess.Popen[str]:
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.Popen(
+        [*(prefix or (sys.executable, "-m", "sparsify")), *argv],
+        env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_run_killed_at_any_moment_resumes_to_the_same_bits(cached, inputs):
+    store = ["--cache", "store"] if cached else []
+    options = [*store, "--save_every", "20", "--buffer_pairs", "2000", "--epochs", "30"]
+    assert spawn(command(inputs, *options, max_steps="150", run_name="whole")).wait() == 0
+    argv = command(inputs, *options, max_steps="150")
+    killed = spawn(argv)
+    while not list(RUN.glob("checkpoints/step_*")) and killed.poll() is None:
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert not (RUN / "summary.json").exists()
+    resumed = spawn([*argv, "--resume", "True"])
+    out, _ = resumed.communicate(timeout=240)
+    assert resumed.returncode == 0, out
+    assert "Resuming training at step" in out
+    whole = load_file(Path("checkpoints") / "whole" / CODER.name / "sae.safetensors")
+    again = load_file(CODER / "sae.safetensors")
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_all_ways_of_calling_give_the_same_weights(inputs):
+    bin_folder = Path(sys.executable).parent
+    ways = {
+        "script": [str(bin_folder / "sparsify")],
+        "module": [sys.executable, "-m", "sparsify"],
+        "ours": [str(bin_folder / "sparsify-crosscoder"), "train"],
+        "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone", "-m", "sparsify"],
+    }
+    runs = {name: spawn(command(inputs, run_name=name), *way) for name, way in ways.items()}
+    for name, process in runs.items():
+        out, _ = process.communicate(timeout=280)
+        assert process.returncode == 0, f"{name}: {out}"
+    states = [
+        load_file(Path("checkpoints") / name / CODER.name / "sae.safetensors") for name in ways
+    ]
+    for state in states[1:]:
+        assert all(torch.equal(states[0][name], state[name]) for name in state)
+
+
+def test_two_processes_train_together(inputs):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    process = spawn(command(inputs), *torchrun, "--nproc-per-node", "2", "-m", "sparsify")
+    out, _ = process.communicate(timeout=280)
+    assert process.returncode == 0, out
+    cli.run(command(inputs, run_name="alone"))
+    together, alone = (
+        json.loads((Path("checkpoints") / run / "summary.json").read_text())
+        for run in ("run", "alone")
+    )
+    assert together["pairs"] == alone["pairs"]
+    assert together["fve"] == pytest.approx(alone["fve"], abs=0.02)
+
+
+def test_help_shows_both_and_an_architectures_own_options(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.run(["--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert "--expansion_factor" in shown and "--arch dfc" in shown and "--arch dsf" in shown
+    with pytest.raises(SystemExit) as stop:
+        cli.run(["--arch", "dfc", "--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert "--exclusive_fractions" in shown and "Fraction of the latents that is" in shown
+    assert "--partners" in shown and "Models to compare with MODEL" in shown
+
+
+def test_wrong_subcommands_are_refused(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["tpo"])
+    assert stop.value.code == 2 and "there are train" in capsys.readouterr().err
