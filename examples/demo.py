@@ -39,7 +39,9 @@ OPTIONS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--arch", default="dfc", help="dfc or crosscoder (dsf needs equal widths)")
     parser.add_argument("--folder", type=Path, default=Path("runs"), help="where runs are kept")
     args = parser.parse_args()
@@ -54,11 +56,8 @@ def main() -> None:
     if not (run / "summary.json").exists():
         train(args.arch, run, models, texts, data / "store")
     print_summary(json.loads((run / "summary.json").read_text()), run)
-    subprocess.run(
-        [sys.executable, "-m", "sparsify_crosscoder", "top", str(run), "--count", "3"]
-        + ["--snippets", "3"],
-        check=True,
-    )
+    show = ["top", str(run), "--count", "3", "--snippets", "3"]
+    subprocess.run([sys.executable, "-m", "sparsify_crosscoder", *show], check=True)
     plot_run(run, run / "demo.png")
     print(f"\nCheckpoint, summary.json, metrics.jsonl and demo.png are in {run}.")
 

@@ -96,7 +96,7 @@ def parse_run_config(argv: Sequence[str]) -> RunConfig:
     """The options of a command line. Exits with 2, saying why, if they do not make sense."""
     try:
         cls = run_config_class(get_architecture(_asked_architecture(argv)))
-        parser = ArgumentParser(prog="sparsify", add_option_string_dash_variants=False)
+        parser = ArgumentParser(prog="sparsify")
         parser.add_arguments(cls, dest="run")
         return parser.parse_args(list(argv)).run
     except (ArchitectureError, ValueError) as error:
@@ -194,7 +194,7 @@ def train(args: RunConfig, device: torch.device) -> dict[str, Any]:
     data = architecture.load_artifacts(args, device)
     print(f"Training a {args.arch} on '{args.dataset}': " + json.dumps(data.facts))
 
-    trainer = architecture.trainer_class(args, data, device)
+    trainer = architecture.trainer_class(args, data, device, coder_class=architecture.coder_class)
     if args.resume:
         trainer.load_state(str(folder.path))
     elif args.finetune:
@@ -218,7 +218,7 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
         line = f"  {source['name']} {source['hookpoint']}:"
         if summary["fve"] is not None:
             line += f" FVE {summary['fve_per_source'][s]:.4f}"
-            line += f" (without its 5 largest dimensions "
+            line += " (without its 5 largest dimensions "
             line += f"{summary['fve_without_top5_per_source'][s]:.4f})"
         exclusive = summary["dead_fraction_exclusive"][s]
         if exclusive is not None:

@@ -249,7 +249,7 @@ def test_a_folder_with_another_run_is_left_as_it_is(inputs, capsys):
         cli.run(command(inputs))
     assert stop.value.code == 1 and "already holds a run" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stop:
-        cli.run(command(inputs, "--resume", "True", arch="crosscoder"))
+        cli.run(command(inputs, "--resume", arch="crosscoder"))
     assert "arch: 'dfc' before, 'crosscoder' now" in capsys.readouterr().err
     assert before == {p: p.read_bytes() for p in RUN.rglob("*") if p.is_file()}
 
@@ -283,7 +283,7 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_bits(cached, inputs):
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     assert not (RUN / "summary.json").exists()
-    resumed = spawn([*argv, "--resume", "True"])
+    resumed = spawn([*argv, "--resume"])
     out, _ = resumed.communicate(timeout=240)
     assert resumed.returncode == 0, out
     assert "Resuming training at step" in out
@@ -298,7 +298,14 @@ def test_all_ways_of_calling_give_the_same_weights(inputs):
         "script": [str(bin_folder / "sparsify")],
         "module": [sys.executable, "-m", "sparsify"],
         "ours": [str(bin_folder / "sparsify-crosscoder"), "train"],
-        "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone", "-m", "sparsify"],
+        "torchrun": [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "-m",
+            "sparsify",
+        ],
     }
     runs = {name: spawn(command(inputs, run_name=name), *way) for name, way in ways.items()}
     for name, process in runs.items():

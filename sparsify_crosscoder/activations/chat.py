@@ -119,7 +119,7 @@ def _starts_by_marker(
                 break
         else:
             return None
-    return starts if position == len(rendered) else None
+    return starts
 
 
 def _starts_by_search(contents: list[str], rendered: str) -> list[int | None]:

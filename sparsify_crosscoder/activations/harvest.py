@@ -41,11 +41,6 @@ class HarvestReport:
     def pairs_per_second(self) -> float:
         return self.pairs / self.seconds if self.seconds else 0.0
 
-    @property
-    def aligned_fraction(self) -> list[float]:
-        """Kept pairs per token read, for each source."""
-        return [self.pairs / tokens if tokens else 0.0 for tokens in self.tokens]
-
     def __add__(self, other: "HarvestReport") -> "HarvestReport":
         if self.tokens and other.tokens and len(self.tokens) != len(other.tokens):
             raise ValueError("Reports over different numbers of sources cannot be added.")
@@ -64,7 +59,6 @@ class HarvestReport:
             "windows": self.windows,
             "pairs": self.pairs,
             "tokens": self.tokens,
-            "aligned_fraction": self.aligned_fraction,
             "seconds": self.seconds,
             "pairs_per_second": self.pairs_per_second,
             "dropped": self.dropped,

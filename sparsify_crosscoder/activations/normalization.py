@@ -11,9 +11,7 @@ from torch import Tensor
 from ..world import ALONE, World
 
 
-def within_norm(
-    activations: Sequence[Tensor], multiple: float, world: World = ALONE
-) -> Tensor:
+def within_norm(activations: Sequence[Tensor], multiple: float, world: World = ALONE) -> Tensor:
     """Pairs whose norm is at most `multiple` times the batch's median in every source (B.1.4).
 
     `activations` are raw `[n, d_s]` tensors, one per source. The median is the global batch's.

@@ -199,7 +199,7 @@ class ActivationStore:
                 raise _damaged(file, "its contents do not match their checksum")
 
     def _gather(self, index: Tensor, names: list[str]) -> list[Tensor]:
-        index = index.long()
+        index = index.long().contiguous()
         if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(self):
             raise IndexError(f"The pairs of this store are numbered 0 to {len(self) - 1}.")
         shard_of = torch.searchsorted(self._ends, index, right=True)

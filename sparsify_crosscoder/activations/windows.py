@@ -185,9 +185,8 @@ class _Tokens(NamedTuple):
 def _tokenizer_source(tokenizer: PreTrainedTokenizerBase) -> _Source:
     probe = tokenizer("a", return_special_tokens_mask=True)
     prefix = list(probe["input_ids"])[: list(probe["special_tokens_mask"]).index(0)]
+    # The call above has also undone any truncation and padding of earlier calls.
     state = cast(PreTrainedTokenizerFast, tokenizer).backend_tokenizer.to_str()
-    # Truncation and padding come first in it, and change with how a tokenizer was last called.
-    state = state[state.find('"added_tokens"') :]
     key = repr((prefix, tokenizer.chat_template, state))
     return _Source(
         tokenizer=tokenizer,

@@ -1,11 +1,11 @@
 """The crosscoders: models that reconstruct several sources from one sparse code."""
 
+from ..world import World
 from .base import Crosscoder, CrosscoderOutput
 from .dfc import DedicatedFeatureCrosscoder
 from .dsf import DesignatedSharedFeatureCrosscoder
 from .partition import Block, Group, Partition
 from .sparse_ops import SparseCode
-from ..world import World
 
 __all__ = [
     "Block",

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..config import CrosscoderConfig
+from ..world import ALONE, World
 from . import checkpoints, sparse_ops
 from .batch_topk import kth_largest, select_above, select_largest, select_largest_per_row
 from .partition import Partition
 from .sparse_ops import SparseCode
-from ..world import ALONE, World
 
 FP32_BUFFERS = ("mean", "factors", "threshold")
 
@@ -256,9 +256,7 @@ class Crosscoder(SparseCoder):
 
     def _dense_acts(self, x: Tensor) -> Tensor:
         """relu of all pre-activations, `[N, M]`, without a gradient."""
-        acts = torch.empty(
-            len(x), self.num_latents, device=x.device, dtype=self.dtype
-        )
+        acts = torch.empty(len(x), self.num_latents, device=x.device, dtype=self.dtype)
         for block, weight in zip(self.partition.blocks, self.encoder.weights, strict=True):
             bias = self.encoder.bias[block.start : block.stop]
             weight, x_block = self._reduced(weight, block), self._block_input(x, block.sources)

@@ -29,9 +29,7 @@ def kth_largest(scores: list[Tensor], k: int, world: World = ALONE) -> Tensor:
     return largest.min() if len(largest) == k else scores[0].new_zeros(())
 
 
-def select_largest(
-    scores: Tensor, budget: int, world: World = ALONE
-) -> tuple[Tensor, Tensor]:
+def select_largest(scores: Tensor, budget: int, world: World = ALONE) -> tuple[Tensor, Tensor]:
     """Mark the `budget` largest positive entries of the global batch.
 
     `scores` [N, M] >= 0. Returns the mask `[N, M]` and the smallest selected score (0 if all

@@ -60,9 +60,7 @@ def dense_to_blocks(
                 if not all(torch.equal(parts[0], part) for part in parts[1:]):
                     errors.append(f"{dense_name}: the tied block '{block.name}' is not tied")
                 parts = parts[:1]
-            outside = [
-                rows[:, c] for s, c in enumerate(module.columns) if s not in block.sources
-            ]
+            outside = [rows[:, c] for s, c in enumerate(module.columns) if s not in block.sources]
             if any(bool(part.any()) for part in outside):
                 errors.append(f"{dense_name}: block '{block.name}' has weights to other sources")
             state[f"{prefix}{name}.{b}"] = torch.cat(parts, 1)
@@ -188,9 +186,7 @@ def download(repo: str, pattern: str | None) -> Path:
     return Path(snapshot_download(repo, allow_patterns=pattern))
 
 
-def push_to_hub(
-    crosscoder: Crosscoder, repo: str, hookpoint: str | None, **options: Any
-) -> str:
+def push_to_hub(crosscoder: Crosscoder, repo: str, hookpoint: str | None, **options: Any) -> str:
     import tempfile
 
     if Path(repo).is_dir():
@@ -206,9 +202,7 @@ def upload(folder: str, repo: str, path_in_repo: str | None, **options: Any) -> 
     """The one call that sends a folder to the hub."""
     api = HfApi(token=options.pop("token", None))
     api.create_repo(repo, private=options.pop("private", None), exist_ok=True)
-    info = api.upload_folder(
-        folder_path=folder, repo_id=repo, path_in_repo=path_in_repo, **options
-    )
+    info = api.upload_folder(folder_path=folder, repo_id=repo, path_in_repo=path_in_repo, **options)
     return str(info)
 
 

@@ -37,8 +37,10 @@ class DedicatedFeatureCrosscoder(Crosscoder):
                 f"exclusive_fractions {cfg.exclusive_fractions} leave no shared latent among "
                 f"{num_latents}; lower them."
             )
-        blocks = [(f"exclusive_{s}", size, (s,)) for s, size in enumerate(sizes)]
-        blocks.append(("shared", shared, tuple(range(num_sources))))
+        blocks = [
+            *((f"exclusive_{s}", size, (s,)) for s, size in enumerate(sizes)),
+            ("shared", shared, tuple(range(num_sources))),
+        ]
         partition = Partition.build(num_sources, blocks, group_shares(cfg, sizes))
         if cfg.selection == "joint":
             everything = Group(tuple(range(len(partition.blocks))), 1.0)

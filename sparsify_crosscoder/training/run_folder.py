@@ -134,9 +134,7 @@ class RunFolder:
     # Checkpoints
 
     @contextmanager
-    def new_checkpoint(
-        self, step: int, names: list[str], extra: dict[str, Any]
-    ) -> Iterator[Path]:
+    def new_checkpoint(self, step: int, names: list[str], extra: dict[str, Any]) -> Iterator[Path]:
         """A folder to write a checkpoint into, which becomes the run's newest when it is whole."""
         checkpoints = self.path / "checkpoints"
         temporary = checkpoints / f".step_{step:06d}.{os.getpid()}.tmp"
@@ -239,6 +237,9 @@ def environment() -> dict[str, Any]:
             "python": platform.python_version(),
             **{package: installed(package) for package in PACKAGES},
         },
-        "git": {"commit": git("rev-parse", "HEAD"), "changed": None if status is None else bool(status)},
+        "git": {
+            "commit": git("rev-parse", "HEAD"),
+            "changed": None if status is None else bool(status),
+        },
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
     }

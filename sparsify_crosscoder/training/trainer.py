@@ -49,6 +49,7 @@ class CrosscoderTrainer(sparsify.Trainer):
         cfg: the run's options; None in the schedule is replaced by what fits the run's length.
         data: the pairs to train on and to evaluate on.
         device: where the crosscoders live.
+        coder_class: what to train, the class of this trainer if left out.
 
     Raises ValueError if the data do not suffice for the steps asked, or the configuration does
     not fit the sources.
@@ -57,7 +58,12 @@ class CrosscoderTrainer(sparsify.Trainer):
     coder_class: ClassVar[type[Crosscoder]] = Crosscoder
 
     def __init__(
-        self, cfg: CrosscoderTrainConfig, data: PairedData, device: str | torch.device = "cpu"
+        self,
+        cfg: CrosscoderTrainConfig,
+        data: PairedData,
+        device: str | torch.device = "cpu",
+        *,
+        coder_class: type[Crosscoder] | None = None,
     ):
         self.cfg: CrosscoderTrainConfig = cfg
         self.data = data
@@ -74,7 +80,7 @@ class CrosscoderTrainer(sparsify.Trainer):
         for seed in cfg.init_seeds:
             torch.manual_seed(seed)
             name = f"{hookpoints}/seed{seed}" if len(cfg.init_seeds) > 1 else hookpoints
-            crosscoder = self.coder_class(
+            crosscoder = (coder_class or self.coder_class)(
                 widths, copy.deepcopy(cfg.sae), self.device, torch.float32, sources=data.sources
             )
             crosscoder.gradient_checkpointing = cfg.gradient_checkpointing
@@ -198,7 +204,7 @@ class CrosscoderTrainer(sparsify.Trainer):
         if not self.cfg.log_to_wandb:
             return None
         try:
-            import wandb
+            import wandb  # pyright: ignore[reportMissingImports]
         except ImportError:
             print("Weights & Biases not available, skipping logging.")
             return None
@@ -248,8 +254,7 @@ class CrosscoderTrainer(sparsify.Trainer):
             return dict(self.saes)
         ids = [self.device.index or 0] if self.device.type == "cuda" else None
         return {
-            name: DistributedDataParallel(sae, device_ids=ids)
-            for name, sae in self.saes.items()
+            name: DistributedDataParallel(sae, device_ids=ids) for name, sae in self.saes.items()
         }
 
     def _set_k(self, k: int) -> None:
@@ -366,7 +371,7 @@ class CrosscoderTrainer(sparsify.Trainer):
         summaries: dict[str, Any] = {}
         for name, sae in self.saes.items():
             if self.data.held_out is not None and self.data.held_out.num_pairs:
-                result = evaluate(
+                result: dict[str, Any] = evaluate(
                     sae, self.data.held_out, self.cfg.outlier_multiple, world=self.world
                 )
             else:

@@ -61,12 +61,15 @@ def test_every_message_is_found_whether_or_not_the_template_trims(template):
 
 @pytest.mark.parametrize("content", ["user", "s", "im_start", "\n\nuser\n"])
 def test_a_message_is_not_mistaken_for_the_templates_own_words(content):
-    rendered, spans = render([{"role": "user", "content": content}], CHATML)
-    start = rendered.index("<|im_start|>user\n") + len("<|im_start|>user\n")
-    ((begin, stop, position),) = spans
-    assert rendered[start:begin].strip() == ""
-    assert rendered[begin:stop] == content.strip()
+    rendered, ((start, stop, position),) = render([{"role": "user", "content": content}], CHATML)
+    assert rendered[:start].strip() == "<|im_start|>user"
+    assert rendered[stop:].strip() == "<|im_end|>"
     assert position == 0
+
+
+def test_nor_where_the_template_trims_it():
+    rendered, ((start, stop, _),) = render([{"role": "user", "content": " user\n"}], TRIMMING)
+    assert (rendered[:start], rendered[stop:]) == ("<s>[user]\n", "\n")
 
 
 def test_a_message_that_the_template_alters_is_left_out():

@@ -242,7 +242,6 @@ def test_reports_add_up():
         "windows": 3,
         "pairs": 40,
         "tokens": [50, 80],
-        "aligned_fraction": [0.8, 0.5],
         "seconds": 8.0,
         "pairs_per_second": 5.0,
         "dropped": {"a": 3, "b": 5},

@@ -53,7 +53,7 @@ def pair_numbers(batches, raw):
     """Which pair of `raw` each row of the batches is, checked in both sources."""
     numbers = []
     for batch in batches:
-        near = [torch.cdist(x, of_source) for x, of_source in zip(batch, raw, strict=True)]
+        near = [(x[:, None] - other).norm(dim=2) for x, other in zip(batch, raw, strict=True)]
         for distance in near:
             if len(distance):
                 assert distance.min(dim=1).values.max() < 1e-3
@@ -185,7 +185,7 @@ def blocks_read(stream):
     return stops, pairs
 
 
-@pytest.mark.parametrize("buffer_pairs", [1, 17, 40, 80])
+@pytest.mark.parametrize("buffer_pairs", [1, 17, 40, 60])
 def test_a_block_has_at_least_the_buffers_pairs_and_less_than_two_buffers(buffer_pairs):
     longest = max(WINDOWS["num_pairs"])
     starts, pairs = blocks_read(live(buffer_pairs=buffer_pairs))

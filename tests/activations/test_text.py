@@ -17,6 +17,7 @@ from tokenizers_for_tests import (
 )
 from transformers import PreTrainedTokenizerFast
 
+from sparsify_crosscoder.activations import windows as windows_module
 from sparsify_crosscoder.activations.alignment import align_tokens
 from sparsify_crosscoder.activations.chat import plain_text
 from sparsify_crosscoder.activations.text import alignment_report, load_texts, prepare_windows
@@ -323,6 +324,12 @@ class TestWindows:
         two = prepare_windows(texts, [PLAIN, WITH_BOS], ctx_len=16, num_proc=2)
         assert two.to_list() == one.to_list()
 
+    def test_texts_are_encoded_in_groups_without_a_difference(self, monkeypatch):
+        texts = as_texts(*SENTENCES, "", *SENTENCES)
+        at_once = prepare_windows(texts, [PLAIN, WITH_BOS], ctx_len=16).to_list()
+        monkeypatch.setattr(windows_module, "_CHARACTERS_AT_ONCE", 150)
+        assert prepare_windows(texts, [PLAIN, WITH_BOS], ctx_len=16).to_list() == at_once
+
     def test_a_context_without_room_for_a_pair_is_refused(self):
         with pytest.raises(ValueError, match="`ctx_len` must be at least 2"):
             prepare_windows(as_texts("the dog"), [PLAIN, WITH_BOS], ctx_len=1)
@@ -356,6 +363,16 @@ class TestChatWindows:
             for index, end in zip(window[f"pairs_{source}"], window["ends"], strict=True):
                 so_far = tokenizer.decode(window[f"input_ids_{source}"][: index + 1])
                 assert so_far.endswith(plain[:end].split("\n\n")[-1])
+
+    def test_words_of_the_template_do_not_align_even_where_templates_are_equal(self):
+        first = byte_level_tokenizer(chat_template=BRACKETS)
+        second = metaspace_tokenizer(chat_template=BRACKETS)
+        chats = Dataset.from_dict({"messages": [CHAT]})
+        (window,) = prepare_windows(chats, [first, second], ctx_len=200)
+        assert window["ends"] == sorted(set(window["ends"]))
+        for index, end in zip(window["pairs_0"], window["ends"], strict=True):
+            so_far = first.decode(window["input_ids_0"][: index + 1])
+            assert so_far.endswith("] " + plain_text(CHAT)[:end].split("\n\n")[-1])
 
     def test_the_first_special_token_is_there_once_in_every_window(self):
         chats = Dataset.from_dict({"messages": [CHAT]})

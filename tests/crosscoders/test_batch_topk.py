@@ -70,7 +70,9 @@ def test_two_ranks_select_what_one_would(seed, budget, levels):
         return torch.tensor([[int((part > cut).sum()), tied]])
 
     for rank, part in enumerate(halves):
-        calls = iter([torch.cat([padded(h) for h in halves]), torch.cat([counts(h) for h in halves])])
+        calls = iter(
+            [torch.cat([padded(h) for h in halves]), torch.cat([counts(h) for h in halves])]
+        )
         world = World(lambda _, calls=calls: next(calls), rank, 2)
         mask, rank_cut = select_largest(part, budget, world)
         assert rank_cut == cut

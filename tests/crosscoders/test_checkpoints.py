@@ -56,7 +56,10 @@ def test_the_file_has_sparsifys_names_and_zeros_where_a_dfc_has_no_weights(tmp_p
 def test_many_are_loaded_by_their_folders_names(tmp_path):
     for name in ("layers.2+h.1", "layers.10+h.5"):
         trained("dfc").save_to_disk(tmp_path / name)
-    assert list(Crosscoder.load_many(str(tmp_path), local=True)) == ["layers.2+h.1", "layers.10+h.5"]
+    assert list(Crosscoder.load_many(str(tmp_path), local=True)) == [
+        "layers.2+h.1",
+        "layers.10+h.5",
+    ]
     only = Crosscoder.load_many(str(tmp_path), local=True, layers=["layers.10+h.5"])
     assert list(only) == ["layers.10+h.5"]
     with pytest.raises(FileNotFoundError, match="No crosscoder"):
@@ -95,8 +98,10 @@ def test_an_exported_half_is_a_sae_that_plain_sparsify_loads(arch, source, tmp_p
     torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
     x_hat = (expected @ crosscoder.decoder(source) + crosscoder.b_dec[columns]) / factor
     torch.testing.assert_close(
-        sae.decode(out.top_acts, out.top_indices), x_hat + crosscoder.mean[columns],
-        rtol=1e-6, atol=1e-6,
+        sae.decode(out.top_acts, out.top_indices),
+        x_hat + crosscoder.mean[columns],
+        rtol=1e-6,
+        atol=1e-6,
     )
 
 

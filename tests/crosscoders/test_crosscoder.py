@@ -226,6 +226,9 @@ def test_normalisation_happens_inside_and_reconstructions_come_back_raw():
 
 def test_constant_sources_do_not_make_the_loss_nan():
     crosscoder = make("dfc", {})
-    out = crosscoder(torch.zeros(4, 12, dtype=torch.float64), total_variance=torch.tensor(1.0),
-                     dead_mask=torch.ones(40, dtype=torch.bool))
+    out = crosscoder(
+        torch.zeros(4, 12, dtype=torch.float64),
+        total_variance=torch.tensor(1.0),
+        dead_mask=torch.ones(40, dtype=torch.bool),
+    )
     assert out.auxk_loss == 0.0 and torch.isfinite(out.loss)

@@ -49,6 +49,11 @@ def weights(folder, arch="dfc") -> dict[str, torch.Tensor]:
     return load_file(Path(folder) / "run" / "layers.1+layers.2" / "sae.safetensors")
 
 
+def metrics(folder) -> list[dict]:
+    lines = (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
 def assert_same(a, b):
     assert a.keys() == b.keys()
     for name in a:
@@ -63,7 +68,7 @@ def test_training_explains_planted_concepts(arch, tmp_path):
     assert min(summary["fve_per_source"]) > 0.75
     run = tmp_path / "run"
     assert json.loads((run / "summary.json").read_text())["fve"] == summary["fve"]
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = metrics(tmp_path)
     assert [line["step"] for line in lines] == list(range(5, 151, 5))
     assert lines[-1]["fve"] > lines[0]["fve"]
     loaded = Crosscoder.load_many(str(run), local=True)
@@ -116,11 +121,8 @@ def test_a_resumed_run_ends_with_the_same_bits(optimizer, stop, tmp_path):
     assert_same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
     for key in ("fve", "dead_fraction", "pairs", "mean_l0", "dropped_in_training"):
         assert summary[key] == whole[key]
-    steps = [
-        [json.loads(line)["step"] for line in open(tmp_path / name / "run" / "metrics.jsonl")]
-        for name in ("whole", "killed")
-    ]
-    assert steps[0] == steps[1]
+    steps = [[line["step"] for line in metrics(tmp_path / name)] for name in ("whole", "killed")]
+    assert steps[0] == steps[1] == [5, 10, 15, 20]
 
 
 def test_micro_batches_give_the_same_steps(tmp_path):
@@ -147,7 +149,7 @@ def test_gradient_accumulation_takes_several_batches_a_step(tmp_path):
 def test_k_falls_from_its_initial_value_to_the_final_one(tmp_path):
     trainer = make_trainer(tmp_path, k_decay_steps=10, initial_k=13, log_every=1, max_steps=15)
     trainer.fit()
-    lines = [json.loads(line) for line in open(tmp_path / "run" / "metrics.jsonl")]
+    lines = metrics(tmp_path)
     assert [line["k"] for line in lines[:2]] == [12, 11]
     assert all(line["k"] == 3 for line in lines[9:])
     assert lines[0]["l0"] > lines[-1]["l0"]

@@ -1,0 +1,68 @@
+import pytest
+import torch
+from crosscoders.test_gradients import make
+from hypothesis import given
+from hypothesis import strategies as st
+from streams_for_tests import TensorStream
+
+from sparsify_crosscoder.evaluation.metrics import ErrorStatistics, evaluate, fve
+
+
+def test_fve_by_hand():
+    statistics = ErrorStatistics(2)
+    x = torch.tensor([[0.0, 1.0], [2.0, 1.0], [4.0, 4.0]])
+    x_hat = torch.tensor([[0.0, 1.0], [1.0, 1.0], [4.0, 2.0]])
+    statistics.update(x, x_hat)
+    # Variances: 8 and 6; squared errors: 1 and 4.
+    assert fve([statistics]) == pytest.approx(1 - 5 / 14)
+    assert fve([statistics], without_top=1) == pytest.approx(1 - 4 / 6)
+
+
+@given(cuts=st.lists(st.integers(0, 20), max_size=4), seed=st.integers(0, 100))
+def test_statistics_of_parts_merge_to_those_of_the_whole(cuts, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(20, 3, generator=generator) + 100
+    x_hat = x + torch.randn(20, 3, generator=generator)
+    whole, merged = ErrorStatistics(3), ErrorStatistics(3)
+    whole.update(x, x_hat)
+    for part, part_hat in zip(
+        x.tensor_split(sorted(cuts)), x_hat.tensor_split(sorted(cuts)), strict=True
+    ):
+        merged.update(part, part_hat)
+    assert merged.count == 20
+    torch.testing.assert_close(merged.deviations, whole.deviations)
+    torch.testing.assert_close(merged.errors, whole.errors)
+    again = ErrorStatistics.from_tensor(merged.to_tensor())
+    assert fve([again]) == fve([merged])
+
+
+def test_evaluation_measures_each_source_without_its_largest_dimensions():
+    crosscoder = make("dfc", {})
+    generator = torch.Generator().manual_seed(0)
+    data = [torch.randn(600, d, generator=generator, dtype=torch.float64) for d in (7, 5)]
+    data[0][:, 0] *= 50  # a dimension that holds nearly all variance
+    out = crosscoder(data)
+    crosscoder.update_threshold(out.cuts, 0.999)
+    result = evaluate(crosscoder, TensorStream(data), outlier_multiple=0.0)
+    code = crosscoder.eval().encode_sparse(data)
+    x_hat = crosscoder.decode_sparse(code).split([7, 5], 1)
+    for s in range(2):
+        error = (data[s] - x_hat[s]).pow(2).sum(0)
+        variance = (data[s] - data[s].mean(0)).pow(2).sum(0)
+        expected = 1 - (error.sum() / variance.sum()).item()
+        assert result["fve_per_source"][s] == pytest.approx(expected)
+        kept = variance.argsort(descending=True)[5:]
+        expected = 1 - (error[kept].sum() / variance[kept].sum()).item() if len(kept) else None
+        if expected is not None:
+            assert result["fve_without_top5_per_source"][s] == pytest.approx(expected)
+    assert result["mean_l0"] == pytest.approx(len(code.acts) / 600)
+    assert result["held_out_pairs"] == 600
+
+
+def test_outliers_are_counted_and_left_out():
+    crosscoder = make("dfc", {})
+    data = [torch.randn(400, d, dtype=torch.float64) for d in (7, 5)]
+    data[1][:10] *= 1e4
+    result = evaluate(crosscoder, TensorStream(data), outlier_multiple=3.0)
+    assert result["held_out_outliers"] >= 10
+    assert result["held_out_pairs"] + result["held_out_outliers"] == 400

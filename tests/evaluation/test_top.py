@@ -1,0 +1,90 @@
+import torch
+from crosscoders.test_gradients import make
+from datasets import Dataset
+from tokenizers_for_tests import byte_level_tokenizer
+
+from sparsify_crosscoder.evaluation.top import (
+    Occurrences,
+    choose_latents,
+    collect_occurrences,
+    describe_latents,
+    mark_tokens,
+)
+
+
+def occurrences() -> Occurrences:
+    return Occurrences(
+        acts=torch.tensor([1.0, 5.0, 2.0, 4.0, 9.0]),
+        latents=torch.tensor([3, 3, 3, 7, 9]),
+        rows=torch.tensor([0, 1, 2, 2, 3]),
+        windows=torch.tensor([0, 0, 1, 1]),
+        positions=torch.tensor([0, 1, 0, 1]),
+        num_latents=40,
+    )
+
+
+def test_occurrences_are_those_of_the_code():
+    crosscoder = make("dfc", {}).eval()
+    x = [torch.randn(30, d, dtype=torch.float64) for d in (7, 5)]
+    window, position = torch.arange(30) // 10, torch.arange(30) % 10
+    parts = [slice(0, 12), slice(12, 30)]
+    found = collect_occurrences(
+        crosscoder, iter([([part[p] for part in x], window[p], position[p]) for p in parts])
+    )
+    dense = crosscoder.encode_sparse(x).to_dense()
+    assert torch.equal(found.firing_counts(), (dense > 0).sum(0))
+    torch.testing.assert_close(found.energies(), dense.pow(2).sum(0).float())
+    assert torch.equal(found.windows, window)
+
+
+def test_the_strongest_of_each_exclusive_block_are_chosen_and_silent_ones_are_not():
+    crosscoder = make("dfc", {})
+    # Exclusive blocks: latents 0..7 and 8..13. Only 3, 7 and 9 fire; 3 carries 30, 7 carries 16.
+    assert choose_latents(crosscoder, occurrences(), 5) == [3, 7, 9]
+    assert choose_latents(crosscoder, occurrences(), 1) == [3, 9]
+
+
+def test_without_blocks_the_most_extreme_relative_norms_are_chosen():
+    crosscoder = make("crosscoder", {})
+    with torch.no_grad():
+        crosscoder.decoders[0][3, 7:] = 0
+        crosscoder.decoders[0][9, :7] = 0
+        crosscoder.decoders[0][20, :7] = 0  # never fires
+    assert choose_latents(crosscoder, occurrences(), 1) == [3, 9]
+
+
+def test_active_tokens_are_marked_in_the_tokens_of_each_model():
+    tokenizers = [byte_level_tokenizer(vocab_size=n) for n in (300, 500)]
+    text = "The quick brown fox jumps over the lazy dog"
+    row = {"text_id": 5}
+    for s, tokenizer in enumerate(tokenizers):
+        encoded = tokenizer(text, return_offsets_mapping=True)
+        ends = [end for _, end in encoded["offset_mapping"]]
+        row[f"input_ids_{s}"] = encoded["input_ids"]
+        row[f"pairs_{s}"] = [ends.index(e) for e in (9, 15, 43)]
+    marked = [mark_tokens(row, s, {0: 1.0, 2: 3.0}, 2, t) for s, t in enumerate(tokenizers)]
+    for text_marked, tokenizer, s in zip(marked, tokenizers, (0, 1), strict=True):
+        last = tokenizer.decode([row[f"input_ids_{s}"][-1]])
+        assert text_marked.endswith(f"«{last}»")
+        assert text_marked.replace("«", "").replace("»", "") in text
+    assert marked[0].count("«") <= marked[1].count("«") == 2
+
+
+def test_a_report_lists_one_snippet_a_window_strongest_first():
+    crosscoder = make("dfc", {})
+    windows = Dataset.from_dict(
+        {
+            "text_id": [10, 11],
+            "input_ids_0": [[1, 2, 3], [4, 5, 6]],
+            "pairs_0": [[1, 2], [0, 2]],
+            "input_ids_1": [[1, 2, 3], [4, 5, 6]],
+            "pairs_1": [[0, 2], [1, 2]],
+        }
+    )
+    tokenizer = byte_level_tokenizer()
+    [report] = describe_latents(crosscoder, occurrences(), [3], windows, [tokenizer] * 2)
+    assert (report.block, report.relative_decoder_norm) == ("exclusive_0", 1.0)
+    assert [(s.activation, s.text_id) for s in report.snippets] == [(5.0, 10), (2.0, 11)]
+    assert report.firing_fraction == 0.75 and report.max_activation == 5.0
+    [silent] = describe_latents(crosscoder, occurrences(), [30], windows, [tokenizer] * 2)
+    assert silent.snippets == [] and silent.block == "shared"
