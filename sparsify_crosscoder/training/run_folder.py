@@ -95,11 +95,15 @@ class RunFolder:
         for name in SCHEDULE:
             if getattr(cfg, name) is None:
                 setattr(cfg, name, before.get(name))
+        if not cfg.hookpoints and not cfg.layers:
+            cfg.hookpoints = before.get("hookpoints", [])
         now = json.loads(json.dumps(cfg.to_dict()))
         changed = [
             f"{name}: {before.get(name)!r} before, {now.get(name)!r} now"
             for name in sorted(before.keys() | now.keys())
             if name not in FREE_OPTIONS and before.get(name) != now.get(name)
+            # Layers become hookpoints once the models are known.
+            and not (name in ("hookpoints", "layers") and cfg.layers)
         ]
         if changed:
             raise ValueError(
