@@ -53,9 +53,10 @@ def main() -> None:
         write_demo_texts(texts)
 
     run = args.folder / ("demo" if args.arch == "dfc" else f"demo-{args.arch}")
-    if not (run / "summary.json").exists():
+    if (run / "summary.json").exists():
+        print_summary(json.loads((run / "summary.json").read_text()), run)
+    else:
         train(args.arch, run, models, texts, data / "store")
-    print_summary(json.loads((run / "summary.json").read_text()), run)
     show = ["top", str(run), "--count", "3", "--snippets", "3"]
     subprocess.run([sys.executable, "-m", "sparsify_crosscoder", *show], check=True)
     plot_run(run, run / "demo.png")

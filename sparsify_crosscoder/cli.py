@@ -215,7 +215,7 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
     if summary["fve"] is not None:
         print(f"  held-out FVE {summary['fve']:.4f}, mean L0 {summary['mean_l0']:.1f}")
     for s, source in enumerate(summary["sources"]):
-        line = f"  {source['name']} {source['hookpoint']}:"
+        line = f"  {Path(source['name']).name} {source['hookpoint']}:"
         if summary["fve"] is not None:
             line += f" FVE {summary['fve_per_source'][s]:.4f}"
             line += " (without its 5 largest dimensions "

@@ -153,6 +153,9 @@ class CrosscoderTrainConfig(TrainConfig):
     """Steps over which to warm up the learning rate, which is constant afterwards. If None, a
     hundredth of the run, at most 1,000."""
 
+    lr_decay_steps: int = 0
+    """Last steps of the run, over which the learning rate falls linearly to 0."""
+
     k_decay_steps: int | None = None
     """Steps over which k falls linearly from `initial_k` to its final value. If None, a twentieth
     of the run, at most 5,000."""
@@ -238,7 +241,7 @@ class CrosscoderTrainConfig(TrainConfig):
         if self.threshold_decay is None:
             window = min(THRESHOLD_WINDOW, max(total_steps // 20, 1))
             self.threshold_decay = 1 - 1 / window
-        for name in ("k_decay_steps", "lr_warmup_steps", "threshold_start_step"):
+        for name in ("k_decay_steps", "lr_warmup_steps", "lr_decay_steps", "threshold_start_step"):
             if getattr(self, name) >= total_steps > 1:
                 raise ValueError(
                     f"--{name} {getattr(self, name)} does not fit a run of {total_steps} steps; "

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..activations.normalization import within_norm
 from ..crosscoders import Crosscoder, SparseCode
 from ..files import atomic_write_json
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 CONTEXT_TOKENS = (12, 6)  # before and after the strongest token
 CHUNK_PAIRS = 4096
+DENSE_FRACTION = 0.1  # latents that fire more often have no snippets worth reading
 
 
 @dataclass
@@ -71,12 +73,20 @@ class LatentReport:
 
 @torch.no_grad()
 def collect_occurrences(
-    crosscoder: Crosscoder, chunks: Iterator[tuple[list[Tensor], Tensor, Tensor]]
+    crosscoder: Crosscoder,
+    chunks: Iterator[tuple[list[Tensor], Tensor, Tensor]],
+    outlier_multiple: float = 2.0,
 ) -> Occurrences:
-    """Encode pairs given as (raw activations per source, window [n], position in it [n])."""
+    """Encode pairs given as (raw activations per source, window [n], position in it [n]).
+
+    Outliers are left out, as in training (B.1.4).
+    """
     acts, latents, rows, windows, positions = [], [], [], [], []
     seen = 0
     for raw, window, position in chunks:
+        keep = within_norm(raw, outlier_multiple)
+        raw, kept = [x[keep] for x in raw], keep.cpu()
+        window, position = window[kept], position[kept]
         code: SparseCode = crosscoder.encode_sparse(raw)
         acts.append(code.acts.float().cpu())
         latents.append(code.indices.cpu())
@@ -94,22 +104,21 @@ def choose_latents(crosscoder: Crosscoder, found: Occurrences, count: int) -> li
     """The `count` latents per source that say most about what that source has alone.
 
     Of an exclusive block, those that carry most energy (activation squared times decoder norm
-    squared); without such blocks, those with the most extreme relative decoder norm that fire.
+    squared); without such blocks, those with the most extreme relative decoder norm. Latents that
+    never fire are left out; those that fire on over a tenth of the pairs come last.
     """
     counts = found.firing_counts()
+    dense = (counts > DENSE_FRACTION * len(found.windows)).tolist()
     norms = crosscoder.decoder_norms().cpu()
-    energies = found.energies() * norms.pow(2).sum(1)
+    energies = (found.energies() * norms.pow(2).sum(1)).tolist()
+    firing = set(counts.nonzero()[:, 0].tolist())
     chosen: list[int] = []
     for source in range(len(crosscoder.d_sources)):
         block = crosscoder.partition.exclusive(source)
-        if len(block):
-            scores = torch.full_like(energies, -1.0)
-            scores[block.start : block.stop] = energies[block.start : block.stop]
-        else:
-            scores = crosscoder.relative_decoder_norm(source).cpu().clone()
-        scores[counts == 0] = -1.0
-        best = scores.topk(min(count, len(scores)))
-        chosen += [int(i) for v, i in zip(*best, strict=True) if v >= 0 and int(i) not in chosen]
+        scores = energies if block else crosscoder.relative_decoder_norm(source).tolist()
+        candidates = firing.intersection(block) if block else firing
+        ranked = sorted((dense[i], -scores[i], i) for i in candidates)
+        chosen += [i for _, _, i in ranked[:count] if i not in chosen]
     return chosen
 
 

@@ -101,7 +101,8 @@ class RunFolder:
         changed = [
             f"{name}: {before.get(name)!r} before, {now.get(name)!r} now"
             for name in sorted(before.keys() | now.keys())
-            if name not in FREE_OPTIONS and before.get(name) != now.get(name)
+            if name not in FREE_OPTIONS
+            and before.get(name) != now.get(name)
             # Layers become hookpoints once the models are known.
             and not (name in ("hookpoints", "layers") and cfg.layers)
         ]

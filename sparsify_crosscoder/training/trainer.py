@@ -22,7 +22,7 @@ from sparsify.sign_sgd import SignSGD
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
-from transformers import get_constant_schedule_with_warmup
+from transformers import get_constant_schedule_with_warmup, get_wsd_schedule
 
 from ..activations.normalization import estimate_normalization, geometric_median, within_norm
 from ..config import LEARNING_RATE, CrosscoderTrainConfig
@@ -107,13 +107,12 @@ class CrosscoderTrainer(sparsify.Trainer):
 
     def _make_optimizers(self) -> tuple[list[Any], list[Any]]:
         cfg = self.cfg
-        warmup = cfg.lr_warmup_steps or 0
         params = [p for sae in self.saes.values() for p in sae.parameters()]
         match cfg.optimizer:
             case "adam":
                 fused = self.device.type in ("cpu", "cuda")
                 adam = torch.optim.Adam(params, lr=cfg.lr or LEARNING_RATE, fused=fused)
-                return [adam], [get_constant_schedule_with_warmup(adam, warmup)]
+                return [adam], [self._make_schedule(adam)]
             case "muon":
                 from sparsify.muon import Muon
 
@@ -122,8 +121,7 @@ class CrosscoderTrainer(sparsify.Trainer):
                 lr = cfg.lr or 2e-3
                 muon = Muon(matrices, lr=lr)
                 adam = torch.optim.Adam(vectors, lr=lr)
-                schedulers = [get_constant_schedule_with_warmup(o, warmup) for o in (muon, adam)]
-                return [muon, adam], schedulers
+                return [muon, adam], [self._make_schedule(muon), self._make_schedule(adam)]
             case "signum":
                 groups = [
                     {
@@ -137,6 +135,18 @@ class CrosscoderTrainer(sparsify.Trainer):
                 return [signum], []
             case other:
                 raise ValueError(f"Unknown optimizer '{other}'; use adam, muon or signum.")
+
+    def _make_schedule(self, optimizer: Any) -> Any:
+        warmup, decay = self.cfg.lr_warmup_steps or 0, self.cfg.lr_decay_steps
+        if not decay:
+            return get_constant_schedule_with_warmup(optimizer, warmup)
+        return get_wsd_schedule(
+            optimizer,
+            num_warmup_steps=warmup,
+            num_decay_steps=decay,
+            num_training_steps=self.total_steps,
+            decay_type="linear",
+        )
 
     # The run
 

@@ -29,7 +29,9 @@ def test_occurrences_are_those_of_the_code():
     window, position = torch.arange(30) // 10, torch.arange(30) % 10
     parts = [slice(0, 12), slice(12, 30)]
     found = collect_occurrences(
-        crosscoder, iter([([part[p] for part in x], window[p], position[p]) for p in parts])
+        crosscoder,
+        iter([([part[p] for part in x], window[p], position[p]) for p in parts]),
+        outlier_multiple=0.0,
     )
     dense = crosscoder.encode_sparse(x).to_dense()
     assert torch.equal(found.firing_counts(), (dense > 0).sum(0))
@@ -37,11 +39,27 @@ def test_occurrences_are_those_of_the_code():
     assert torch.equal(found.windows, window)
 
 
+def test_outliers_are_left_out():
+    crosscoder = make("dfc", {}).eval()
+    x = [torch.randn(30, d, dtype=torch.float64) for d in (7, 5)]
+    x[1][11] *= 1e4
+    found = collect_occurrences(crosscoder, iter([(x, torch.arange(30), torch.zeros(30))]), 50.0)
+    assert found.windows.tolist() == [i for i in range(30) if i != 11]
+    assert int(found.rows.max()) < 29
+
+
 def test_the_strongest_of_each_exclusive_block_are_chosen_and_silent_ones_are_not():
     crosscoder = make("dfc", {})
     # Exclusive blocks: latents 0..7 and 8..13. Only 3, 7 and 9 fire; 3 carries 30, 7 carries 16.
     assert choose_latents(crosscoder, occurrences(), 5) == [3, 7, 9]
     assert choose_latents(crosscoder, occurrences(), 1) == [3, 9]
+
+
+def test_latents_that_fire_nearly_everywhere_come_last():
+    crosscoder = make("dfc", {})
+    found = occurrences()
+    found.windows = torch.zeros(11, dtype=torch.long)  # latent 3 fires on 3 pairs of 11
+    assert choose_latents(crosscoder, found, 5) == [7, 3, 9]
 
 
 def test_without_blocks_the_most_extreme_relative_norms_are_chosen():
