@@ -22,18 +22,21 @@ from demo_text import write_demo_texts
 
 from sparsify_crosscoder.cli import print_summary
 
-# Sized for two cores and a quarter of an hour; what is left out is the paper's value.
+# Sized for two cores and ten minutes. Batches of 512 and a learning rate that falls to 0 explain
+# more variance in that time than the paper's 2,048 at a constant rate.
 OPTIONS = {
-    "num_latents": 8192,
-    "k": 32,
-    "pairs_per_step": 1024,
-    "max_steps": 700,
-    "epochs": 5,
-    "lr": 1e-3,
+    "max_examples": 440,
     "ctx_len": 256,
     "batch_size": 16,
+    "num_latents": 8192,
+    "k": 32,
+    "pairs_per_step": 512,
+    "max_steps": 1800,
+    "epochs": 6,
+    "lr": 2e-3,
+    "lr_decay_steps": 600,
     "dead_feature_threshold": 100_000,
-    "save_every": 100,
+    "save_every": 200,
     "log_to_wandb": False,
 }
 

@@ -7,8 +7,9 @@ processes; a process yields its own part of them.
 """
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,30 +23,40 @@ from .store import ActivationStore
 Rows = Sequence[int] | np.ndarray | Tensor
 
 
-class ActivationStream(Protocol):
-    """What training reads from."""
+class ActivationStream(ABC):
+    """Pairs of all epochs as one endless sequence; what training reads from."""
+
+    def __init__(self) -> None:
+        self._report = HarvestReport()
 
     @property
+    @abstractmethod
     def num_pairs(self) -> int:
         """Pairs in an epoch, over all processes; known before any model runs."""
-        ...
 
     @property
-    def d_sources(self) -> list[int]: ...
+    @abstractmethod
+    def d_sources(self) -> list[int]:
+        """Width of each source."""
+
+    @abstractmethod
+    def _read(self, start: int, stop: int) -> list[Tensor]:
+        """This rank's rows among [start, stop) of the global sequence, in its order."""
 
     def batches(
         self, first_step: int, last_step: int, pairs_per_step: int
     ) -> Iterator[list[Tensor]]:
-        """Steps [first_step, last_step): this process's rows, [n, d_s] per source, n may be 0."""
-        ...
+        """Steps [first_step, last_step): this rank's rows, one [n, d_s] per source, n may be 0."""
+        for step in range(first_step, last_step):
+            yield self._read(step * pairs_per_step, (step + 1) * pairs_per_step)
 
     def sample(self, num_pairs: int) -> list[Tensor]:
-        """This process's part of the first `num_pairs` pairs, of one epoch at most."""
-        ...
+        """This rank's part of the first `num_pairs` pairs, of one epoch at most."""
+        return self._read(0, min(num_pairs, self.num_pairs))
 
     def report(self) -> HarvestReport:
-        """What this process has read so far."""
-        ...
+        """What this rank has read so far."""
+        return self._report
 
 
 def split_windows(windows: Dataset, held_out_pairs: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -84,7 +95,7 @@ class _Block(NamedTuple):
     activations: list[Tensor]
 
 
-class LiveStream:
+class LiveStream(ActivationStream):
     """Pairs harvested while they are used, shuffled in blocks.
 
     Every epoch the windows are permuted and cut into blocks of at least `buffer_pairs` pairs (a
@@ -108,6 +119,7 @@ class LiveStream:
     ):
         if buffer_pairs < 1:
             raise ValueError(f"buffer_pairs must be at least 1, got {buffer_pairs}.")
+        super().__init__()
         self.sources = sources
         self.windows = windows
         self.batch_size = batch_size
@@ -117,7 +129,6 @@ class LiveStream:
         self.world_size = world_size
         self._rows, self._num_pairs = _windows_used(windows, window_rows)
         self._block: _Block | None = None
-        self._report = HarvestReport()
 
     @property
     def num_pairs(self) -> int:
@@ -128,23 +139,7 @@ class LiveStream:
     def d_sources(self) -> list[int]:
         return [source.width for source in self.sources]
 
-    def batches(
-        self, first_step: int, last_step: int, pairs_per_step: int
-    ) -> Iterator[list[Tensor]]:
-        """Steps [first_step, last_step): this rank's rows, one [n, d_s] per source, n may be 0."""
-        for step in range(first_step, last_step):
-            yield self._read(step * pairs_per_step, (step + 1) * pairs_per_step)
-
-    def sample(self, num_pairs: int) -> list[Tensor]:
-        """This rank's part of the first `num_pairs` pairs, of one epoch at most."""
-        return self._read(0, min(num_pairs, self.num_pairs))
-
-    def report(self) -> HarvestReport:
-        """What this rank has read so far."""
-        return self._report
-
     def _read(self, start: int, stop: int) -> list[Tensor]:
-        """This rank's rows among [start, stop) of the global sequence, in its order."""
         parts: list[list[Tensor]] = []
         while start < stop or not parts:
             block = self._block_at(start)
@@ -183,7 +178,7 @@ class LiveStream:
         return self._block
 
 
-class StoreStream:
+class StoreStream(ActivationStream):
     """Pairs of a store, every epoch in a new order of all of them.
 
     Of each step's rows, rank r of `world_size` takes every `world_size`-th. `window_rows` are the
@@ -199,6 +194,7 @@ class StoreStream:
         world_size: int = 1,
         window_rows: Rows | None = None,
     ):
+        super().__init__()
         self.store = store
         self.seed = seed
         self.rank = rank
@@ -211,7 +207,6 @@ class StoreStream:
         self._pairs = (np.repeat(first, counts) + inside).astype(np.int32 if small else np.int64)
         self._windows = len(windows)
         self._order: tuple[int, Tensor] | None = None
-        self._report = HarvestReport()
 
     @property
     def num_pairs(self) -> int:
@@ -221,21 +216,6 @@ class StoreStream:
     @property
     def d_sources(self) -> list[int]:
         return self.store.d_sources
-
-    def batches(
-        self, first_step: int, last_step: int, pairs_per_step: int
-    ) -> Iterator[list[Tensor]]:
-        """Steps [first_step, last_step): this rank's rows, one [n, d_s] per source, n may be 0."""
-        for step in range(first_step, last_step):
-            yield self._read(step * pairs_per_step, (step + 1) * pairs_per_step)
-
-    def sample(self, num_pairs: int) -> list[Tensor]:
-        """This rank's part of the first `num_pairs` pairs, of one epoch at most."""
-        return self._read(0, min(num_pairs, self.num_pairs))
-
-    def report(self) -> HarvestReport:
-        """What this rank has read so far."""
-        return self._report
 
     def _read(self, start: int, stop: int) -> list[Tensor]:
         begun = time.perf_counter()

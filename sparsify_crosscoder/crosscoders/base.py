@@ -307,7 +307,7 @@ class Crosscoder(SparseCoder):
             norms = self._score_norms()
             num_pairs = int(world.sum(torch.tensor(len(x), device=x.device)))
             budgets = self.budgets(num_pairs)
-            learned = bool(torch.isfinite(self.threshold).all())
+            learned = torch.isfinite(self.threshold).tolist()
             smallest = []
             for g, group in enumerate(self.partition.groups):
                 columns = self.partition.group_slice(group)
@@ -316,7 +316,7 @@ class Crosscoder(SparseCoder):
                     mask, cut = select_above(scores, cuts[g]), cuts[g]
                 elif self.training:
                     mask, cut = select_largest(scores, budgets[g], world)
-                elif learned:
+                elif learned[g]:
                     mask, cut = select_above(scores, self.threshold[g]), self.threshold[g]
                 else:
                     k = max(round(group.share * self.cfg.k), 1)

@@ -29,7 +29,7 @@ class ErrorStatistics:
 
     def update(self, x: Tensor, x_hat: Tensor) -> None:
         """Add activations and their reconstructions, each `[n, D]`."""
-        x, x_hat = x.double().cpu(), x_hat.double().cpu()
+        x, x_hat = x.cpu().double(), x_hat.cpu().double()
         if not len(x):
             return
         other = ErrorStatistics(x.shape[1])

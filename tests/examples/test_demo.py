@@ -1,0 +1,79 @@
+"""The demo on its two real models: what the README promises of it."""
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from sparsify_crosscoder import Crosscoder
+
+DEMO = Path(__file__).parents[2] / "examples" / "demo.py"
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+
+
+def run_demo(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(DEMO), "--folder", str(folder), *options]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory) -> tuple[Path, str]:
+    """The folder of a finished demo, and what it printed."""
+    folder = tmp_path_factory.mktemp("runs")
+    done = run_demo(folder)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder, done.stdout
+
+
+def summary_of(run: Path) -> dict:
+    return json.loads((run / "summary.json").read_text())
+
+
+def test_both_models_are_explained_and_their_exclusive_latents_live(demo):
+    summary = summary_of(demo[0] / "demo")
+    smollm, gemma = summary["fve_per_source"]
+    assert smollm >= 0.80 and gemma >= 0.90
+    assert min(summary["fve_without_top5_per_source"]) >= 0.76
+    assert max(summary["dead_fraction_exclusive"]) <= 0.5
+    assert summary["data"]["alignment"]["pairs"] >= 150_000
+    assert (summary["num_latents"], summary["k"]) == (8192, 32)
+
+
+def test_the_exclusive_decoders_are_exactly_zero_in_the_other_model(demo):
+    [dfc] = Crosscoder.load_many(str(demo[0] / "demo"), local=True).values()
+    for source, other in ((0, 1), (1, 0)):
+        block = dfc.partition.exclusive(source)
+        assert len(block) == 410
+        assert not dfc.decoder(other)[block.start : block.stop].any()
+    assert torch.isfinite(dfc.threshold).all()
+
+
+def test_it_leaves_its_results_and_shows_snippets_of_both_models(demo):
+    folder, printed = demo
+    run = folder / "demo"
+    for name in ("summary.json", "metrics.jsonl", "config.json", "demo.png"):
+        assert (run / name).stat().st_size > 0
+    assert "exclusive_0" in printed and "exclusive_1" in printed
+    assert "A smollm2-135m-instruct" in printed and "B gemma-3-270m" in printed
+
+
+def test_its_peak_memory_is_under_6_gb(demo):
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 6e6  # kilobytes
+
+
+def test_a_standard_crosscoder_explains_as_much(demo):
+    folder = demo[0]
+    done = run_demo(folder, "--arch", "crosscoder")
+    assert done.returncode == 0, done.stderr[-4000:]
+    dfc, standard = summary_of(folder / "demo"), summary_of(folder / "demo-crosscoder")
+    for a, b in zip(dfc["fve_per_source"], standard["fve_per_source"], strict=True):
+        assert abs(a - b) <= 0.02
+
+
+def test_dsf_says_that_it_needs_equal_widths(demo):
+    done = run_demo(demo[0], "--arch", "dsf")
+    assert done.returncode != 0 and "equal widths" in done.stderr
