@@ -72,7 +72,7 @@ def train(arch: str, run: Path, models: tuple[Path, Path], texts: Path, store: P
     for name, value in OPTIONS.items():
         command += [f"--{name}", str(value)]
     command += ["--cache", str(store), "--save_dir", str(run.parent), "--run_name", run.name]
-    if (run / "checkpoints").exists():
+    if (run / "config.json").exists():
         command.append("--resume")
     print("\n$ " + " ".join(command), flush=True)
     done = subprocess.run([sys.executable, "-m", *command])

@@ -187,7 +187,6 @@ def train(args: RunConfig, device: torch.device) -> dict[str, Any]:
     folder = RunFolder(Path(args.save_dir) / (args.run_name or "unnamed"))
     if args.resume:
         folder.check_resumable(args)
-        folder.newest_checkpoint()
     else:
         folder.check_free()
     architecture = get_architecture(args.arch)
@@ -195,7 +194,7 @@ def train(args: RunConfig, device: torch.device) -> dict[str, Any]:
     print(f"Training a {args.arch} on '{args.dataset}': " + json.dumps(data.facts))
 
     trainer = architecture.trainer_class(args, data, device, coder_class=architecture.coder_class)
-    if args.resume:
+    if args.resume and folder.newest_checkpoint() is not None:
         trainer.load_state(str(folder.path))
     elif args.finetune:
         for name, sae in trainer.saes.items():

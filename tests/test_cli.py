@@ -271,6 +271,15 @@ def spawn(argv: list[str], *prefix: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
+def test_a_run_stopped_before_its_first_checkpoint_begins_again(inputs):
+    cli.run(command(inputs))
+    whole = load_file(CODER / "sae.safetensors")
+    shutil.rmtree(RUN / "checkpoints")
+    cli.run(command(inputs, "--resume"))
+    again = load_file(CODER / "sae.safetensors")
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
 @pytest.mark.parametrize(
     "options",
     [["--cache", "store"], ["--layers", "1", "2"], ["--hookpoints", "layers.1", "h.2"]],

@@ -112,11 +112,12 @@ class RunFolder:
                 f"them:\n  " + "\n  ".join(changed)
             )
 
-    def begin(self, cfg: CrosscoderTrainConfig, step: int, *, rank_zero: bool) -> None:
-        """Write the options of a new run, or cut the log of a resumed one back to `step`."""
-        if not rank_zero:
-            return
-        if step == 0 and not (self.path / "config.json").exists():
+    def begin(self, cfg: CrosscoderTrainConfig, step: int, *, resumed: bool) -> None:
+        """Write the options of a new run, or cut the log of a resumed one back to `step`.
+
+        Raises ValueError if another run is in the folder.
+        """
+        if not resumed:
             self.check_free()
         self.path.mkdir(parents=True, exist_ok=True)
         atomic_write_json(
@@ -172,22 +173,19 @@ class RunFolder:
                 except OSError:  # a file system without hard links
                     shutil.copyfile(source / name, temporary)
 
-    def newest_checkpoint(self) -> Path:
-        """The last whole checkpoint. Raises FileNotFoundError if there is none."""
-        found = sorted(self.path.glob("checkpoints/step_*"))
-        if not found:
-            raise FileNotFoundError(
-                f"The run in '{self.path}' was stopped before its first checkpoint; delete the "
-                f"folder and begin again (--save_every makes checkpoints more frequent)."
-            )
-        return found[-1]
+    def newest_checkpoint(self) -> Path | None:
+        """The last whole checkpoint, None if the run was stopped before its first."""
+        found = self.path.glob("checkpoints/step_*")
+        return max(found, key=lambda folder: int(folder.name[len("step_") :]), default=None)
 
     def load_checkpoint(self, names: list[str], device: torch.device) -> dict[str, Any]:
         """Everything that `new_checkpoint` kept, by name.
 
-        Raises ValueError naming the damaged file.
+        Raises FileNotFoundError without a checkpoint, ValueError naming a damaged file.
         """
         folder = self.newest_checkpoint()
+        if folder is None:
+            raise FileNotFoundError(f"There is no checkpoint in '{self.path}'.")
 
         def tensors(name: str) -> Any:
             return torch.load(folder / name, map_location=device, weights_only=True)

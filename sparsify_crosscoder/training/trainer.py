@@ -154,7 +154,9 @@ class CrosscoderTrainer(sparsify.Trainer):
         """Train from `global_step` to the end, evaluate, and return the run's summary."""
         torch.set_float32_matmul_precision("high")
         rank_zero = self.world.rank == 0
-        self.folder.begin(self.cfg, self.global_step, rank_zero=rank_zero)
+        if rank_zero:
+            resumed = self.global_step > 0 or getattr(self.cfg, "resume", False)
+            self.folder.begin(self.cfg, self.global_step, resumed=resumed)
         wandb = self._start_wandb() if rank_zero else None
         started = time.monotonic()
         if self.global_step == 0:

@@ -21,7 +21,9 @@ ARCHES = {
 }
 
 
-def make_trainer(folder, arch="dfc", sae=None, data=None, **options) -> CrosscoderTrainer:
+def make_trainer(
+    folder, arch="dfc", sae=None, data=None, device="cpu", **options
+) -> CrosscoderTrainer:
     trainer_class, config_class = ARCHES[arch]
     extra = {"exclusive_fractions": [0.15, 0.15]} if arch == "dfc" else {}
     cfg = CrosscoderTrainConfig(
@@ -42,7 +44,7 @@ def make_trainer(folder, arch="dfc", sae=None, data=None, **options) -> Crosscod
     )
     if data is None:
         data = planted_data((10, 10) if arch == "dsf" else (12, 9))
-    return trainer_class(cfg, data)
+    return trainer_class(cfg, data, device)
 
 
 def weights(folder, arch="dfc") -> dict[str, torch.Tensor]:
@@ -74,6 +76,17 @@ def test_training_explains_planted_concepts(arch, tmp_path):
     loaded = Crosscoder.load_many(str(run), local=True)
     assert list(loaded) == ["layers.1+layers.2"]
     assert loaded["layers.1+layers.2"].arch == arch
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("arch", list(ARCHES))
+def test_training_on_a_gpu_explains_planted_concepts_too(arch, tmp_path):
+    trainer = make_trainer(tmp_path, arch, max_steps=150, epochs=20, device="cuda")
+    assert trainer.fit()["fve"] > 0.8
+    [sae] = trainer.saes.values()
+    assert sae.b_dec.is_cuda and sae.W_dec.dtype == torch.float32
+    if arch == "dfc":
+        assert not sae.decoder(1)[:6].any() and not sae.decoder(0)[6:12].any()
 
 
 def test_the_summary_has_the_keys_that_others_rely_on(tmp_path):
@@ -177,9 +190,8 @@ def test_several_seeds_train_side_by_side(tmp_path):
 def test_a_second_run_in_the_same_folder_is_refused_and_nothing_overwritten(tmp_path):
     make_trainer(tmp_path).fit()
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-    again = make_trainer(tmp_path)
     with pytest.raises(ValueError, match="already holds a run"):
-        again.folder.check_free()
+        make_trainer(tmp_path).fit()
     assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
 
 
@@ -214,7 +226,8 @@ def test_a_half_written_checkpoint_is_not_seen(tmp_path):
     trainer.optimizers.append(object())  # fails while the checkpoint is being written
     with pytest.raises(AttributeError):
         trainer.save()
-    assert trainer.folder.newest_checkpoint().name == "step_000020"
+    newest = trainer.folder.newest_checkpoint()
+    assert newest is not None and newest.name == "step_000020"
     assert_same(before, weights(tmp_path))
 
 
