@@ -34,9 +34,6 @@ class HarvestReport:
     seconds: float = 0.0
     """Wall time."""
 
-    dropped: dict[str, int] = field(default_factory=dict)
-    """Pairs that were not kept, by reason."""
-
     @property
     def pairs_per_second(self) -> float:
         return self.pairs / self.seconds if self.seconds else 0.0
@@ -44,14 +41,12 @@ class HarvestReport:
     def __add__(self, other: "HarvestReport") -> "HarvestReport":
         if self.tokens and other.tokens and len(self.tokens) != len(other.tokens):
             raise ValueError("Reports over different numbers of sources cannot be added.")
-        reasons = self.dropped | other.dropped
         tokens = [a + b for a, b in zip(self.tokens, other.tokens, strict=False)]
         return HarvestReport(
             windows=self.windows + other.windows,
             pairs=self.pairs + other.pairs,
             tokens=tokens or [*self.tokens, *other.tokens],
             seconds=self.seconds + other.seconds,
-            dropped={r: self.dropped.get(r, 0) + other.dropped.get(r, 0) for r in reasons},
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -61,7 +56,6 @@ class HarvestReport:
             "tokens": self.tokens,
             "seconds": self.seconds,
             "pairs_per_second": self.pairs_per_second,
-            "dropped": self.dropped,
         }
 
 

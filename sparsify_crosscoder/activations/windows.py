@@ -19,7 +19,9 @@ from .chat import check_chat_template, plain_text, render_chat
 
 # Offsets come as Python tuples, some 40 bytes for each character of the texts encoded at once.
 _CHARACTERS_AT_ONCE = 1_000_000
-_LAYOUT = "windows 1"
+_LAYOUT = "windows 2"
+# Why pairs are dropped, and the column that counts them.
+_DROPPED = {"first token of a window": "dropped_first", "excluded token": "dropped_excluded"}
 
 Spans = list[tuple[int, int, int]]
 
@@ -43,8 +45,9 @@ def prepare_windows(
     Each row of the result is a window: `text_id`, the row of its text in `dataset`; `num_pairs`;
     for each source s `input_ids_{s}` (at most `ctx_len`, beginning with the special tokens that
     the tokenizer puts before a text) and `pairs_{s}` (indices into `input_ids_{s}`); `ends`, the
-    character of the text (of `plain_text` for chat) where each pair ends; and
-    `content_tokens_{s}`, the window's share of the text's tokens that could have been paired.
+    character of the text (of `plain_text` for chat) where each pair ends; `content_tokens_{s}`,
+    the window's share of the text's tokens that could have been paired; and `dropped_first` and
+    `dropped_excluded`, its pairs that were dropped for the two reasons above.
 
     Raises ValueError for tokenizers that cannot be aligned, a `ctx_len` without room for a pair, a
     missing chat template, or texts in which nothing aligns.
@@ -115,16 +118,22 @@ class AlignmentReport:
     aligned_fraction: list[float]
     """For each source, pairs over the tokens that are neither special nor white space."""
 
+    dropped: dict[str, int]
+    """Aligned positions that were left out, by reason."""
+
 
 def alignment_report(windows: Dataset, num_texts: int) -> AlignmentReport:
     """Count what `prepare_windows` made of `num_texts` texts."""
     count = sum(name.startswith("input_ids_") for name in windows.column_names)
     texts: set[int] = set()
     pairs, tokens, content = 0, [0] * count, [0] * count
+    dropped = dict.fromkeys(_DROPPED, 0)
     for batch in windows.with_format("arrow").iter(batch_size=4096):
         table: Any = batch
         texts.update(table["text_id"].unique().to_pylist())
         pairs += int(table["num_pairs"].to_numpy().sum())
+        for reason, column in _DROPPED.items():
+            dropped[reason] += int(table[column].to_numpy().sum())
         for source in range(count):
             ids = table[f"input_ids_{source}"]
             tokens[source] += sum(len(chunk.flatten()) for chunk in ids.chunks)
@@ -136,6 +145,7 @@ def alignment_report(windows: Dataset, num_texts: int) -> AlignmentReport:
         pairs=pairs,
         tokens=tokens,
         aligned_fraction=[pairs / max(number, 1) for number in content],
+        dropped=dropped,
     )
 
 
@@ -203,7 +213,8 @@ def _window_features(count: int) -> Features:
     }
     content = {f"content_tokens_{source}": Value("int32") for source in range(count)}
     head = {"text_id": Value("int64"), "num_pairs": Value("int32")}
-    return Features(head | per_source | {"ends": numbers} | content)
+    dropped = {name: Value("int32") for name in _DROPPED.values()}
+    return Features(head | per_source | {"ends": numbers} | content | dropped)
 
 
 def _windows_of_batch(
@@ -248,10 +259,13 @@ def _windows_of_text(
             index[first:stop] - start + len(source.prefix)
             for index, start, source in zip(indices, starts, sources, strict=True)
         ]
-        keep = np.logical_and.reduce([index > 0 for index in pairs])
-        keep &= ~np.isin(tokens[0].ids[indices[0][first:stop]], exclude_tokens)
+        inside = np.logical_and.reduce([index > 0 for index in pairs])
+        wanted = ~np.isin(tokens[0].ids[indices[0][first:stop]], exclude_tokens)
+        keep = inside & wanted
         if not keep.any():
             continue
+        columns["dropped_first"].append(int((~inside).sum()))
+        columns["dropped_excluded"].append(int((inside & ~wanted).sum()))
         columns["text_id"].append(text_id)
         columns["num_pairs"].append(int(keep.sum()))
         columns["ends"].append(ends[first:stop][keep])

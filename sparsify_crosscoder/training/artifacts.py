@@ -91,7 +91,7 @@ def load_artifacts(args: RunConfig, device: torch.device) -> PairedData:
         store = _first_rank_first(
             lambda: ActivationStore.create(path, sources, windows, batch_size=args.batch_size)
         )
-        facts |= {"store": str(path)}
+        facts |= {"store": str(path), "harvest": store.report.to_dict()}
         del sources
         gc.collect()
 

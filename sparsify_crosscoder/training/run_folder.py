@@ -29,7 +29,7 @@ from safetensors.torch import load_file
 
 from ..config import CrosscoderTrainConfig
 from ..crosscoders.checkpoints import CONFIG, WEIGHTS
-from ..files import atomic_path, atomic_write_json
+from ..files import atomic_path, atomic_write_json, remove_leftovers
 
 PACKAGES = ("sparsify-crosscoder", "eai-sparsify", "torch", "transformers", "datasets")
 
@@ -143,25 +143,20 @@ class RunFolder:
     def new_checkpoint(self, step: int, names: list[str], extra: dict[str, Any]) -> Iterator[Path]:
         """A folder to write a checkpoint into, which becomes the run's newest when it is whole."""
         checkpoints = self.path / "checkpoints"
-        temporary = checkpoints / f".step_{step:06d}.{os.getpid()}.tmp"
-        for left in checkpoints.glob(".step_*.tmp"):
-            shutil.rmtree(left)
-        temporary.mkdir(parents=True)
-        yield temporary
-        atomic_write_json(temporary / "trainer.json", extra)
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                with open(file, "rb") as handle:
-                    os.fsync(handle.fileno())
+        remove_leftovers(checkpoints)
         final = checkpoints / f"step_{step:06d}"
-        if final.exists():
-            shutil.rmtree(final)
-        os.replace(temporary, final)
+        with atomic_path(final) as temporary:
+            temporary.mkdir()
+            yield temporary
+            atomic_write_json(temporary / "trainer.json", extra)
         for name in names:
             self._publish(final / name, self.path / name)
         for older in checkpoints.glob("step_*"):
             if older != final:
                 shutil.rmtree(older)
+
+    def holds_checkpoint(self, step: int) -> bool:
+        return (self.path / "checkpoints" / f"step_{step:06d}").exists()
 
     @staticmethod
     def _publish(source: Path, target: Path) -> None:

@@ -425,6 +425,9 @@ class CrosscoderTrainer(sparsify.Trainer):
     # Checkpoints
 
     def _checkpoint(self, saes: dict[str, Any], path: str, rank_zero: bool) -> None:
+        folder = RunFolder(Path(path))
+        if folder.holds_checkpoint(self.global_step):
+            return  # a finished run that was resumed
         k = self.get_current_k()
         self._set_k(self.final_k)
         extra = {
@@ -432,9 +435,9 @@ class CrosscoderTrainer(sparsify.Trainer):
             "seconds": self.seconds_before,
             "dropped": self.dropped,
         }
-        new_checkpoint = RunFolder(Path(path)).new_checkpoint(self.global_step, list(saes), extra)
-        with new_checkpoint as folder, redirect_stdout(io.StringIO()):
-            super()._checkpoint(saes, str(folder), rank_zero)
+        new_checkpoint = folder.new_checkpoint(self.global_step, list(saes), extra)
+        with new_checkpoint as temporary, redirect_stdout(io.StringIO()):
+            super()._checkpoint(saes, str(temporary), rank_zero)
         self._set_k(k)
 
     def load_state(self, path: str) -> None:

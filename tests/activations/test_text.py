@@ -236,6 +236,8 @@ class TestWindows:
                 "ends": numbers,
                 "content_tokens_0": datasets.Value("int32"),
                 "content_tokens_1": datasets.Value("int32"),
+                "dropped_first": datasets.Value("int32"),
+                "dropped_excluded": datasets.Value("int32"),
             }
         )
 
@@ -476,6 +478,11 @@ class TestReport:
         assert report.pairs == content - 2  # the first token of each text
         assert report.tokens == [sum(map(len, ids))] * 2
         assert report.aligned_fraction == [report.pairs / content] * 2
+        assert report.dropped == {"first token of a window": 2, "excluded token": 0}
+        excluded = prepare_windows(texts, [PLAIN, PLAIN], ctx_len=200, exclude_tokens=ids[0][1:2])
+        assert alignment_report(excluded, 3).dropped["excluded token"] == sum(
+            row[1:].count(ids[0][1]) for row in ids
+        )
 
     def test_content_behind_the_last_pair_is_counted(self):
         words = Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>"))

@@ -231,6 +231,16 @@ def test_a_half_written_checkpoint_is_not_seen(tmp_path):
     assert_same(before, weights(tmp_path))
 
 
+def test_resuming_a_finished_run_changes_nothing_but_the_summary(tmp_path):
+    first = make_trainer(tmp_path).fit()
+    before = weights(tmp_path)
+    again = make_trainer(tmp_path)
+    again.load_state(str(tmp_path / "run"))
+    assert again.fit()["fve"] == first["fve"]
+    assert_same(before, weights(tmp_path))
+    assert again.folder.holds_checkpoint(20)
+
+
 def test_too_little_data_for_the_steps_asked_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"1,024 pairs.* 16 steps.*but 17 are asked"):
         make_trainer(tmp_path, max_steps=17, epochs=1)
