@@ -187,6 +187,15 @@ def test_several_seeds_train_side_by_side(tmp_path):
     assert not torch.equal(*(c.W_dec for c in loaded.values()))
 
 
+def test_the_best_crosscoder_is_kept_beside_the_newest(tmp_path):
+    make_trainer(tmp_path, save_best=True).fit()
+    name = "layers.1+layers.2"
+    best = Crosscoder.load_from_disk(tmp_path / "run" / "best" / name / name)
+    newest = Crosscoder.load_many(str(tmp_path / "run"), local=True)
+    assert list(newest) == [name]
+    assert best.W_dec.shape == newest[name].W_dec.shape
+
+
 def test_a_second_run_in_the_same_folder_is_refused_and_nothing_overwritten(tmp_path):
     make_trainer(tmp_path).fit()
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
