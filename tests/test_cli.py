@@ -88,6 +88,13 @@ def test_two_models_train_from_the_command_line(arch, inputs, capsys):
     assert "held-out FVE" in capsys.readouterr().out
 
 
+def test_no_token_is_written_to_any_file(inputs):
+    cli.run(command(inputs, "--hf_token", "hf_secret"))
+    files = [path for path in Path("checkpoints").rglob("*") if path.is_file()]
+    assert RUN / "config.json" in files
+    assert not any(b"hf_secret" in path.read_bytes() for path in files)
+
+
 def test_left_out_hookpoints_are_the_middle_layers(inputs):
     cli.run(command(inputs, hookpoints=""))
     assert (RUN / "layers.2+h.2" / "sae.safetensors").exists()

@@ -9,9 +9,6 @@ from datasets import Dataset, Features, Value
 from datasets.exceptions import DatasetsError
 
 from .chat import normalize_messages, plain_text
-from .windows import AlignmentReport, alignment_report, prepare_windows
-
-__all__ = ["AlignmentReport", "alignment_report", "load_texts", "prepare_windows"]
 
 CHAT_COLUMNS = ("messages", "conversation", "conversations")
 _CHAT_FEATURES = Features({"messages": [{"role": Value("string"), "content": Value("string")}]})

@@ -149,10 +149,15 @@ class RunFolder:
             temporary.mkdir()
             yield temporary
             atomic_write_json(temporary / "trainer.json", extra)
+        self.publish(step, names)
+
+    def publish(self, step: int, names: list[str]) -> None:
+        """Make the crosscoders of a whole checkpoint those of the run, and drop older ones."""
+        newest = self.path / "checkpoints" / f"step_{step:06d}"
         for name in names:
-            self._publish(final / name, self.path / name)
-        for older in checkpoints.glob("step_*"):
-            if older != final:
+            self._publish(newest / name, self.path / name)
+        for older in newest.parent.glob("step_*"):
+            if older != newest:
                 shutil.rmtree(older)
 
     def holds_checkpoint(self, step: int) -> bool:

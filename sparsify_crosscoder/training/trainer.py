@@ -427,7 +427,8 @@ class CrosscoderTrainer(sparsify.Trainer):
     def _checkpoint(self, saes: dict[str, Any], path: str, rank_zero: bool) -> None:
         folder = RunFolder(Path(path))
         if folder.holds_checkpoint(self.global_step):
-            return  # a finished run that was resumed
+            # A finished run that was resumed; it may have been killed before it published.
+            return folder.publish(self.global_step, list(saes))
         k = self.get_current_k()
         self._set_k(self.final_k)
         extra = {

@@ -20,8 +20,8 @@ from transformers import PreTrainedTokenizerFast
 from sparsify_crosscoder.activations import windows as windows_module
 from sparsify_crosscoder.activations.alignment import align_tokens
 from sparsify_crosscoder.activations.chat import plain_text
-from sparsify_crosscoder.activations.text import alignment_report, load_texts, prepare_windows
-from sparsify_crosscoder.activations.windows import cut_windows
+from sparsify_crosscoder.activations.text import load_texts
+from sparsify_crosscoder.activations.windows import alignment_report, cut_windows, prepare_windows
 
 BRACKETS = (
     "{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}{% endfor %}"

@@ -240,6 +240,17 @@ def test_a_half_written_checkpoint_is_not_seen(tmp_path):
     assert_same(before, weights(tmp_path))
 
 
+def test_a_run_killed_before_it_published_its_last_checkpoint_does_so_when_resumed(tmp_path):
+    make_trainer(tmp_path).fit()
+    expected = weights(tmp_path)
+    file = tmp_path / "run" / "layers.1+layers.2" / "sae.safetensors"
+    file.unlink()  # published by a hard link: the checkpoint keeps its own
+    again = make_trainer(tmp_path)
+    again.load_state(str(tmp_path / "run"))
+    again.fit()
+    assert_same(expected, weights(tmp_path))
+
+
 def test_resuming_a_finished_run_changes_nothing_but_the_summary(tmp_path):
     first = make_trainer(tmp_path).fit()
     before = weights(tmp_path)
