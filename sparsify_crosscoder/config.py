@@ -96,7 +96,7 @@ class DFCConfig(CrosscoderConfig):
 
     selection: Literal["grouped", "joint"] = "grouped"
     """`grouped`: each exclusive block and the shared block have budgets of their own. `joint`: all
-    latents compete for one budget, as in the paper, which starves exclusive ones on real models."""
+    latents compete for one budget, as in the paper, which leaves exclusive ones little to do."""
 
     def __post_init__(self):
         super().__post_init__()

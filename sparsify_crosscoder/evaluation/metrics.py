@@ -90,13 +90,15 @@ def evaluate(
     """Reconstruction of every pair of `stream` at inference (learned thresholds).
 
     Returns `fve` on normalised activations of all sources together, `fve_per_source`,
-    `fve_without_top5_per_source`, `mean_l0`, `held_out_pairs` and `held_out_outliers`, the pairs
-    that were left out as in training (B.1.4).
+    `fve_without_top5_per_source`, `mean_l0`, `l0_per_block` (active latents of each block per
+    pair), `held_out_pairs` and `held_out_outliers`, the pairs left out as in training (B.1.4).
     """
     was_training = crosscoder.training
     crosscoder.eval()
     statistics = [ErrorStatistics(d) for d in crosscoder.d_sources]
-    entries, outliers = 0, 0
+    blocks = crosscoder.partition.blocks
+    fired = torch.zeros(crosscoder.num_latents, dtype=torch.long, device=crosscoder.device)
+    outliers = 0
     steps = -(-stream.num_pairs // EVALUATION_BATCH)
     size = -(-stream.num_pairs // steps)
     for batch in stream.batches(0, stream.num_pairs // size, size):
@@ -106,7 +108,7 @@ def evaluate(
         raw = torch.cat([x[keep].to(crosscoder.dtype) for x in batch], 1)
         code = crosscoder.encode_sparse(raw)
         x, x_hat = crosscoder.normalize(raw), crosscoder.normalize(crosscoder.decode_sparse(code))
-        entries += len(code.indices)
+        fired += torch.bincount(code.indices, minlength=crosscoder.num_latents)
         for s, columns in enumerate(crosscoder.columns):
             statistics[s].update(x[:, columns], x_hat[:, columns])
     crosscoder.train(was_training)
@@ -118,13 +120,15 @@ def evaluate(
         for other in ranks[1:]:
             ranks[0].merge(other)
         merged.append(ranks[0])
-    totals = torch.tensor([entries, outliers], device=crosscoder.device)
-    entries, outliers = world.sum(totals).tolist()
+    fired = world.sum(fired).cpu()
+    outliers = int(world.sum(torch.tensor(outliers, device=crosscoder.device)))
+    pairs = max(merged[0].count, 1)
     return {
         "fve": fve(merged),
         "fve_per_source": [fve([one]) for one in merged],
         "fve_without_top5_per_source": [fve([one], without_top=5) for one in merged],
-        "mean_l0": entries / max(merged[0].count, 1),
+        "mean_l0": int(fired.sum()) / pairs,
+        "l0_per_block": {b.name: int(fired[b.start : b.stop].sum()) / pairs for b in blocks},
         "held_out_pairs": merged[0].count,
         "held_out_outliers": outliers,
     }

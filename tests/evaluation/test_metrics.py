@@ -56,6 +56,10 @@ def test_evaluation_measures_each_source_without_its_largest_dimensions():
         if expected is not None:
             assert result["fve_without_top5_per_source"][s] == pytest.approx(expected)
     assert result["mean_l0"] == pytest.approx(len(code.acts) / 600)
+    assert result["l0_per_block"] == {
+        block.name: int((code.to_dense()[:, block.start : block.stop] > 0).sum()) / 600
+        for block in crosscoder.partition.blocks
+    }
     assert result["held_out_pairs"] == 600
 
 
