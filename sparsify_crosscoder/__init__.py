@@ -6,7 +6,7 @@ Python, so it must stay free of imports, those of the standard library included.
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .activations.alignment import align_tokens
+    from .activations.alignment import AlignedTokens, NonContent, align_batch, align_tokens
     from .activations.store import ActivationStore
     from .config import CrosscoderConfig, DFCConfig, DSFConfig
     from .crosscoders import (
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ActivationStore",
+    "AlignedTokens",
     "Architecture",
     "Crosscoder",
     "CrosscoderConfig",
@@ -32,14 +33,17 @@ __all__ = [
     "DSFTrainer",
     "DedicatedFeatureCrosscoder",
     "DesignatedSharedFeatureCrosscoder",
+    "NonContent",
     "Partition",
     "__version__",
+    "align_batch",
     "align_tokens",
     "register_architecture",
 ]
 
 _MODULES = {
     "ActivationStore": "activations.store",
+    "AlignedTokens": "activations.alignment",
     "Architecture": "registry",
     "Crosscoder": "crosscoders",
     "CrosscoderConfig": "config",
@@ -50,7 +54,9 @@ _MODULES = {
     "DSFTrainer": "training",
     "DedicatedFeatureCrosscoder": "crosscoders",
     "DesignatedSharedFeatureCrosscoder": "crosscoders",
+    "NonContent": "activations.alignment",
     "Partition": "crosscoders.partition",
+    "align_batch": "activations.alignment",
     "align_tokens": "activations.alignment",
     "register_architecture": "registry",
 }

@@ -44,10 +44,16 @@ def byte_level_tokenizer(
     bos: bool = False,
     sentences: Iterable[str] = SENTENCES,
     trim_offsets: bool = True,
+    normalizer: normalizers.Normalizer | None = None,
     chat_template: str | None = None,
 ) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer as Llama 3, Qwen and GPT have; `bos` puts `<s>` before a text."""
+    """A byte-level BPE tokenizer as Llama 3, Qwen and GPT have; `bos` puts `<s>` before a text.
+
+    Qwen's normalizer is NFC.
+    """
     tokenizer = Tokenizer(models.BPE())
+    if normalizer:
+        tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(

@@ -1,17 +1,20 @@
 """Texts and conversations from one dataset or a mixture of several."""
 
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import Dataset, Features, Value
+import numpy as np
+from datasets import ClassLabel, Dataset, Features, Value
 from datasets.exceptions import DatasetsError
 
 from .chat import normalize_messages, plain_text
 
 CHAT_COLUMNS = ("messages", "conversation", "conversations")
 _CHAT_FEATURES = Features({"messages": [{"role": Value("string"), "content": Value("string")}]})
+_STRINGS = ("string", "large_string", "string_view", "null")
 _BUILDERS = {
     ".csv": "csv",
     ".json": "json",
@@ -41,9 +44,9 @@ def load_texts(
     chat if it has a column "messages", "conversation" or "conversations".
 
     Every dataset is shuffled; several are then mixed in the proportions of `weights` (equal ones
-    without) until the first is exhausted, and `max_examples` are kept. The result has one column,
+    without) until the first is exhausted, and `max_examples` are kept. The result has a column
     `text` (strings) or `messages` (role and content), or both where plain text and chat are mixed,
-    each row null in one of them.
+    each row null in one of them, and `dataset`, a class label: which dataset the row came from.
 
     Raises FileNotFoundError for a dataset that does not exist and ValueError for one without text.
     """
@@ -56,13 +59,15 @@ def load_texts(
     if max_examples is not None and max_examples < 1:
         raise ValueError(f"`max_examples` must be at least 1, got {max_examples}.")
     parts = []
+    labels = ClassLabel(names=_distinct([str(name) for name in names]))
     for number, name in enumerate(names):
         part = _open(str(name), split, data_args or {} if number == 0 else {})
         column = _text_column(part, str(name), text_column)
+        part = _labelled(_one_column(part, column), labels, number)
         part = part.shuffle(seed=shuffle_seed, keep_in_memory=True)
         if max_examples is not None:
             part = part.select(range(min(max_examples, len(part))))
-        part = _one_column(part, column)
+        part = _normalize(part)
         if not _has_content(part):
             raise ValueError(f"Dataset {name}: all texts in column {column!r} are blank.")
         parts.append(part)
@@ -137,25 +142,50 @@ def _text_column(data: Dataset, name: str, text_column: str) -> str:
 
 
 def _one_column(data: Dataset, column: str) -> Dataset:
+    """That column alone, as `text` if it holds strings and as `messages` otherwise."""
     feature = data.features[column]
-    if isinstance(feature, Value):
-        if feature.dtype not in ("string", "large_string", "string_view", "null"):
-            raise ValueError(f"Column {column!r} holds {feature.dtype}, not text.")
-        data = data.select_columns(column)
-        data = data.rename_column(column, "text") if column != "text" else data
-        return data if feature.dtype == "string" else data.cast_column("text", Value("string"))
+    if isinstance(feature, Value) and feature.dtype not in _STRINGS:
+        raise ValueError(f"Column {column!r} holds {feature.dtype}, not text.")
+    name = "text" if isinstance(feature, Value) else "messages"
+    data = data.select_columns(column)
+    return data if column == name else data.rename_column(column, name)
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """The names, those given several times with a number behind."""
+    return [
+        name if names.count(name) == 1 else f"{name} ({names[: place + 1].count(name)})"
+        for place, name in enumerate(names)
+    ]
+
+
+def _labelled(data: Dataset, labels: ClassLabel, number: int) -> Dataset:
+    """With a column `dataset` that says where each row came from."""
+    key = repr((data._fingerprint, labels.names, number))
+    return data.add_column(
+        "dataset",
+        np.full(len(data), number),
+        new_fingerprint=sha256(key.encode()).hexdigest()[:32],
+        feature=labels,
+    )
+
+
+def _normalize(data: Dataset) -> Dataset:
+    """Texts as plain strings, conversations as role and content."""
+    if "text" in data.column_names:
+        is_plain = data.features["text"] == Value("string")
+        return data if is_plain else data.cast_column("text", Value("string"))
     return data.map(
         _normalize_batch,
         batched=True,
-        remove_columns=data.column_names,
-        features=_CHAT_FEATURES,
-        fn_kwargs={"column": column},
+        features=Features({**_CHAT_FEATURES, "dataset": data.features["dataset"]}),
         desc="Reading conversations",
     )
 
 
-def _normalize_batch(batch: dict[str, list], column: str) -> dict[str, list]:
-    return {"messages": [normalize_messages(messages or []) for messages in batch[column]]}
+def _normalize_batch(batch: dict[str, list]) -> dict[str, list]:
+    messages = [normalize_messages(messages or []) for messages in batch["messages"]]
+    return {"messages": messages, "dataset": batch["dataset"]}
 
 
 def _has_content(data: Dataset) -> bool:

@@ -5,25 +5,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, Value
 from jinja2.exceptions import TemplateError
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
 from . import alignment
-from .chat import check_chat_template, plain_text, render_chat
+from .alignment import BatchPairs, Rendered, Text
+from .chat import check_chat_template, plain_text
+from .tokenization import CONTENT, SourceTokenizer, source_tokenizers
 
-# Offsets come as Python tuples, some 40 bytes for each character of the texts encoded at once.
+# Encodings take some hundred bytes a token until their ids are read.
 _CHARACTERS_AT_ONCE = 1_000_000
-_LAYOUT = "windows 2"
+_LAYOUT = "windows 3"
 # Why pairs are dropped, and the column that counts them.
 _DROPPED = {"first token of a window": "dropped_first", "excluded token": "dropped_excluded"}
-
-Spans = list[tuple[int, int, int]]
 
 
 def prepare_windows(
@@ -42,7 +42,8 @@ def prepare_windows(
     as `plain_text`. Pairs whose token of source 0 is one of `exclude_tokens`, or which would be
     the first token of a window in some source, are dropped, and windows left without pairs.
 
-    Each row of the result is a window: `text_id`, the row of its text in `dataset`; `num_pairs`;
+    Each row of the result is a window: `text_id`, the row of its text in `dataset`, and `dataset`,
+    that of the datasets in a mixture that it came from, where `load_texts` says so; `num_pairs`;
     for each source s `input_ids_{s}` (at most `ctx_len`, beginning with the special tokens that
     the tokenizer puts before a text) and `pairs_{s}` (indices into `input_ids_{s}`); `ends`, the
     character of the text (of `plain_text` for chat) where each pair ends; `content_tokens_{s}`,
@@ -52,7 +53,7 @@ def prepare_windows(
     Raises ValueError for tokenizers that cannot be aligned, a `ctx_len` without room for a pair, a
     missing chat template, or texts in which nothing aligns.
     """
-    alignment.check_tokenizers(tokenizers)
+    sources = source_tokenizers(tokenizers, reuse=False)
     if chat_format not in ("template", "plain"):
         raise ValueError(f'`chat_format` must be "template" or "plain", got {chat_format!r}.')
     if not {"text", "messages"} & set(dataset.column_names):
@@ -63,7 +64,6 @@ def prepare_windows(
     if "messages" in dataset.column_names and chat_format == "template":
         for tokenizer in tokenizers:
             check_chat_template(tokenizer)
-    sources = [_tokenizer_source(tokenizer) for tokenizer in tokenizers]
     shortest = max(max(len(source.prefix), 1) for source in sources) + 1
     if ctx_len < shortest:
         raise ValueError(f"`ctx_len` must be at least {shortest} here to hold a pair: {ctx_len}.")
@@ -76,7 +76,7 @@ def prepare_windows(
         batch_size=256,
         with_indices=True,
         remove_columns=dataset.column_names,
-        features=_window_features(len(sources)),
+        features=_window_features(len(sources), dataset.features.get("dataset")),
         fn_kwargs={
             "sources": sources,
             "ctx_len": ctx_len,
@@ -118,6 +118,9 @@ class AlignmentReport:
     aligned_fraction: list[float]
     """For each source, pairs over the tokens that are neither special nor white space."""
 
+    aligned_fraction_per_dataset: dict[str, list[float]]
+    """The same for each dataset of which a window is left."""
+
     dropped: dict[str, int]
     """Aligned positions that were left out, by reason."""
 
@@ -125,26 +128,38 @@ class AlignmentReport:
 def alignment_report(windows: Dataset, num_texts: int) -> AlignmentReport:
     """Count what `prepare_windows` made of `num_texts` texts."""
     count = sum(name.startswith("input_ids_") for name in windows.column_names)
+    names = getattr(windows.features.get("dataset"), "names", [])
     texts: set[int] = set()
-    pairs, tokens, content = 0, [0] * count, [0] * count
+    tokens = [0] * count
+    # Per dataset, pairs and then each source's content tokens; the last row is for all of them.
+    counts = np.zeros((len(names) + 1, 1 + count), dtype=np.int64)
     dropped = dict.fromkeys(_DROPPED, 0)
     for batch in windows.with_format("arrow").iter(batch_size=4096):
         table: Any = batch
         texts.update(table["text_id"].unique().to_pylist())
-        pairs += int(table["num_pairs"].to_numpy().sum())
         for reason, column in _DROPPED.items():
             dropped[reason] += int(table[column].to_numpy().sum())
         for source in range(count):
             ids = table[f"input_ids_{source}"]
             tokens[source] += sum(len(chunk.flatten()) for chunk in ids.chunks)
-            content[source] += int(table[f"content_tokens_{source}"].to_numpy().sum())
+        columns = ["num_pairs", *(f"content_tokens_{source}" for source in range(count))]
+        values = np.stack([table[column].to_numpy() for column in columns], axis=1)
+        if names:
+            np.add.at(counts, table["dataset"].to_numpy(), values)
+        counts[-1] += values.sum(axis=0)
+    fractions = (counts[:, :1] / np.maximum(counts[:, 1:], 1)).tolist()
     return AlignmentReport(
         texts=num_texts,
         texts_without_pairs=num_texts - len(texts),
         windows=len(windows),
-        pairs=pairs,
+        pairs=int(counts[-1, 0]),
         tokens=tokens,
-        aligned_fraction=[pairs / max(number, 1) for number in content],
+        aligned_fraction=fractions[-1],
+        aligned_fraction_per_dataset={
+            name: fraction
+            for name, fraction, row in zip(names, fractions, counts, strict=False)
+            if row[1:].any()
+        },
         dropped=dropped,
     )
 
@@ -177,64 +192,50 @@ def cut_windows(
     return windows
 
 
-class _Source(NamedTuple):
-    tokenizer: PreTrainedTokenizerBase
-    prefix: np.ndarray
-    special: np.ndarray
-    digest: str
-
-
-class _Tokens(NamedTuple):
-    ids: np.ndarray
-    content: np.ndarray
-    """Which tokens have content [N]."""
-    candidates: np.ndarray
-    """Where the content of each token ends, -1 where the token cannot be paired [N]."""
-
-
-def _tokenizer_source(tokenizer: PreTrainedTokenizerBase) -> _Source:
-    probe = tokenizer("a", return_special_tokens_mask=True)
-    prefix = list(probe["input_ids"])[: list(probe["special_tokens_mask"]).index(0)]
-    # The call above has also undone any truncation and padding of earlier calls.
-    state = cast(PreTrainedTokenizerFast, tokenizer).backend_tokenizer.to_str()
-    key = repr((prefix, tokenizer.chat_template, state))
-    return _Source(
-        tokenizer=tokenizer,
-        prefix=alignment.as_ids(prefix),
-        special=alignment.special_ids(tokenizer),
-        digest=sha256(key.encode()).hexdigest(),
-    )
-
-
-def _window_features(count: int) -> Features:
+def _window_features(count: int, dataset: Any = None) -> Features:
     numbers = datasets.Sequence(Value("int32"))
     per_source = {
         f"{name}_{source}": numbers for name in ("input_ids", "pairs") for source in range(count)
     }
     content = {f"content_tokens_{source}": Value("int32") for source in range(count)}
-    head = {"text_id": Value("int64"), "num_pairs": Value("int32")}
+    head: dict[str, Any] = {"text_id": Value("int64"), "num_pairs": Value("int32")}
+    head |= {"dataset": dataset} if dataset is not None else {}
     dropped = {name: Value("int32") for name in _DROPPED.values()}
     return Features(head | per_source | {"ends": numbers} | content | dropped)
+
+
+class _Text(NamedTuple):
+    """What the sources made of one text."""
+
+    ids: list[np.ndarray]
+    """For each source its tokens, without special tokens around [N_s]."""
+    indices: list[np.ndarray]
+    """For each source the paired tokens [P]."""
+    ends: np.ndarray
+    """The character behind which each pair ends [P]."""
+    is_content: list[np.ndarray]
+    """For each source which tokens have content [N_s]."""
 
 
 def _windows_of_batch(
     batch: Mapping[str, list],
     text_ids: list[int],
     *,
-    sources: Sequence[_Source],
+    sources: Sequence[SourceTokenizer],
     ctx_len: int,
     chat_format: str,
     exclude_tokens: Sequence[int],
 ) -> pa.Table:
-    features = _window_features(len(sources))
+    labels = batch.get("dataset")
+    features = _window_features(len(sources), None if labels is None else Value("int64"))
     columns: dict[str, list] = {name: [] for name in features}
-    # Equal tokenizers (a model and its fine-tune) encode once.
-    unique = {source.digest: source for source in sources}
-    readers = {key: _read(source, batch, chat_format) for key, source in unique.items()}
-    for text_id in text_ids:
-        read = {key: next(reader) for key, reader in readers.items()}
-        tokens = [read[source.digest] for source in sources]
-        _windows_of_text(columns, text_id, tokens, sources, ctx_len, exclude_tokens)
+    for row, text in enumerate(_align_rows(list(_rows(batch, chat_format)), sources)):
+        before = len(columns["text_id"])
+        _windows_of_text(columns, text, sources, ctx_len, exclude_tokens)
+        windows = len(columns["num_pairs"]) - before
+        columns["text_id"] += [text_ids[row]] * windows
+        if labels is not None:
+            columns["dataset"] += [labels[row]] * windows
     return pa.Table.from_arrays(
         [_arrow(columns[name], feature) for name, feature in features.items()],
         schema=features.arrow_schema,
@@ -243,36 +244,35 @@ def _windows_of_batch(
 
 def _windows_of_text(
     columns: dict[str, list],
-    text_id: int,
-    tokens: Sequence[_Tokens],
-    sources: Sequence[_Source],
+    text: _Text,
+    sources: Sequence[SourceTokenizer],
     ctx_len: int,
     exclude_tokens: Sequence[int],
 ) -> None:
-    """Append the text's windows to `columns`."""
-    indices, ends = alignment.align_offsets([source.candidates for source in tokens])
-    content = [np.cumsum(source.content) for source in tokens]
+    """Append the text's windows to `columns`, all but where the text came from."""
+    content = [np.cumsum(is_content) for is_content in text.is_content]
     counts: list[list[int]] = []
     capacities = [ctx_len - len(source.prefix) for source in sources]
-    for first, stop, starts in cut_windows(indices, capacities):
+    for first, stop, starts in cut_windows(text.indices, capacities):
         pairs = [
             index[first:stop] - start + len(source.prefix)
-            for index, start, source in zip(indices, starts, sources, strict=True)
+            for index, start, source in zip(text.indices, starts, sources, strict=True)
         ]
         inside = np.logical_and.reduce([index > 0 for index in pairs])
-        wanted = ~np.isin(tokens[0].ids[indices[0][first:stop]], exclude_tokens)
+        wanted = ~np.isin(text.ids[0][text.indices[0][first:stop]], exclude_tokens)
         keep = inside & wanted
         if not keep.any():
             continue
         columns["dropped_first"].append(int((~inside).sum()))
         columns["dropped_excluded"].append(int((inside & ~wanted).sum()))
-        columns["text_id"].append(text_id)
         columns["num_pairs"].append(int(keep.sum()))
-        columns["ends"].append(ends[first:stop][keep])
-        last = [int(index[stop - 1]) for index in indices]
+        columns["ends"].append(text.ends[first:stop][keep])
+        last = [int(index[stop - 1]) for index in text.indices]
         for number, source in enumerate(sources):
-            ids = tokens[number].ids[starts[number] : last[number] + 1]
-            columns[f"input_ids_{number}"].append(np.concatenate([source.prefix, ids]))
+            ids = text.ids[number][starts[number] : last[number] + 1]
+            columns[f"input_ids_{number}"].append(
+                np.append(np.array(source.prefix, dtype=np.int32), ids)
+            )
             columns[f"pairs_{number}"].append(pairs[number][keep])
         counts.append([int(total[end]) for total, end in zip(content, last, strict=True)])
     if counts:
@@ -282,55 +282,66 @@ def _windows_of_text(
             columns[f"content_tokens_{number}"].extend(shares.tolist())
 
 
-def _read(source: _Source, batch: Mapping[str, list], chat_format: str) -> Iterator[_Tokens]:
-    """The tokens of each row as one source reads it, without the special tokens around it."""
-    rows = [_string_and_spans(*row, source, chat_format) for row in _rows(batch)]
-    prefix = source.prefix.tolist()
-    for group in _groups([len(string) for string, _ in rows]):
-        strings = [string for string, _ in rows[group]]
-        encoding = source.tokenizer(
-            strings, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-        )
-        encoded: Any = zip(
-            rows[group], encoding["input_ids"], encoding["offset_mapping"], strict=True
-        )
-        for (string, spans), ids, spans_of_tokens in encoded:
-            # A chat template writes the special tokens itself; each window has them anyway.
-            skip = len(prefix) if spans is not None and ids[: len(prefix)] == prefix else 0
-            ids = alignment.as_ids(ids[skip:])
-            offsets = alignment.as_offsets(spans_of_tokens[skip:])
-            reach = alignment.content_reach(string)
-            ends = alignment.content_ends(offsets, np.isin(ids, source.special), reach)
-            complete = alignment.completed(ends, offsets) >= 0
-            if spans is not None:
-                ends = _canonical(ends, spans)
-            yield _Tokens(ids, ends >= 0, np.where(complete, ends, -1))
-
-
-def _rows(batch: Mapping[str, list]) -> Iterator[tuple[str | None, list | None]]:
+def _rows(batch: Mapping[str, list], chat_format: str) -> Iterator[Text]:
     empty = [None] * len(next(iter(batch.values())))
-    yield from zip(batch.get("text", empty), batch.get("messages", empty), strict=True)
+    texts, chats = batch.get("text", empty), batch.get("messages", empty)
+    for text, messages in zip(texts, chats, strict=True):
+        if messages is None:
+            yield text or ""
+        else:
+            yield plain_text(messages) if chat_format == "plain" else messages
 
 
-def _string_and_spans(
-    text: str | None, messages: list | None, source: _Source, chat_format: str
-) -> tuple[str, Spans | None]:
-    if messages is None:
-        return text or "", None
-    if chat_format == "plain":
-        return plain_text(messages), None
-    try:
-        return render_chat(messages, source.tokenizer)
-    except TemplateError as error:
-        _warn_once(source.tokenizer.name_or_path, str(error))
-        return "", []
+def _align_rows(rows: Sequence[Text], sources: Sequence[SourceTokenizer]) -> Iterator[_Text]:
+    plain = [row if isinstance(row, str) else plain_text(row) for row in rows]
+    for group in _groups([len(text) for text in plain]):
+        # Equal tokenizers (a model and its fine-tune) are one source, which encodes once.
+        rendered = {source: _render_all(rows[group], source) for source in sources}
+        ids = {
+            source: source.encode([part.string for part in parts])
+            for source, parts in rendered.items()
+        }
+        pairs = alignment.pair_tokens(
+            plain[group], [ids[s] for s in sources], sources, [rendered[s] for s in sources]
+        )
+        for reason in pairs.refused.values():
+            _warn_once("Some texts cannot be aligned and are left out: %s", reason)
+        for number in range(len(plain[group])):
+            yield _text_of(pairs, number, sources)
+
+
+def _text_of(pairs: BatchPairs, number: int, sources: Sequence[SourceTokenizer]) -> _Text:
+    here = slice(*pairs.bounds[number : number + 2])
+    ids, indices, is_content = [], [], []
+    for source, tokens, index in zip(sources, pairs.tokens, pairs.indices, strict=True):
+        first, last = tokens.bounds[number : number + 2]
+        # A chat template writes the special tokens itself; each window has them anyway.
+        size = len(source.prefix)
+        skip = size if tokens.ids[first : min(first + size, last)].tolist() == source.prefix else 0
+        ids.append(tokens.ids[first + skip : last])
+        indices.append(index[here] - skip)
+        is_content.append(np.isin(tokens.reasons[first + skip : last], CONTENT))
+    return _Text(ids, indices, pairs.ends[here], is_content)
+
+
+def _render_all(rows: Sequence[Text], source: SourceTokenizer) -> list[Rendered]:
+    parts = []
+    for row in rows:
+        try:
+            parts.append(alignment.render(row, source))
+        except TemplateError as error:
+            _warn_once(
+                "The chat template of %s refuses some conversations, which are left out: %s",
+                source.tokenizer.name_or_path,
+                str(error),
+            )
+            parts.append(Rendered("", []))
+    return parts
 
 
 @cache
-def _warn_once(name: str, reason: str) -> None:
-    logging.getLogger(__name__).warning(
-        "The chat template of %s refuses some conversations, which are left out: %s", name, reason
-    )
+def _warn_once(message: str, *parts: str) -> None:
+    logging.getLogger(__name__).warning(message, *parts)
 
 
 def _groups(lengths: Sequence[int]) -> Iterator[slice]:
@@ -341,17 +352,8 @@ def _groups(lengths: Sequence[int]) -> Iterator[slice]:
             yield slice(first, row)
             first, total = row, 0
         total += length
-    yield slice(first, len(lengths))
-
-
-def _canonical(ends: np.ndarray, spans: Spans) -> np.ndarray:
-    """Positions in the rendered string as positions in the plain text, -1 outside of all spans."""
-    if not spans:
-        return np.full_like(ends, -1)
-    starts, stops, positions = np.array(spans).T
-    span = np.searchsorted(starts, ends) - 1
-    inside = (span >= 0) & (ends <= stops[span])
-    return np.where(inside, ends - starts[span] + positions[span], -1)
+    if lengths:
+        yield slice(first, len(lengths))
 
 
 def _arrow(values: list, feature: Any) -> pa.Array:

@@ -51,7 +51,7 @@ def rows_of(numbers, key="text"):
 
 
 def texts_of(dataset: Dataset) -> list[str]:
-    assert dataset.column_names == ["text"]
+    assert dataset.column_names == ["text", "dataset"]
     return list(dataset["text"])
 
 
@@ -107,7 +107,7 @@ class TestLoading:
         ):
             path = write_lines(tmp_path / f"{column}.jsonl", [{"id": 1, column: chat}])
             texts = load_texts(path)
-            assert texts.column_names == ["messages"]
+            assert texts.column_names == ["messages", "dataset"]
             assert texts[0]["messages"] == CHAT
 
     def test_equal_mixtures_alternate_until_the_first_dataset_ends(self, tmp_path):
@@ -129,7 +129,7 @@ class TestLoading:
         a = write_lines(tmp_path / "a.jsonl", rows_of(range(3)))
         b = write_lines(tmp_path / "b.jsonl", [{"messages": CHAT}] * 3)
         mixture = load_texts(a, extra_datasets=[b])
-        assert set(mixture.column_names) == {"text", "messages"}
+        assert set(mixture.column_names) == {"text", "messages", "dataset"}
         kinds = [(row["text"] is None, row["messages"] is None) for row in mixture]
         assert kinds == [(False, True), (True, False)] * 3
 
@@ -493,6 +493,24 @@ class TestReport:
         assert window["ends"] == [len("the dog")]
         assert window["content_tokens_0"] == len(PLAIN("the dog")["input_ids"])
         assert window["content_tokens_1"] == 3
+
+    def test_each_dataset_of_a_mixture_has_its_own_fraction(self, tmp_path):
+        plain = write_lines(tmp_path / "plain.jsonl", [{"text": "the dog"}] * 20)
+        # Only the first source takes "</s>" for a special token and not for text.
+        words = Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
+        words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        by_word = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>")
+        special = write_lines(tmp_path / "special.jsonl", [{"text": "the </s> </s> dog"}] * 20)
+        texts = load_texts(plain, extra_datasets=[special, special])
+        windows = prepare_windows(texts, [PLAIN, by_word], ctx_len=200)
+        report = alignment_report(windows, len(texts))
+        names = [str(plain), f"{special} (1)", f"{special} (2)"]
+        assert list(report.aligned_fraction_per_dataset) == names
+        per_dataset = [report.aligned_fraction_per_dataset[name][1] for name in names]
+        assert per_dataset == [1 / 2, 1 / 4, 1 / 4]  # "dog" of two words, and of four
+        counts = np.bincount(texts["dataset"])
+        total = 2 * counts[0] + 4 * counts[1] + 4 * counts[2]
+        assert report.aligned_fraction[1] == len(texts) / total
 
     def test_a_selection_of_windows_is_counted_alone(self):
         windows = prepare_windows(as_texts(*SENTENCES), [PLAIN, WITH_BOS], ctx_len=16)

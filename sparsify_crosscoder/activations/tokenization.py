@@ -1,0 +1,396 @@
+"""What each source's tokenizer makes of texts: token ids, and where in the text they end."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cache, cached_property, lru_cache
+from hashlib import sha256
+from itertools import chain
+from typing import NamedTuple
+from unicodedata import category
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from .spelling import Spelling
+
+# No character from U+3001 on is white space, so the table's last entry stands for all of them.
+_IS_SPACE = np.array([chr(code).isspace() for code in range(0x3002)])
+# Conjoining vowels and finals of Hangul: with marks, all that normalisation joins to what precedes.
+_JAMO = (*range(0x1160, 0x1200), *range(0xD7B0, 0xD800))
+
+
+class Reason(IntEnum):
+    """Why a token is in no pair."""
+
+    PAIRED = 0
+    """It is in one."""
+    SPECIAL = 1
+    """A special token: added by the tokenizer, by a chat template, or spelled out in the text."""
+    WHITE_SPACE = 2
+    """White space and nothing else."""
+    TEMPLATE = 3
+    """Written by the chat template around the messages, as roles and dates are."""
+    FIRST = 4
+    """The first token of the sequence, where `NonContent.first` is set."""
+    EXCLUDED = 5
+    """One of `NonContent.token_ids`."""
+    INSIDE_CHARACTER = 6
+    """Ends inside a character that the tokenizer has rewritten: its bytes compare to no other's."""
+    INSIDE_WINDOW = 7
+    """Content, but another source ends no token here: part of the window of the next pair."""
+    UNREAD = 8
+    """Content that was cut off in another source by `max_length`."""
+    PADDING = 9
+    """Padding."""
+
+
+CONTENT = (Reason.PAIRED, Reason.INSIDE_WINDOW, Reason.INSIDE_CHARACTER)
+"""What the tokens of a text that hold content can have as `Reason`."""
+
+
+@dataclass(frozen=True)
+class NonContent:
+    """Which tokens of a source are never paired: `is_non_content` of Algorithm 1 (B.1.6).
+
+    Always: special tokens wherever they stand, tokens of white space alone (fragments of a
+    white-space character included), what a chat template writes around the messages, and padding.
+    A text's first token and further ids can be added.
+    """
+
+    first: bool = False
+    """The first token of the sequence, be it BOS or text: models use it as an attention sink."""
+
+    token_ids: frozenset[int] = frozenset()
+    """Ids of this source's vocabulary that are to be left out as well."""
+
+
+DEFAULT_RULE = NonContent()
+
+
+class TextBatch:
+    """Texts as one run of UTF-8 bytes, in which positions are counted in bytes of content.
+
+    White space is not content: all positions between two bytes of content are one.
+    Raises ValueError for text that is not Unicode (lone surrogates).
+    """
+
+    def __init__(self, texts: Sequence[str]):
+        self.texts = list(texts)
+        encoded = _utf8(texts)
+        self.data = b"".join(encoded)
+        self.bounds = np.cumsum([0, *map(len, encoded)])
+        """Where each text begins, in bytes [T + 1]."""
+        self.is_content = _is_content(self.data)
+        """Which bytes are not white space [bytes]."""
+        self.content = _cumulative(self.is_content)
+        """How much content lies before each byte [bytes + 1]."""
+
+    @cached_property
+    def character_starts(self) -> np.ndarray:
+        """Where each character begins, in bytes, and where the last ends [characters + 1]."""
+        starts = np.flatnonzero(_starts_character(self.data))
+        return np.append(starts, len(self.data))
+
+    @cached_property
+    def character_bounds(self) -> np.ndarray:
+        """Where each text begins, in characters [T + 1]."""
+        return np.cumsum([0, *map(len, self.texts)])
+
+    def positions(self, text: int, characters: np.ndarray) -> np.ndarray:
+        """Content before the given characters of one text."""
+        return self.content[self.character_starts[self.character_bounds[text] + characters]]
+
+    def characters(self, positions: np.ndarray) -> np.ndarray:
+        """Behind which character, counted from the first text's start, each position lies.
+
+        A position inside a character counts as behind it, as in tokenizers' own offsets.
+        """
+        last_bytes = np.flatnonzero(self.is_content)[positions - 1]
+        if len(self.data) == self.character_bounds[-1]:
+            return last_bytes + 1
+        return np.cumsum(_starts_character(self.data))[last_bytes]
+
+
+class TokenEnds(NamedTuple):
+    """The tokens of a `TextBatch`, one text behind the other, without special tokens around."""
+
+    ids: np.ndarray
+    """Token ids, int32 [N]."""
+
+    bounds: np.ndarray
+    """Where each text's tokens begin [T + 1]."""
+
+    ends: np.ndarray
+    """How much content was read with each token, int64 [N]; increasing where `reasons` is 0."""
+
+    reasons: np.ndarray
+    """`Reason` of each token that cannot be paired, uint8 [N]."""
+
+    refused: dict[int, str]
+    """Texts of which nothing can be paired, and why."""
+
+
+class SourceTokenizer:
+    """A source's tokenizer, with what its tokens spell and which of them are special."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.tokenizer = tokenizer
+        self.spelling = Spelling(tokenizer)
+        self.special_ids = special_ids(tokenizer)
+        bare = tokenizer("a", add_special_tokens=False, verbose=False)["input_ids"]
+        full = tokenizer("a", verbose=False)["input_ids"]
+        first = next((i for i in range(len(full)) if full[i : i + len(bare)] == bare), 0)
+        self.prefix: list[int] = list(full[:first])
+        """Special tokens that the tokenizer puts before a text."""
+        self.suffix: list[int] = list(full[first + len(bare) :])
+        """Special tokens that it puts behind a text."""
+
+    @property
+    def name(self) -> str:
+        """For messages: where the tokenizer came from, and its class."""
+        return f"{self.tokenizer.name_or_path or 'unnamed'} ({type(self.tokenizer).__name__})"
+
+    @cached_property
+    def digest(self) -> str:
+        """Equal for tokenizers that make the same tokens and the same chats of every text."""
+        tokenizer = self.tokenizer
+        if isinstance(tokenizer, PreTrainedTokenizerFast):
+            _undo_truncation_and_padding(tokenizer)
+            state: object = tokenizer.backend_tokenizer.to_str()
+        else:
+            added = sorted((id, str(token)) for id, token in tokenizer.added_tokens_decoder.items())
+            vocab = sorted(tokenizer.get_vocab().items(), key=repr)
+            state = (type(tokenizer).__qualname__, sorted(tokenizer.init_kwargs), vocab, added)
+        key = (self.prefix, self.suffix, tokenizer.chat_template, state)
+        return sha256(repr(key).encode("utf-8", "surrogatepass")).hexdigest()
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """The texts' token ids, whole and without the special tokens around a text."""
+        if not texts:
+            return []
+        _utf8(texts)
+        tokenizer = self.tokenizer
+        if not isinstance(tokenizer, PreTrainedTokenizerFast) or _is_customised(tokenizer):
+            return tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        _undo_truncation_and_padding(tokenizer)
+        backend = tokenizer.backend_tokenizer
+        backend.encode_special_tokens = tokenizer.split_special_tokens
+        # A third faster than the tokenizer's own call, which also computes offsets.
+        encodings = backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def read(
+        self, batch: TextBatch, ids: Sequence[Sequence[int]], rule: NonContent = DEFAULT_RULE
+    ) -> TokenEnds:
+        """Find where each token ends, given what `encode` made of the batch's texts.
+
+        Tokens that spell the texts, but for white space, are counted off in bytes. Where a
+        tokenizer has rewritten a text (case, composition, unknown characters) its character
+        offsets are used instead; if it has none, the text is refused.
+        """
+        flat = np.array(list(chain.from_iterable(ids)), dtype=np.int32)
+        bounds = np.cumsum([0, *map(len, ids)])
+        known = self._spelled(batch, flat, bounds)
+        refused: dict[int, str] = {}
+        if known is None and len(batch.texts) == 1:
+            known = self._by_offsets(batch, ids[0])
+            if known is None:
+                refused[0] = self._difference(batch.texts[0], ids[0])
+                known = np.zeros_like(flat, dtype=np.int64), np.full(len(flat), Reason.UNREAD)
+        if known is None:
+            return self._read_singly(batch, ids, rule)
+        ends, reasons = known
+        reasons = reasons.astype(np.uint8)
+        reasons[np.isin(flat, list(rule.token_ids))] = Reason.EXCLUDED
+        reasons[np.isin(flat, self.special_ids)] = Reason.SPECIAL
+        return TokenEnds(flat, bounds, ends, reasons, refused)
+
+    def _spelled(
+        self, batch: TextBatch, ids: np.ndarray, bounds: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """Ends and reasons of tokens that spell the batch, None if they do not."""
+        data, lengths = self.spelling.read(ids)
+        read = _cumulative(lengths)
+        if data == batch.data and np.array_equal(read[bounds], batch.bounds):
+            content = batch.content
+        elif len(batch.texts) > 1 or not self.spelling.known:
+            return None
+        else:
+            try:
+                is_content = _is_content(data)
+            except UnicodeDecodeError:
+                return None
+            spelled, written = (np.frombuffer(some, dtype=np.uint8) for some in (data, batch.data))
+            if not np.array_equal(spelled[is_content], written[batch.is_content]):
+                return None
+            content = _cumulative(is_content)
+        position = content[read]
+        blank = position[1:] == position[:-1]
+        return position[1:], np.where(blank, Reason.WHITE_SPACE, Reason.PAIRED)
+
+    def _by_offsets(
+        self, batch: TextBatch, ids: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """Ends and reasons from the character offsets of the tokens of a single text."""
+        if not self.tokenizer.is_fast:
+            return None
+        text = batch.texts[0]
+        encoding = self.tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
+        assert list(encoding["input_ids"]) == list(ids)
+        starts, stops = np.array(encoding["offset_mapping"], dtype=np.int64).reshape(-1, 2).T
+        blank = batch.positions(0, stops) <= batch.positions(0, starts)
+        # What a tokenizer drops or composes belongs to no span: it is read with the token before.
+        following = _later_minimum(np.where(stops > starts, starts, len(text)), len(text))
+        inside = (stops > following) | _joins_on(text)[following]
+        reasons = np.where(inside, Reason.INSIDE_CHARACTER, Reason.PAIRED)
+        reach = np.where(inside, stops, following)
+        return batch.positions(0, reach), np.where(blank, Reason.WHITE_SPACE, reasons)
+
+    def _read_singly(
+        self, batch: TextBatch, ids: Sequence[Sequence[int]], rule: NonContent
+    ) -> TokenEnds:
+        texts = [
+            self.read(TextBatch([text]), [tokens], rule)
+            for text, tokens in zip(batch.texts, ids, strict=True)
+        ]
+        before = batch.content[batch.bounds]
+        return TokenEnds(
+            ids=np.concatenate([text.ids for text in texts]),
+            bounds=np.cumsum([0, *(len(text.ids) for text in texts)]),
+            ends=np.concatenate([text.ends + before[i] for i, text in enumerate(texts)]),
+            reasons=np.concatenate([text.reasons for text in texts]),
+            refused={i: text.refused[0] for i, text in enumerate(texts) if text.refused},
+        )
+
+    def _difference(self, text: str, ids: Sequence[int]) -> str:
+        spelled = self.spelling.join(ids).decode(errors="replace")
+        written, read = ("".join(string.split()) for string in (text, spelled))
+        at = next(
+            (i for i, (a, b) in enumerate(zip(written, read, strict=False)) if a != b),
+            min(len(written), len(read)),
+        )
+        return (
+            f"the tokenizer {self.name} gives no character offsets, and its tokens do not spell "
+            f"the text: where that has {written[at : at + 20]!r} they have {read[at : at + 20]!r}. "
+            "Load its fast version (AutoTokenizer.from_pretrained with a tokenizer.json), or "
+            "convert it once with transformers.convert_slow_tokenizer and save that."
+        )
+
+
+def source_tokenizers(
+    tokenizers: Sequence[PreTrainedTokenizerBase], reuse: bool = True
+) -> list[SourceTokenizer]:
+    """Prepare one tokenizer per source; equal tokenizers share one `SourceTokenizer`.
+
+    With `reuse` those of earlier calls are taken, which a tokenizer that was changed inside since
+    would not notice.
+
+    Raises ValueError for fewer than two tokenizers.
+    """
+    if len(tokenizers) < 2:
+        raise ValueError(
+            f"Alignment needs a tokenizer for each of at least two sources, got {len(tokenizers)}."
+        )
+    sources: list[SourceTokenizer] = []
+    for tokenizer in tokenizers:
+        if reuse:
+            # What a user may well change between two calls is part of the key.
+            probe = tuple(tokenizer("a", verbose=False)["input_ids"])
+            source = _prepared(tokenizer, len(tokenizer), probe, repr(tokenizer.chat_template))
+        else:
+            source = SourceTokenizer(tokenizer)
+        equal = (other for other in sources if _is_equal(source, other))
+        sources.append(next(equal, source))
+    return sources
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """Ids that stand for no text: all special tokens but a separate unknown token."""
+    added = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    ids = added | set(tokenizer.all_special_ids)
+    unknown = tokenizer.unk_token
+    if unknown not in (None, tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token):
+        ids.discard(tokenizer.convert_tokens_to_ids(str(unknown)))
+    return np.array(sorted(ids), dtype=np.int32)
+
+
+@lru_cache(maxsize=16)
+def _prepared(tokenizer: PreTrainedTokenizerBase, *_state: object) -> SourceTokenizer:
+    return SourceTokenizer(tokenizer)
+
+
+def _is_equal(one: SourceTokenizer, other: SourceTokenizer) -> bool:
+    if one is other:
+        return True
+    return len(one.tokenizer) == len(other.tokenizer) and one.digest == other.digest
+
+
+def _is_customised(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether its class does more to a text than to hand it to the tokenizers library."""
+    names = ("__call__", "_encode_plus")
+    return any(
+        getattr(type(tokenizer), name) is not getattr(PreTrainedTokenizerFast, name)
+        for name in names
+    )
+
+
+def _undo_truncation_and_padding(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Forget the truncation and padding of earlier calls, which the library keeps."""
+    backend = tokenizer.backend_tokenizer
+    if backend.truncation is not None:
+        backend.no_truncation()
+    if backend.padding is not None:
+        backend.no_padding()
+
+
+def _utf8(texts: Sequence[str]) -> list[bytes]:
+    try:
+        return [text.encode() for text in texts]
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"A text holds half of a character (lone surrogate {error.object[error.start]!r} at "
+            f"{error.start}), which no tokenizer reads. Clean it with "
+            'text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").'
+        ) from error
+
+
+def _is_content(data: bytes) -> np.ndarray:
+    """Which bytes of a UTF-8 string belong to characters other than white space."""
+    units = np.frombuffer(data, dtype=np.uint8)
+    if data.isascii():
+        return ~_IS_SPACE[units]
+    codes = np.frombuffer(data.decode().encode("utf-32-le"), dtype="<u4")
+    space = _IS_SPACE[np.minimum(codes, len(_IS_SPACE) - 1)]
+    return ~space[np.cumsum(_starts_character(data)) - 1]
+
+
+def _starts_character(data: bytes) -> np.ndarray:
+    return np.frombuffer(data, dtype=np.uint8) & 0xC0 != 0x80
+
+
+def _cumulative(values: np.ndarray) -> np.ndarray:
+    """Sums of the first 0, 1, ... values."""
+    total = np.zeros(len(values) + 1, dtype=np.int64)
+    np.cumsum(values, out=total[1:])
+    return total
+
+
+def _later_minimum(values: np.ndarray, last: int) -> np.ndarray:
+    """For every value the smallest of those behind it, and `last` for the last."""
+    later = np.minimum.accumulate(values[:0:-1])[::-1]
+    return np.append(later, last)[: len(values)]
+
+
+def _joins_on(text: str) -> np.ndarray:
+    """For every position in a text: may normalisation join its character to the one before?"""
+    codes = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+    return np.append(np.isin(codes, _joining_codes()), False)
+
+
+@cache
+def _joining_codes() -> np.ndarray:
+    marks: Iterable[int] = (code for code in range(0x110000) if category(chr(code))[0] == "M")
+    return np.array([*marks, *_JAMO], dtype=np.uint32)
