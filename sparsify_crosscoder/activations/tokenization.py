@@ -13,9 +13,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from .spelling import Spelling
+from .text_batch import TextBatch, cumulative, is_content, utf8
 
-# No character from U+3001 on is white space, so the table's last entry stands for all of them.
-_IS_SPACE = np.array([chr(code).isspace() for code in range(0x3002)])
 # Conjoining vowels and finals of Hangul: with marks, all that normalisation joins to what precedes.
 _JAMO = (*range(0x1160, 0x1200), *range(0xD7B0, 0xD800))
 
@@ -66,50 +65,6 @@ class NonContent:
 
 
 DEFAULT_RULE = NonContent()
-
-
-class TextBatch:
-    """Texts as one run of UTF-8 bytes, in which positions are counted in bytes of content.
-
-    White space is not content: all positions between two bytes of content are one.
-    Raises ValueError for text that is not Unicode (lone surrogates).
-    """
-
-    def __init__(self, texts: Sequence[str]):
-        self.texts = list(texts)
-        encoded = _utf8(texts)
-        self.data = b"".join(encoded)
-        self.bounds = np.cumsum([0, *map(len, encoded)])
-        """Where each text begins, in bytes [T + 1]."""
-        self.is_content = _is_content(self.data)
-        """Which bytes are not white space [bytes]."""
-        self.content = _cumulative(self.is_content)
-        """How much content lies before each byte [bytes + 1]."""
-
-    @cached_property
-    def character_starts(self) -> np.ndarray:
-        """Where each character begins, in bytes, and where the last ends [characters + 1]."""
-        starts = np.flatnonzero(_starts_character(self.data))
-        return np.append(starts, len(self.data))
-
-    @cached_property
-    def character_bounds(self) -> np.ndarray:
-        """Where each text begins, in characters [T + 1]."""
-        return np.cumsum([0, *map(len, self.texts)])
-
-    def positions(self, text: int, characters: np.ndarray) -> np.ndarray:
-        """Content before the given characters of one text."""
-        return self.content[self.character_starts[self.character_bounds[text] + characters]]
-
-    def characters(self, positions: np.ndarray) -> np.ndarray:
-        """Behind which character, counted from the first text's start, each position lies.
-
-        A position inside a character counts as behind it, as in tokenizers' own offsets.
-        """
-        last_bytes = np.flatnonzero(self.is_content)[positions - 1]
-        if len(self.data) == self.character_bounds[-1]:
-            return last_bytes + 1
-        return np.cumsum(_starts_character(self.data))[last_bytes]
 
 
 class TokenEnds(NamedTuple):
@@ -169,7 +124,7 @@ class SourceTokenizer:
         """The texts' token ids, whole and without the special tokens around a text."""
         if not texts:
             return []
-        _utf8(texts)
+        utf8(texts)
         tokenizer = self.tokenizer
         if not isinstance(tokenizer, PreTrainedTokenizerFast) or _is_customised(tokenizer):
             return tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
@@ -211,20 +166,20 @@ class SourceTokenizer:
     ) -> tuple[np.ndarray, np.ndarray] | None:
         """Ends and reasons of tokens that spell the batch, None if they do not."""
         data, lengths = self.spelling.read(ids)
-        read = _cumulative(lengths)
+        read = cumulative(lengths)
         if data == batch.data and np.array_equal(read[bounds], batch.bounds):
             content = batch.content
         elif len(batch.texts) > 1 or not self.spelling.known:
             return None
         else:
             try:
-                is_content = _is_content(data)
+                visible = is_content(data)
             except UnicodeDecodeError:
                 return None
             spelled, written = (np.frombuffer(some, dtype=np.uint8) for some in (data, batch.data))
-            if not np.array_equal(spelled[is_content], written[batch.is_content]):
+            if not np.array_equal(spelled[visible], written[batch.is_content]):
                 return None
-            content = _cumulative(is_content)
+            content = cumulative(visible)
         position = content[read]
         blank = position[1:] == position[:-1]
         return position[1:], np.where(blank, Reason.WHITE_SPACE, Reason.PAIRED)
@@ -344,38 +299,6 @@ def _undo_truncation_and_padding(tokenizer: PreTrainedTokenizerFast) -> None:
         backend.no_truncation()
     if backend.padding is not None:
         backend.no_padding()
-
-
-def _utf8(texts: Sequence[str]) -> list[bytes]:
-    try:
-        return [text.encode() for text in texts]
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"A text holds half of a character (lone surrogate {error.object[error.start]!r} at "
-            f"{error.start}), which no tokenizer reads. Clean it with "
-            'text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").'
-        ) from error
-
-
-def _is_content(data: bytes) -> np.ndarray:
-    """Which bytes of a UTF-8 string belong to characters other than white space."""
-    units = np.frombuffer(data, dtype=np.uint8)
-    if data.isascii():
-        return ~_IS_SPACE[units]
-    codes = np.frombuffer(data.decode().encode("utf-32-le"), dtype="<u4")
-    space = _IS_SPACE[np.minimum(codes, len(_IS_SPACE) - 1)]
-    return ~space[np.cumsum(_starts_character(data)) - 1]
-
-
-def _starts_character(data: bytes) -> np.ndarray:
-    return np.frombuffer(data, dtype=np.uint8) & 0xC0 != 0x80
-
-
-def _cumulative(values: np.ndarray) -> np.ndarray:
-    """Sums of the first 0, 1, ... values."""
-    total = np.zeros(len(values) + 1, dtype=np.int64)
-    np.cumsum(values, out=total[1:])
-    return total
 
 
 def _later_minimum(values: np.ndarray, last: int) -> np.ndarray:

@@ -14,9 +14,8 @@ from datasets import Dataset, Features, Value
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from . import alignment
-from .alignment import BatchPairs, Rendered, Text
 from .chat import check_chat_template, plain_text
+from .pairing import BatchPairs, Rendered, Text, pair_tokens, render
 from .tokenization import CONTENT, SourceTokenizer, source_tokenizers
 
 # Encodings take some hundred bytes a token until their ids are read.
@@ -301,7 +300,7 @@ def _align_rows(rows: Sequence[Text], sources: Sequence[SourceTokenizer]) -> Ite
             source: source.encode([part.string for part in parts])
             for source, parts in rendered.items()
         }
-        pairs = alignment.pair_tokens(
+        pairs = pair_tokens(
             plain[group], [ids[s] for s in sources], sources, [rendered[s] for s in sources]
         )
         for reason in pairs.refused.values():
@@ -328,7 +327,7 @@ def _render_all(rows: Sequence[Text], source: SourceTokenizer) -> list[Rendered]
     parts = []
     for row in rows:
         try:
-            parts.append(alignment.render(row, source))
+            parts.append(render(row, source))
         except TemplateError as error:
             _warn_once(
                 "The chat template of %s refuses some conversations, which are left out: %s",

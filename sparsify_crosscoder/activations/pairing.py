@@ -1,0 +1,164 @@
+"""Which tokens of all sources end at the same place of the same text.
+
+Everything is counted in bytes of content of the plain text, over a whole batch at once.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .chat import render_chat
+from .text_batch import TextBatch
+from .tokenization import DEFAULT_RULE, NonContent, Reason, SourceTokenizer, TokenEnds
+
+Text = str | Sequence[Mapping[str, Any]]
+"""A text, or a conversation as messages with role and content."""
+
+
+class Rendered(NamedTuple):
+    """What a source's model is given of a text."""
+
+    string: str
+    """The text itself, or the conversation in the model's chat template."""
+
+    spans: Sequence[tuple[int, int, int]] | None = None
+    """(start, stop, position in the plain text) of what is content in it; None for all of it."""
+
+
+def render(text: Text, source: SourceTokenizer) -> Rendered:
+    """A text as it is, a conversation in the source's own chat template.
+
+    Raises ValueError without a chat template, jinja2's TemplateError where it refuses.
+    """
+    if isinstance(text, str):
+        return Rendered(text)
+    return Rendered(*render_chat(text, source.tokenizer))
+
+
+class BatchPairs(NamedTuple):
+    """The pairs of a batch of T texts, in tokens without the special ones around a text."""
+
+    tokens: list[TokenEnds]
+    """Each source's tokens, one text behind the other, every one with its `Reason`."""
+
+    indices: list[np.ndarray]
+    """For each source the paired tokens, counted from the beginning of their text [P]."""
+
+    ends: np.ndarray
+    """Behind which character of its plain text each pair ends [P]."""
+
+    bounds: np.ndarray
+    """Where each text's pairs begin [T + 1]."""
+
+    refused: dict[int, str]
+    """Texts of which nothing could be paired, and why."""
+
+
+def pair_tokens(
+    texts: Sequence[str],
+    ids: Sequence[Sequence[Sequence[int]]],
+    sources: Sequence[SourceTokenizer],
+    rendered: Sequence[Sequence[Rendered]] | None = None,
+    rules: Sequence[NonContent] | None = None,
+) -> BatchPairs:
+    """Pair the tokens of many texts in one pass over each source's tokens.
+
+    `texts` are plain texts, `ids[s]` what `sources[s].encode` made of them, or of `rendered[s]`
+    where it is given.
+    """
+    plain = TextBatch(texts)
+    rules = rules or [DEFAULT_RULE] * len(sources)
+    keys = [(sources.index(source), rule) for source, rule in zip(sources, rules, strict=True)]
+    read = {
+        (number, rule): _read(
+            plain, rendered[number] if rendered else None, ids[number], sources[number], rule
+        )
+        for number, rule in dict.fromkeys(keys)
+    }
+    tokens = [read[key] for key in keys]
+    indices = _common(tokens, equal=len({number for number, _ in keys}) == 1)
+    bounds = np.searchsorted(indices[0], tokens[0].bounds)
+    counts = np.diff(bounds)
+    ends = plain.characters(tokens[0].ends[indices[0]])
+    return BatchPairs(
+        tokens=[_settled(part, index) for part, index in zip(tokens, indices, strict=True)],
+        indices=[
+            index - np.repeat(part.bounds[:-1], counts)
+            for part, index in zip(tokens, indices, strict=True)
+        ],
+        ends=ends - np.repeat(plain.character_bounds[:-1], counts),
+        bounds=bounds,
+        refused={number: why for part in tokens for number, why in part.refused.items()},
+    )
+
+
+def _common(tokens: Sequence[TokenEnds], equal: bool) -> list[np.ndarray]:
+    """For each source the tokens that end where a token of every source ends."""
+    if equal:
+        both = [np.isin(part.reasons, (Reason.PAIRED, Reason.INSIDE_CHARACTER)) for part in tokens]
+        return [np.flatnonzero(np.logical_and.reduce(both))] * len(tokens)
+    candidates = [np.flatnonzero(part.reasons == Reason.PAIRED) for part in tokens]
+    ends = [part.ends[index] for part, index in zip(tokens, candidates, strict=True)]
+    sources_at = np.zeros(max(int(end[-1]) if len(end) else 0 for end in ends) + 1, dtype=np.uint8)
+    for end in ends:
+        sources_at[end] += 1
+    return [
+        index[sources_at[end] == len(tokens)] for index, end in zip(candidates, ends, strict=True)
+    ]
+
+
+def _settled(tokens: TokenEnds, paired: np.ndarray) -> TokenEnds:
+    """The tokens with the final reason of those that could have been paired."""
+    reasons = tokens.reasons.copy()
+    reasons[reasons == Reason.PAIRED] = Reason.INSIDE_WINDOW
+    reasons[paired] = Reason.PAIRED
+    return tokens._replace(reasons=reasons)
+
+
+def _read(
+    plain: TextBatch,
+    parts: Sequence[Rendered] | None,
+    ids: Sequence[Sequence[int]],
+    source: SourceTokenizer,
+    rule: NonContent,
+) -> TokenEnds:
+    """The source's tokens, with ends as positions in the plain texts."""
+    chats = are_chats(parts, len(ids))
+    if parts is None or not chats.any():
+        tokens = source.read(plain, ids, rule)
+    else:
+        batch = TextBatch([part.string for part in parts])
+        tokens = _in_plain_text(source.read(batch, ids, rule), batch, plain, parts)
+    if rule.first:
+        begins = (np.diff(tokens.bounds) > 0) & (chats | (not source.prefix))
+        first = tokens.bounds[:-1][begins]
+        tokens.reasons[first[tokens.reasons[first] != Reason.SPECIAL]] = Reason.FIRST
+    return tokens
+
+
+def are_chats(parts: Sequence[Rendered] | None, count: int) -> np.ndarray:
+    """Which of `count` texts were rendered by a chat template, bool [T]."""
+    if parts is None:
+        return np.zeros(count, dtype=bool)
+    return np.array([part.spans is not None for part in parts], dtype=bool)
+
+
+def _in_plain_text(
+    tokens: TokenEnds, batch: TextBatch, plain: TextBatch, parts: Sequence[Rendered]
+) -> TokenEnds:
+    """Ends in rendered texts as ends in the plain ones; what lies outside the spans is template."""
+    starts, stops, positions = [], [], []
+    for number, part in enumerate(parts):
+        spans = [(0, len(part.string), 0)] if part.spans is None else part.spans
+        start, stop, position = np.array(spans, dtype=np.int64).reshape(-1, 3).T
+        starts.append(batch.positions(number, start))
+        stops.append(batch.positions(number, stop))
+        positions.append(plain.positions(number, position))
+    start, stop, position = map(np.concatenate, (starts, stops, positions))
+    span = np.searchsorted(start, tokens.ends) - 1
+    inside = (span >= 0) & (tokens.ends <= np.append(stop, 0)[span])
+    shift = np.append(position - start, 0)[span]
+    outside = ~inside & np.isin(tokens.reasons, (Reason.PAIRED, Reason.INSIDE_CHARACTER))
+    tokens.reasons[outside] = Reason.TEMPLATE
+    return tokens._replace(ends=tokens.ends + np.where(inside, shift, 0))
