@@ -1,6 +1,7 @@
 """Algorithm 1 of section B.1.6 as printed: the reference that tests and benchmarks compare with."""
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -75,7 +76,7 @@ def algorithm1(
 class _Side:
     def __init__(self, ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, byte_exact: bool):
         self.ids = list(ids)
-        self.special = set(special_ids(tokenizer).tolist())
+        self.special = _special(tokenizer, len(tokenizer))
         self.normalised = _bytes_of(tokenizer) if byte_exact else _text_of(tokenizer)
 
     def text(self, start: int, stop: int) -> str | bytes:
@@ -87,6 +88,11 @@ class _Side:
         ):
             index += 1
         return index
+
+
+@lru_cache(maxsize=16)
+def _special(tokenizer: PreTrainedTokenizerBase, _size: int) -> frozenset[int]:
+    return frozenset(special_ids(tokenizer).tolist())
 
 
 def _text_of(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[int]], str]:

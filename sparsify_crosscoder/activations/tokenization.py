@@ -1,11 +1,11 @@
 """What each source's tokenizer makes of texts: token ids, and where in the text they end."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache, cached_property, lru_cache
 from hashlib import sha256
-from itertools import chain
+from itertools import chain, pairwise
 from typing import NamedTuple
 from unicodedata import category
 
@@ -92,7 +92,9 @@ class SourceTokenizer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self.tokenizer = tokenizer
         self.spelling = Spelling(tokenizer)
-        self.special_ids = special_ids(tokenizer)
+        special = special_ids(tokenizer)
+        self._is_special = np.zeros(max(len(tokenizer), *special.tolist(), 0) + 2, dtype=bool)
+        self._is_special[special] = True
         bare = tokenizer("a", add_special_tokens=False, verbose=False)["input_ids"]
         full = tokenizer("a", verbose=False)["input_ids"]
         first = next((i for i in range(len(full)) if full[i : i + len(bare)] == bare), 0)
@@ -146,79 +148,87 @@ class SourceTokenizer:
         """
         flat = np.array(list(chain.from_iterable(ids)), dtype=np.int32)
         bounds = np.cumsum([0, *map(len, ids)])
-        known = self._spelled(batch, flat, bounds)
+        ends, reasons, unspelled = self._spelled(batch, flat, bounds)
         refused: dict[int, str] = {}
-        if known is None and len(batch.texts) == 1:
-            known = self._by_offsets(batch, ids[0])
+        for number in unspelled:
+            here = slice(*bounds[number : number + 2])
+            known = self._by_content(batch, number, flat[here])
+            known = known or self._by_offsets(batch, number, ids[number])
             if known is None:
-                refused[0] = self._difference(batch.texts[0], ids[0])
-                known = np.zeros_like(flat, dtype=np.int64), np.full(len(flat), Reason.UNREAD)
-        if known is None:
-            return self._read_singly(batch, ids, rule)
-        ends, reasons = known
-        reasons = reasons.astype(np.uint8)
-        reasons[np.isin(flat, list(rule.token_ids))] = Reason.EXCLUDED
-        reasons[np.isin(flat, self.special_ids)] = Reason.SPECIAL
+                refused[number] = self._difference(batch.texts[number], ids[number])
+                known = batch.content[batch.bounds[number]], Reason.UNREAD
+            ends[here], reasons[here] = known
+        if rule.token_ids:
+            reasons[np.isin(flat, list(rule.token_ids))] = Reason.EXCLUDED
+        reasons[self._is_special[np.minimum(flat, len(self._is_special) - 1)]] = Reason.SPECIAL
         return TokenEnds(flat, bounds, ends, reasons, refused)
 
     def _spelled(
         self, batch: TextBatch, ids: np.ndarray, bounds: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray] | None:
-        """Ends and reasons of tokens that spell the batch, None if they do not."""
+    ) -> tuple[np.ndarray, np.ndarray, list[int]]:
+        """Ends and reasons of tokens that spell their text; and the texts that are not spelled."""
         data, lengths = self.spelling.read(ids)
         read = cumulative(lengths)
-        if data == batch.data and np.array_equal(read[bounds], batch.bounds):
-            content = batch.content
-        elif len(batch.texts) > 1 or not self.spelling.known:
-            return None
+        unspelled: list[int] = []
+        if data != batch.data or not np.array_equal(read[bounds], batch.bounds):
+            said = [data[slice(*pair)] for pair in pairwise(read[bounds])]
+            written = [batch.data[slice(*pair)] for pair in pairwise(batch.bounds)]
+            unspelled = [
+                i for i, pair in enumerate(zip(said, written, strict=True)) if len({*pair}) > 1
+            ]
+            shift = np.repeat(batch.bounds[:-1] - read[bounds[:-1]], np.diff(bounds))
+            stops = np.clip(read[1:] + shift, 0, len(batch.data))
+            starts = np.clip(read[:-1] + shift, 0, len(batch.data))
         else:
-            try:
-                visible = is_content(data)
-            except UnicodeDecodeError:
-                return None
-            spelled, written = (np.frombuffer(some, dtype=np.uint8) for some in (data, batch.data))
-            if not np.array_equal(spelled[visible], written[batch.is_content]):
-                return None
-            content = cumulative(visible)
-        position = content[read]
-        blank = position[1:] == position[:-1]
-        return position[1:], np.where(blank, Reason.WHITE_SPACE, Reason.PAIRED)
+            starts, stops = read[:-1], read[1:]
+        ends = batch.content[stops]
+        return ends, _reasons(blank=ends == batch.content[starts]), unspelled
+
+    def _by_content(
+        self, batch: TextBatch, number: int, ids: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """The same for one text that the tokens spell but for white space, None if they do not."""
+        if not self.spelling.known:
+            return None
+        data, lengths = self.spelling.read(ids)
+        here = slice(*batch.bounds[number : number + 2])
+        try:
+            visible = is_content(data)
+        except UnicodeDecodeError:
+            return None
+        spelled, written = (np.frombuffer(some, np.uint8) for some in (data, batch.data[here]))
+        if not np.array_equal(spelled[visible], written[batch.is_content[here]]):
+            return None
+        read = cumulative(visible)[cumulative(lengths)]
+        blank = read[1:] == read[:-1]
+        return read[1:] + batch.content[here.start], _reasons(blank)
 
     def _by_offsets(
-        self, batch: TextBatch, ids: Sequence[int]
+        self, batch: TextBatch, number: int, ids: Sequence[int]
     ) -> tuple[np.ndarray, np.ndarray] | None:
-        """Ends and reasons from the character offsets of the tokens of a single text."""
+        """The same from the character offsets of one text's tokens, None without offsets."""
         if not self.tokenizer.is_fast:
             return None
-        text = batch.texts[0]
+        text = batch.texts[number]
         encoding = self.tokenizer(
             text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
         assert list(encoding["input_ids"]) == list(ids)
         starts, stops = np.array(encoding["offset_mapping"], dtype=np.int64).reshape(-1, 2).T
-        blank = batch.positions(0, stops) <= batch.positions(0, starts)
+        blank = batch.positions(number, stops) <= batch.positions(number, starts)
         # What a tokenizer drops or composes belongs to no span: it is read with the token before.
         following = _later_minimum(np.where(stops > starts, starts, len(text)), len(text))
-        inside = (stops > following) | _joins_on(text)[following]
-        reasons = np.where(inside, Reason.INSIDE_CHARACTER, Reason.PAIRED)
-        reach = np.where(inside, stops, following)
-        return batch.positions(0, reach), np.where(blank, Reason.WHITE_SPACE, reasons)
-
-    def _read_singly(
-        self, batch: TextBatch, ids: Sequence[Sequence[int]], rule: NonContent
-    ) -> TokenEnds:
-        texts = [
-            self.read(TextBatch([text]), [tokens], rule)
-            for text, tokens in zip(batch.texts, ids, strict=True)
-        ]
-        before = batch.content[batch.bounds]
-        return TokenEnds(
-            ids=np.concatenate([text.ids for text in texts]),
-            bounds=np.cumsum([0, *(len(text.ids) for text in texts)]),
-            ends=np.concatenate([text.ends + before[i] for i, text in enumerate(texts)]),
-            reasons=np.concatenate([text.reasons for text in texts]),
-            refused={i: text.refused[0] for i, text in enumerate(texts) if text.refused},
-        )
+        shared = stops > following
+        inside = shared | _joins_on(text)[following]
+        ends = batch.positions(number, np.where(inside, stops, following))
+        for first, last in _runs(shared):
+            # Characters that were split but not rewritten are still spelled by their tokens.
+            data, lengths = self.spelling.read(np.array(ids[first : last + 1]))
+            if data == text[starts[first] : stops[last]].encode() and not inside[last]:
+                begin = batch.character_starts[batch.character_bounds[number] + starts[first]]
+                ends[first:last] = batch.content[begin + np.cumsum(lengths)[:-1]]
+                inside[first:last] = False
+        return ends, np.where(inside & ~blank, Reason.INSIDE_CHARACTER, _reasons(blank))
 
     def _difference(self, text: str, ids: Sequence[int]) -> str:
         spelled = self.spelling.join(ids).decode(errors="replace")
@@ -305,6 +315,19 @@ def _later_minimum(values: np.ndarray, last: int) -> np.ndarray:
     """For every value the smallest of those behind it, and `last` for the last."""
     later = np.minimum.accumulate(values[:0:-1])[::-1]
     return np.append(later, last)[: len(values)]
+
+
+def _reasons(blank: np.ndarray) -> np.ndarray:
+    """The reasons of tokens of which it is known which are white space, uint8."""
+    return np.where(blank, np.uint8(Reason.WHITE_SPACE), np.uint8(Reason.PAIRED))
+
+
+def _runs(marked: np.ndarray) -> Iterator[tuple[int, int]]:
+    """First index of every run of marked tokens, and the index behind its last."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], marked, [False]])))
+    for first, behind in edges.reshape(-1, 2).tolist():
+        if behind < len(marked):
+            yield first, behind
 
 
 def _joins_on(text: str) -> np.ndarray:

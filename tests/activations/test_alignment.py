@@ -201,6 +201,14 @@ class TestKnownValues:
         composing, letters = TOKENIZERS["composing byte level"], cutting(".")
         assert align_tokens(text, [composing, letters]).ends == [1, 4, 5]
 
+    def test_split_characters_of_a_rewritten_text_are_still_exact_where_they_are_spelled(self):
+        composing, plain = TOKENIZERS["composing byte level"], TOKENIZERS["byte level"]
+        split = align_tokens("龘", [composing, plain])
+        assert len(split.ends) > 1
+        # NFC rewrites the Angstrom sign, and nothing else.
+        rewritten = align_tokens("\u212b 龘", [composing, plain])
+        assert rewritten.ends == [1] + [3] * len(split.ends)
+
     def test_fragments_of_white_space_are_white_space(self):
         text = "the\u2003dog"
         source, letters = BYTES["byte level"], cutting("\u2003|\\w+")
