@@ -22,6 +22,7 @@ from .activations.sources import pick_device
 from .config import CrosscoderTrainConfig
 from .files import atomic_write_json
 from .registry import Architecture, ArchitectureError, architecture_names, get_architecture
+from .training.allocator import keep_freed_memory
 from .training.run_folder import RunFolder
 
 USE_ERROR, RUN_ERROR = 2, 1
@@ -189,6 +190,8 @@ def train(args: RunConfig, device: torch.device) -> dict[str, Any]:
         folder.check_resumable(args)
     else:
         folder.check_free()
+    if device.type == "cpu":
+        keep_freed_memory()
     architecture = get_architecture(args.arch)
     data = architecture.load_artifacts(args, device)
     print(f"Training a {args.arch} on '{args.dataset}': " + json.dumps(data.facts))

@@ -55,6 +55,10 @@ class CrosscoderConfig(SparseCoderConfig):
     """What chooses the dead latents of the auxiliary loss: their activation on the input, or their
     encoder's response to the residual (B.1.5)."""
 
+    screening: Literal["auto", "bfloat16", "exact"] = "auto"
+    """Precision of the product that finds what BatchTopK may select. What is selected is the same,
+    in full precision. `auto` is bfloat16 where the device is fast at it."""
+
     k_aux: int = 0
     """Dead latents per pair in the auxiliary loss. If 0, half the mean source width (Table 3)."""
 

@@ -23,8 +23,18 @@ from torch.utils.checkpoint import checkpoint
 from ..config import CrosscoderConfig
 from ..world import ALONE, World
 from . import checkpoints, sparse_ops
-from .batch_topk import kth_largest, select_above, select_largest, select_largest_per_row
+from .batch_topk import kth_largest
 from .partition import Partition
+from .preactivations import BoundedPreactivations, ExactPreactivations, has_fast_bfloat16
+from .selection import (
+    Entries,
+    entries_reaching,
+    largest_entries,
+    largest_entries_per_row,
+    lowered,
+    sampled_level,
+    strongest_per_row,
+)
 from .sparse_ops import SparseCode
 
 FP32_BUFFERS = ("mean", "factors", "threshold")
@@ -32,10 +42,14 @@ FP32_BUFFERS = ("mean", "factors", "threshold")
 
 @dataclass(frozen=True)
 class Selection:
-    """What BatchTopK kept: one code per block, and the smallest score kept in each group `[G]`."""
+    """What BatchTopK kept: one code per block, and the smallest score kept in each group `[G]`.
+
+    `dead` are the codes of the strongest dead latents, where they were asked for.
+    """
 
     codes: list[SparseCode]
     cuts: Tensor
+    dead: list[SparseCode] | None
 
 
 class CrosscoderOutput(ForwardOutput):
@@ -107,6 +121,7 @@ class Crosscoder(SparseCoder):
         self.num_latents = cfg.resolve_num_latents(self.d_sources)
         self.partition = self.make_partition(self.num_latents, self.d_sources, cfg)
         self.gradient_checkpointing = False
+        self._levels: dict[int, Tensor] = {}  # smallest score each group kept in the last step
 
         ends = list(itertools.accumulate(self.d_sources, initial=0))
         self.columns = [slice(a, b) for a, b in itertools.pairwise(ends)]
@@ -277,6 +292,33 @@ class Crosscoder(SparseCoder):
         """Entries that each group selects from `num_pairs` pairs."""
         return [round(g.share * self.cfg.k * num_pairs) for g in self.partition.groups]
 
+    @property
+    def screen_dtype(self) -> torch.dtype | None:
+        """Precision in which entries are screened; None computes all of them exactly."""
+        if self.cfg.screening == "auto":
+            fast = self.dtype == torch.float32 and has_fast_bfloat16(self.device)
+            return torch.bfloat16 if fast else None
+        return torch.bfloat16 if self.cfg.screening == "bfloat16" else None
+
+    @screen_dtype.setter
+    def screen_dtype(self, dtype: torch.dtype | None) -> None:
+        if dtype not in (None, torch.bfloat16):
+            raise ValueError(f"Entries are screened in bfloat16 or not at all (None): {dtype}.")
+        self.cfg.screening = "exact" if dtype is None else "bfloat16"
+
+    def _preactivations(self, x: Tensor, exact: bool = False) -> list[Any]:
+        """What every block makes of normalised `x` [N, d_in], without a gradient."""
+        exact = exact or self.screen_dtype is None
+        form = ExactPreactivations if exact else BoundedPreactivations
+        return [
+            form(
+                self._block_input(x, block.sources),
+                self._reduced(weight, block),
+                self.encoder.bias[block.start : block.stop],
+            )
+            for block, weight in zip(self.partition.blocks, self.encoder.weights, strict=True)
+        ]
+
     @torch.no_grad()
     def find_cuts(self, chunks: Sequence[Tensor], world: World = ALONE) -> Tensor:
         """The smallest score that each group keeps of a batch given in chunks, `[G]`.
@@ -285,57 +327,97 @@ class Crosscoder(SparseCoder):
         """
         norms = self._score_norms()
         total = int(world.sum(torch.tensor(sum(map(len, chunks)), device=self.device)))
-        largest: list[list[Tensor]] = [[] for _ in self.partition.groups]
-        budgets = self.budgets(total)
-        for x in chunks:
-            scores = self._scores(self._dense_acts(x), norms)
-            for kept, group, budget in zip(largest, self.partition.groups, budgets, strict=True):
-                flat = scores[:, self.partition.group_slice(group)].reshape(-1)
-                kept.append(flat.topk(min(max(budget, 1), flat.numel()), sorted=False).values)
-        return torch.stack(
-            [
-                kth_largest(kept, budget, world) if budget else kept[0].new_full((), torch.inf)
-                for kept, budget in zip(largest, budgets, strict=True)
-            ]
-        )
+        budgets, cuts = self.budgets(total), []
+        for g, group in enumerate(self.partition.groups):
+            if not budgets[g]:
+                cuts.append(self.b_dec.new_full((), torch.inf))
+                continue
+            where = (self.partition, group, norms)
+            level = self._levels.get(g)
+            if level is None:
+                share = budgets[g] / total
+                level = sampled_level(share, self._preactivations(chunks[0]), *where, world)
+            for lower in lowered(level):
+                scores = [
+                    entries_reaching(lower, self._preactivations(x), *where).scores for x in chunks
+                ]
+                count = torch.tensor(sum(map(len, scores)), device=self.device)
+                if int(world.sum(count)) >= budgets[g]:
+                    break
+            cuts.append(kth_largest(scores, budgets[g], world))
+            self._levels[g] = cuts[-1]
+        return torch.stack(cuts)
 
-    def _select(self, x: Tensor, cuts: Tensor | None, world: World) -> Selection:
-        """Choose what is active in normalised `x` [N, d_in], with gradients to the encoder."""
-        found = []
+    def _select(
+        self, x: Tensor, cuts: Tensor | None, world: World, dead: Tensor | None = None
+    ) -> Selection:
+        """Choose what is active in normalised `x` [N, d_in], with gradients to the encoder.
+
+        With the ids of `dead` latents also the `k_aux` strongest of them in every pair.
+        """
         with torch.no_grad():
-            acts = self._dense_acts(x)
-            norms = self._score_norms()
+            if cuts is None and not self.training:
+                cuts = self.threshold
+            learned = None if cuts is None else torch.isfinite(cuts).tolist()
+            by_row = learned is not None and not self.training and not all(learned)
+            blocks, norms = self._preactivations(x, exact=by_row), self._score_norms()
             num_pairs = int(world.sum(torch.tensor(len(x), device=x.device)))
             budgets = self.budgets(num_pairs)
-            learned = torch.isfinite(self.threshold).tolist()
-            smallest = []
+            found, smallest = [], []
             for g, group in enumerate(self.partition.groups):
-                columns = self.partition.group_slice(group)
-                scores = self._scores(acts[:, columns], None if norms is None else norms[columns])
-                if cuts is not None:
-                    mask, cut = select_above(scores, cuts[g]), cuts[g]
-                elif self.training:
-                    mask, cut = select_largest(scores, budgets[g], world)
-                elif learned[g]:
-                    mask, cut = select_above(scores, self.threshold[g]), self.threshold[g]
+                where = (blocks, self.partition, group, norms)
+                if cuts is None:
+                    level = self._levels.get(g)
+                    if level is None:
+                        level = sampled_level(budgets[g] / max(num_pairs, 1), *where, world)
+                    entries, cut = largest_entries(budgets[g], level, *where, world)
+                    if budgets[g]:
+                        self._levels[g] = cut
+                elif self.training or (learned and learned[g]):
+                    cut = cuts[g].to(self.dtype)
+                    entries = entries_reaching(cut, *where)
                 else:
                     k = max(round(group.share * self.cfg.k), 1)
-                    mask, cut = select_largest_per_row(scores, k), scores.new_zeros(())
+                    entries, cut = largest_entries_per_row(k, *where), x.new_zeros(())
+                found.append(entries)
                 smallest.append(cut.to(torch.float32))
-                for b in group.blocks:
-                    block = self.partition.blocks[b]
-                    part = slice(block.start - columns.start, block.stop - columns.start)
-                    rows, indices = mask[:, part].nonzero(as_tuple=True)
-                    values = acts[rows, indices + block.start]
-                    found.append(SparseCode(values, indices, rows, (len(x), len(block))))
+            revived = None
+            if dead is not None and len(dead):
+                revived = strongest_per_row(self._k_aux, dead, blocks, self.partition)
+        bias, groups = self.encoder.bias, [group.blocks for group in self.partition.groups]
+        codes = self._attached(x, found, groups, bias)
+        dead_codes = None
+        if revived is not None:
+            dead_codes = self._attached(x, [revived], [range(len(blocks))], bias)
+        return Selection(codes, torch.stack(smallest), dead_codes)
+
+    def _attached(
+        self, x: Tensor, found: Sequence[Entries], groups: Sequence[Sequence[int]], bias: Tensor
+    ) -> list[SparseCode]:
+        """One code per block, with gradients to the encoder and x, from the entries of groups."""
         codes = []
-        for block, weight, code in zip(
-            self.partition.blocks, self.encoder.weights, found, strict=True
-        ):
-            bias = self.encoder.bias[block.start : block.stop]
-            x_block = self._block_input(x, block.sources)
-            codes.append(sparse_ops.encode(x_block, self._reduced(weight, block), bias, code))
-        return Selection(codes, torch.stack(smallest))
+        for entries, members in zip(found, groups, strict=True):
+            for b in members:
+                block, part = self.partition.blocks[b], entries
+                if len(members) > 1:
+                    inside = (part.latents >= block.start) & (part.latents < block.stop)
+                    part = part.where(inside)
+                code = SparseCode(
+                    part.acts, part.latents - block.start, part.rows, (len(x), len(block))
+                )
+                codes.append(
+                    sparse_ops.encode(
+                        self._block_input(x, block.sources),
+                        self._reduced(self.encoder.weights[b], block),
+                        bias[block.start : block.stop],
+                        code,
+                    )
+                )
+        return codes
+
+    @property
+    def _k_aux(self) -> int:
+        return self.cfg.k_aux or round(sum(self.d_sources) / len(self.d_sources)) // 2
 
     def _joined(self, codes: list[SparseCode]) -> SparseCode:
         starts = [block.start for block in self.partition.blocks]
@@ -444,11 +526,15 @@ class Crosscoder(SparseCoder):
             num_pairs = len(target)
         if total_variance is None:
             total_variance = (target - target.mean(0)).pow(2).sum()
-        selection = self._select(target, cuts, world)
+        dead = None if dead_mask is None else dead_mask.nonzero()[:, 0]
+        by_residual = self.cfg.auxk_form == "residual"
+        selection = self._select(target, cuts, world, None if by_residual else dead)
+        codes = [*selection.codes, *(selection.dead or [])]
 
         def terms(*acts: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-            codes = [c.with_acts(a) for c, a in zip(selection.codes, acts, strict=True)]
-            out = self._decode_blocks(codes) + self.b_dec
+            now = [code.with_acts(a) for code, a in zip(codes, acts, strict=True)]
+            active, revived = now[: len(selection.codes)], now[len(selection.codes) :]
+            out = self._decode_blocks(active) + self.b_dec
             errors = (target - out).split(self.d_sources, 1)
             per_source = torch.stack([e.pow(2).sum() for e in errors])
             if self.cfg.loss == "squared":
@@ -456,10 +542,14 @@ class Crosscoder(SparseCoder):
             else:
                 norms = torch.stack([e.norm(dim=1).sum() for e in errors]).sum()
                 loss = norms / (total_variance * num_pairs * len(errors)).sqrt()
-            auxk = self._auxk_loss(target, out, dead_mask, num_pairs, world)
+            auxk = loss.new_zeros(())
+            if dead is not None and len(dead):
+                residual = (target - out).detach()
+                revived = revived or self._answer_to(residual, dead)
+                auxk = self._auxk_loss(residual, revived, num_pairs, world)
             return out, per_source, loss, auxk
 
-        acts = [code.acts for code in selection.codes]
+        acts = [code.acts for code in codes]
         if self.gradient_checkpointing and torch.is_grad_enabled():
             out, per_source, loss, auxk = checkpoint(terms, *acts, use_reentrant=False)
         else:
@@ -480,20 +570,12 @@ class Crosscoder(SparseCoder):
         return output
 
     def _auxk_loss(
-        self,
-        target: Tensor,
-        out: Tensor,
-        dead_mask: Tensor | None,
-        num_pairs: float,
-        world: World,
+        self, residual: Tensor, revived: list[SparseCode], num_pairs: float, world: World
     ) -> Tensor:
         """Squared error of the dead latents' reconstruction of the residual (B.1.5).
 
         Divided by the residual's variance; computed on the dead columns only, without b_dec.
         """
-        if dead_mask is None or not dead_mask.any():
-            return out.new_zeros(())
-        residual = (target - out).detach()
         moments = world.sum(
             torch.cat(
                 [
@@ -506,41 +588,26 @@ class Crosscoder(SparseCoder):
         total, squares, count = moments[:-2], moments[-2], moments[-1]
         variance = (squares - total.pow(2).sum() / count) / world.size
 
-        e_hat = self._decode_blocks(self._select_dead(target, residual, dead_mask))
+        e_hat = self._decode_blocks(revived)
         # A chunk counts by its share of the batch, so that chunks add up to the whole.
         share = count / (num_pairs * world.size)
         auxk = share * (e_hat - residual).pow(2).sum() / variance
-        return auxk if torch.isfinite(auxk) else out.new_zeros(())
+        return torch.where(torch.isfinite(auxk), auxk, torch.zeros_like(auxk))
 
-    def _select_dead(self, target: Tensor, residual: Tensor, dead_mask: Tensor) -> list[SparseCode]:
-        """The `k_aux` strongest dead latents of every pair, one code per block, with gradients."""
-        k_aux = self.cfg.k_aux or round(sum(self.d_sources) / len(self.d_sources)) // 2
-        by_residual = self.cfg.auxk_form == "residual"
-        read = residual if by_residual else target
-        dead = dead_mask.nonzero()[:, 0]
-        bias = torch.zeros_like(self.encoder.bias) if by_residual else self.encoder.bias
-        blocks = list(zip(self.partition.blocks, self.encoder.weights, strict=True))
+    def _answer_to(self, residual: Tensor, dead: Tensor) -> list[SparseCode]:
+        """The dead latents that answer the residual most strongly (B.1.5 as printed), per block."""
+        bias = torch.zeros_like(self.encoder.bias)
         with torch.no_grad():
-            acts = []
-            for block, weight in blocks:
-                mine = dead[(dead >= block.start) & (dead < block.stop)]
-                weight = self._reduced(weight[mine - block.start], block)
-                acts.append(F.linear(self._block_input(read, block.sources), weight, bias[mine]))
-            acts = torch.cat(acts, 1).to(self.dtype).relu_()
-            mask = select_largest_per_row(acts, k_aux)
-            rows, columns = mask.nonzero(as_tuple=True)
-            chosen = SparseCode(
-                acts[rows, columns], dead[columns], rows, (len(target), self.num_latents)
-            )
-        return [
-            sparse_ops.encode(
-                self._block_input(read, block.sources),
-                self._reduced(weight, block),
-                bias[block.start : block.stop],
-                code,
-            )
-            for (block, weight), code in zip(blocks, self._split_blocks(chosen), strict=True)
-        ]
+            blocks = [
+                ExactPreactivations(
+                    self._block_input(residual, block.sources),
+                    self._reduced(weight, block),
+                    bias[block.start : block.stop],
+                )
+                for block, weight in zip(self.partition.blocks, self.encoder.weights, strict=True)
+            ]
+            revived = strongest_per_row(self._k_aux, dead, blocks, self.partition)
+        return self._attached(residual, [revived], [range(len(blocks))], bias)
 
     @torch.no_grad()
     def update_threshold(self, cuts: Tensor, decay: float) -> None:

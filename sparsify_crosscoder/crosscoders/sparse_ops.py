@@ -91,6 +91,22 @@ def sum_rows(table: Tensor, indices: Tensor, offsets: Tensor, weights: Tensor) -
     return F.embedding_bag(indices, table, offsets, mode="sum", per_sample_weights=weights)
 
 
+def entry_dots(a: Tensor, b: Tensor, rows: Tensor, indices: Tensor) -> Tensor:
+    """`<a[rows[e]], b[indices[e]]>` for every entry, `[E]`, from `a` [N, D] and `b` [M, D].
+
+    No `[E, D]` tensor is made. The latents are walked in order, so that each row of `b`, the large
+    table, is read once.
+    """
+    if len(rows) == 0:
+        return a.new_zeros(0)
+    order = torch.argsort(indices)
+    # The backward of embedding_bag's per-sample weights is this product; bag b of it is a[b].
+    dots = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        a.contiguous(), b, indices[order], rows.new_zeros(1), rows[order], 0, -1
+    )
+    return torch.empty_like(dots).index_copy_(0, order, dots)
+
+
 def sum_by_latent(code: SparseCode, weights: Tensor, table: Tensor) -> Tensor:
     """`C^T @ table` for the matrix C that holds `weights` at the code's entries: `[M, D]`."""
     order, starts = code.by_latent
@@ -126,6 +142,8 @@ def encode(x: Tensor, weight: Tensor, bias: Tensor, code: SparseCode) -> SparseC
 
     `code.acts` must hold `(x @ weight.T + bias)` at the code's entries.
     """
+    if torch.is_grad_enabled():
+        _ = code.by_latent  # once, for the gradients of both matrices
     return code.with_acts(_Encode.apply(x, weight, bias, code))
 
 
@@ -144,14 +162,7 @@ class _Decode(torch.autograd.Function):
         grad = grad.contiguous()
         grad_acts = grad_weight = None
         if ctx.needs_input_grad[0]:
-            if len(acts):
-                # The backward of embedding_bag's per-sample weights: <grad[row], weight[latent]>
-                # for every entry, without an [E, D] tensor.
-                grad_acts = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-                    grad, weight.detach(), code.indices, code.offsets, code.rows, 0, -1
-                ).to(acts.dtype)
-            else:
-                grad_acts = torch.zeros_like(acts)
+            grad_acts = entry_dots(grad, weight.detach(), code.rows, code.indices).to(acts.dtype)
         if ctx.needs_input_grad[1]:
             grad_weight = sum_by_latent(code, acts, grad)
         return grad_acts, grad_weight, None

@@ -22,6 +22,7 @@ DENSE_OPTIONS = [
     {"loss": "l2"},
     {"auxk_form": "residual"},
     {"k_aux": 3},
+    {"k": 30},
 ]
 
 
@@ -30,19 +31,21 @@ def make(arch: str, options: dict, sources: int = 2) -> Crosscoder:
     widths = [6, 6, 6][:sources] if arch == "dsf" else [7, 5, 4][:sources]
     common = {"num_latents": 40, "k": 3, **options}
     if arch == "dfc":
-        cfg = DFCConfig(exclusive_fractions=[0.2, 0.15, 0.1][:sources], **common)
+        common = {"exclusive_fractions": [0.2, 0.15, 0.1][:sources], **common}
+        cfg = DFCConfig(**common)
         return DedicatedFeatureCrosscoder(widths, cfg, dtype=torch.float64)
     if arch == "dsf":
         return DesignatedSharedFeatureCrosscoder(widths, DSFConfig(**common), dtype=torch.float64)
     return Crosscoder(widths, CrosscoderConfig(**common), dtype=torch.float64)
 
 
+@pytest.mark.parametrize("screening", ["exact", "bfloat16"])
 @pytest.mark.parametrize("options", DENSE_OPTIONS, ids=str)
 @pytest.mark.parametrize("sources", [2, 3])
 @pytest.mark.parametrize("arch", ["crosscoder", "dfc", "dsf"])
 @pytest.mark.parametrize("dead", ["none", "some", "all"])
-def test_losses_and_gradients_equal_the_dense_reference(arch, sources, options, dead):
-    crosscoder = make(arch, options, sources)
+def test_losses_and_gradients_equal_the_dense_reference(arch, sources, options, dead, screening):
+    crosscoder = make(arch, {**options, "screening": screening}, sources)
     crosscoder.encoder.bias.data.normal_(std=0.1)
     x = torch.randn(30, crosscoder.d_in, dtype=torch.float64)
     x[3] = 0  # a pair on which little or nothing is active

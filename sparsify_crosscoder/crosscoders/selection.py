@@ -1,0 +1,161 @@
+"""Which entries of a batch's pre-activations BatchTopK keeps, without sorting all of them.
+
+Only entries that may reach a level are looked at: the level of the step before, lowered a little.
+If too few exact scores reach it, it is lowered further, so the selection is that of a full sort.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..world import World
+from .batch_topk import select_largest, select_largest_per_row
+from .partition import Group, Partition
+from .preactivations import ExactPreactivations, Preactivations
+
+# What the smallest kept score may fall from one step to the next without a second look.
+_SLACK = 0.97
+_SAMPLED_ROWS = 64
+
+
+class Entries(NamedTuple):
+    """Entries of one group, sorted by pair and latent, E of them."""
+
+    rows: Tensor
+    """Pair of each entry, `[E]`."""
+
+    latents: Tensor
+    """Latent of each entry, counted over all blocks, `[E]`."""
+
+    acts: Tensor
+    """Exact activations > 0, `[E]`."""
+
+    scores: Tensor
+    """What BatchTopK compares: the activation, times the decoder norms if so configured, `[E]`."""
+
+    def where(self, mask: Tensor) -> Entries:
+        """The entries that a mask `[E]` keeps."""
+        return Entries(*(part[mask] for part in self))
+
+
+def entries_reaching(
+    level: Tensor,
+    blocks: Sequence[Preactivations],
+    partition: Partition,
+    group: Group,
+    norms: Tensor | None,
+) -> Entries:
+    """All entries of a group with a positive score of at least `level`, a scalar tensor.
+
+    `blocks` holds every block's pre-activations, `norms` [M] what turns activations into scores.
+    """
+    found = []
+    for b in group.blocks:
+        block = partition.blocks[b]
+        scale = None if norms is None else norms[block.start : block.stop]
+        cuts = level.expand(len(block)) if scale is None else level / scale
+        # The exact comparison is made below; this one must not lose an entry to rounding.
+        eps = 4 * torch.finfo(cuts.dtype).eps
+        cuts = (cuts * (1 - eps)).nan_to_num(torch.inf, posinf=torch.inf)
+        rows, latents = blocks[b].reaching(cuts.clamp_min(torch.finfo(cuts.dtype).tiny))
+        acts = blocks[b].at(rows, latents)
+        scores = acts if scale is None else acts * scale[latents]
+        entries = Entries(rows, latents + block.start, acts, scores)
+        found.append(entries.where((scores >= level) & (scores > 0)))
+    if len(found) == 1:
+        return found[0]
+    joined = Entries(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+    order = torch.argsort(joined.rows, stable=True)
+    return Entries(*(part[order] for part in joined))
+
+
+def sampled_level(
+    share: float,
+    blocks: Sequence[Preactivations],
+    partition: Partition,
+    group: Group,
+    norms: Tensor | None,
+    world: World,
+) -> Tensor:
+    """A level that somewhat more than `share` scores per pair will reach, by a sample of rows."""
+    scores = []
+    for b in group.blocks:
+        block = partition.blocks[b]
+        values = blocks[b].sample(1)
+        stride = max(len(values) // _SAMPLED_ROWS, 1)
+        values = blocks[b].sample(stride)
+        scores.append(values if norms is None else values * norms[block.start : block.stop])
+    sample = torch.cat(scores, 1)
+    wanted = min(round(2 * share * len(sample)) + 1, sample.numel())
+    level = sample.new_zeros(1)
+    if wanted:
+        level = sample.flatten().topk(wanted, sorted=False).values.min().clamp_min(0)[None]
+    return world.gather(level).min() if world.size > 1 else level[0]
+
+
+def largest_entries(
+    budget: int,
+    level: Tensor,
+    blocks: Sequence[Preactivations],
+    partition: Partition,
+    group: Group,
+    norms: Tensor | None,
+    world: World,
+) -> tuple[Entries, Tensor]:
+    """The `budget` largest positive scores of a group in the global batch, and the smallest kept.
+
+    `level` only says where to look first. The cut is 0 if all positive entries were kept, and
+    infinite without a budget.
+    """
+    where = (blocks, partition, group, norms)
+    for lower in lowered(level if budget else torch.full_like(level, torch.inf)):
+        entries = entries_reaching(lower, *where)
+        count = torch.tensor(len(entries.scores), device=level.device)
+        if int(world.sum(count)) >= budget:
+            break
+    mask, cut = select_largest(entries.scores, budget, world)
+    return entries.where(mask), cut
+
+
+def lowered(level: Tensor) -> tuple[Tensor, ...]:
+    """The levels to try one after the other; the last is reached by all positive scores."""
+    return level * _SLACK, level * 0.5, torch.zeros_like(level)
+
+
+def largest_entries_per_row(
+    k: int,
+    blocks: Sequence[ExactPreactivations],
+    partition: Partition,
+    group: Group,
+    norms: Tensor | None,
+) -> Entries:
+    """The k largest positive scores of every pair."""
+    columns = partition.group_slice(group)
+    acts = torch.cat([blocks[b].values for b in group.blocks], 1)
+    scores = acts if norms is None else acts * norms[columns]
+    rows, places = select_largest_per_row(scores, k).nonzero(as_tuple=True)
+    return Entries(rows, places + columns.start, acts[rows, places], scores[rows, places])
+
+
+def strongest_per_row(
+    k: int, latents: Tensor, blocks: Sequence[Preactivations], partition: Partition
+) -> Entries:
+    """The k largest positive activations of every pair among `latents`, by whole partition."""
+    values, found = [], []
+    for block, preactivations in zip(partition.blocks, blocks, strict=True):
+        mine = latents[(latents >= block.start) & (latents < block.stop)] - block.start
+        if len(mine):
+            best, places = preactivations.strongest(mine, min(k, len(mine)))
+            values.append(best)
+            found.append(places + block.start)
+    acts, places = torch.cat(values, 1), torch.cat(found, 1)
+    if len(values) > 1:
+        acts, order = acts.topk(min(k, acts.shape[1]), dim=1)
+        places = places.gather(1, order)
+    rows, columns = (acts > 0).nonzero(as_tuple=True)
+    acts = acts[rows, columns]
+    return Entries(rows, places[rows, columns], acts, acts)

@@ -1,0 +1,118 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparsify_crosscoder import CrosscoderConfig, DedicatedFeatureCrosscoder, DFCConfig
+from sparsify_crosscoder.crosscoders import Crosscoder
+from sparsify_crosscoder.crosscoders.preactivations import (
+    BoundedPreactivations,
+    ExactPreactivations,
+)
+
+untimed = settings(deadline=None)
+seeds = st.integers(0, 10_000)
+
+
+def block(seed, pairs=9, latents=33, width=20, tail=1.0, dtype=torch.float64):
+    """Inputs, weights and biases of one block; with a tail, some are far larger than others."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        size = torch.randn(*shape, generator=generator, dtype=dtype)
+        spread = torch.randn(shape[0], *[1] * (len(shape) - 1), generator=generator, dtype=dtype)
+        return size * torch.exp(tail * spread)
+
+    return draw(pairs, width), draw(latents, width), draw(latents)
+
+
+@untimed
+@given(seeds, st.sampled_from([1, 2, 20, 300]), st.sampled_from([0.0, 3.0]))
+def test_bounds_lie_above_the_exact_values_and_close_to_them(seed, width, tail):
+    x, weight, bias = block(seed, width=width, tail=tail)
+    bounded = BoundedPreactivations(x, weight, bias)
+    exact = x @ weight.T + bias
+    bounds = bounded.bounds.double()
+    # The bounds were rounded themselves, to eight significant bits.
+    assert (bounds + bounds.abs() * 2**-8 >= exact).all()
+    size = x.norm(dim=1)[:, None] * weight.norm(dim=1)
+    loosest = 0.02 * (size + bias.abs() * (1 + x.norm(dim=1)[:, None])) + 0.02 * width**0.5 * (
+        weight.norm(dim=1) + bias.abs()
+    )
+    assert (bounds - exact <= loosest).all()
+
+
+@untimed
+@given(seeds, st.floats(0.01, 5))
+def test_no_entry_that_reaches_its_cut_is_missed(seed, cut):
+    x, weight, bias = block(seed)
+    cuts = torch.full((len(weight),), cut, dtype=x.dtype)
+    cuts[3] = torch.inf
+    exact, bounded = (
+        form(x, weight, bias) for form in (ExactPreactivations, BoundedPreactivations)
+    )
+    rows, latents = bounded.reaching(cuts)
+    expected = (exact.values >= cuts).nonzero()
+    found = {(int(r), int(m)) for r, m in zip(rows, latents, strict=True)}
+    assert {(int(r), int(m)) for r, m in expected} <= found
+    assert sorted(found) == [(int(r), int(m)) for r, m in zip(rows, latents, strict=True)]
+    torch.testing.assert_close(bounded.at(rows, latents), exact.at(rows, latents))
+
+
+@untimed
+@given(seeds, st.sampled_from([1, 5, 12]))
+def test_the_strongest_are_those_of_the_exact_product(seed, k):
+    x, weight, bias = block(seed, latents=60)
+    latents = torch.arange(0, 60, 2)
+    values, chosen = BoundedPreactivations(x, weight, bias).strongest(latents, k)
+    expected, _ = ExactPreactivations(x, weight, bias).strongest(latents, k)
+    torch.testing.assert_close(values.clamp_min(0), expected.clamp_min(0))
+    positive = values > 0
+    at = (x @ weight.T + bias).gather(1, chosen)
+    torch.testing.assert_close(values[positive], at[positive])
+    assert set(chosen[positive].tolist()) <= set(latents.tolist())
+
+
+@pytest.mark.parametrize("selection", ["grouped", "joint"])
+def test_a_float32_crosscoder_selects_the_same_with_and_without_screening(selection):
+    torch.manual_seed(0)
+    cfg = DFCConfig(
+        num_latents=256, k=8, exclusive_fractions=[0.1, 0.1], selection=selection, screening="exact"
+    )
+    crosscoder = DedicatedFeatureCrosscoder([24, 40], cfg)
+    x, dead = torch.randn(64, 64), torch.rand(256) < 0.4
+    codes, losses = [], []
+    for dtype in (None, torch.bfloat16):
+        crosscoder.screen_dtype = dtype
+        out = crosscoder(x, normalized=True, dead_mask=dead)
+        codes.append(out.code)
+        losses.append(torch.stack([out.loss, out.auxk_loss]))
+    assert torch.equal(codes[0].rows, codes[1].rows)
+    assert torch.equal(codes[0].indices, codes[1].indices)
+    torch.testing.assert_close(codes[0].acts, codes[1].acts)
+    torch.testing.assert_close(*losses)
+
+
+@pytest.mark.parametrize("screening", ["exact", "bfloat16"])
+@pytest.mark.parametrize("level", [0.0, 1e-3, 1e30])
+def test_what_is_selected_does_not_depend_on_the_step_before(screening, level):
+    torch.manual_seed(0)
+    cfg = CrosscoderConfig(num_latents=128, k=6, screening=screening)
+    crosscoder = Crosscoder([10, 12], cfg, dtype=torch.float64)
+    x = torch.randn(40, 22, dtype=torch.float64)
+    fresh = crosscoder(x).code
+    crosscoder._levels[0] = torch.tensor(level, dtype=torch.float64)
+    again = crosscoder(x).code
+    assert torch.equal(fresh.rows, again.rows)
+    assert torch.equal(fresh.indices, again.indices)
+    crosscoder._levels[0] = torch.tensor(level, dtype=torch.float64)
+    cuts = crosscoder.find_cuts(x.tensor_split(3))
+    torch.testing.assert_close(cuts, crosscoder(x).cuts, check_dtype=False)
+
+
+def test_only_bfloat16_screens():
+    crosscoder = Crosscoder([3, 4], CrosscoderConfig(num_latents=8, k=2))
+    with pytest.raises(ValueError, match="in bfloat16 or not at all"):
+        crosscoder.screen_dtype = torch.float16
+    double = Crosscoder([3, 4], CrosscoderConfig(num_latents=8, k=2), dtype=torch.float64)
+    assert double.screen_dtype is None
