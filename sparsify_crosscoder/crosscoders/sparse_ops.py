@@ -6,14 +6,18 @@ N pairs, M latents, D width, E active entries. An operation costs O(E * D); noth
 
 from __future__ import annotations
 
+import os
+import warnings
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from . import triton_kernels
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,39 @@ def concatenate_columns(codes: list[SparseCode], starts: list[int], num_latents:
     return SparseCode(acts, indices, rows[order], (codes[0].shape[0], num_latents))
 
 
+def _use_kernels(table: Tensor) -> bool:
+    """Whether the Triton kernels serve `table`; `SPARSIFY_CROSSCODER_TRITON=0` keeps to torch."""
+    if not triton_kernels.available(table) or os.environ.get("SPARSIFY_CROSSCODER_TRITON") == "0":
+        return False
+    return _kernels_work(table.device, table.dtype)
+
+
+@cache
+def _kernels_work(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the kernels compile on this machine and add up as torch does, tried once."""
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(8, 48, generator=generator).to(device, dtype)
+    rows, indices = (torch.randint(0, 8, (600,), generator=generator).to(device) for _ in "ab")
+    weights = torch.rand(600, generator=generator).to(device)
+    offsets = torch.tensor([0, 1, 1, 590], device=device)
+    try:
+        sums = triton_kernels.weighted_row_sums(table, indices, offsets, weights, torch.float32)
+        dots = triton_kernels.entry_dots(table, table, rows, indices)
+    except Exception as error:  # a missing compiler, a driver that is too old: all are reasons
+        reason = f"{type(error).__name__}: {error}"
+    else:
+        wide = table.double()
+        terms = weights.double()[:, None] * wide[indices]
+        expected = torch.stack([part.sum(0) for part in terms.split([1, 0, 589, 10])])
+        right = torch.allclose(sums.double(), expected, rtol=1e-3, atol=1e-2)
+        right &= torch.allclose(dots.double(), (wide[rows] * wide[indices]).sum(1), atol=1e-3)
+        if right:
+            return True
+        reason = "their sums differ from those of torch"
+    warnings.warn(f"The Triton kernels are not used, torch's own are: {reason}", stacklevel=2)
+    return False
+
+
 def sum_rows(table: Tensor, indices: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
     """Weighted sums of rows of `table` [R, D], one per segment that begins at `offsets` [B].
 
@@ -87,6 +124,8 @@ def sum_rows(table: Tensor, indices: Tensor, offsets: Tensor, weights: Tensor) -
     """
     if len(indices) == 0:
         return table.new_zeros(len(offsets), table.shape[1])
+    if _use_kernels(table):
+        return triton_kernels.weighted_row_sums(table, indices, offsets, weights)
     weights = weights.to(table.dtype)
     return F.embedding_bag(indices, table, offsets, mode="sum", per_sample_weights=weights)
 
@@ -100,6 +139,9 @@ def entry_dots(a: Tensor, b: Tensor, rows: Tensor, indices: Tensor) -> Tensor:
     if len(rows) == 0:
         return a.new_zeros(0)
     order = torch.argsort(indices)
+    if _use_kernels(b):
+        dots = triton_kernels.entry_dots(b, a, indices[order], rows[order]).to(a.dtype)
+        return torch.empty_like(dots).index_copy_(0, order, dots)
     # The backward of embedding_bag's per-sample weights is this product; bag b of it is a[b].
     dots = torch.ops.aten._embedding_bag_per_sample_weights_backward(
         a.contiguous(), b, indices[order], rows.new_zeros(1), rows[order], 0, -1
