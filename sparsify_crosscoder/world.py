@@ -27,6 +27,10 @@ class World(NamedTuple):
         """Sum of a tensor over the ranks."""
         return self.gather(x[None]).sum(0) if self.size > 1 else x
 
+    def total(self, count: int, device: torch.device) -> int:
+        """Sum of a number over the ranks; one process alone does not wait for its device."""
+        return int(self.sum(torch.tensor(count, device=device))) if self.size > 1 else count
+
     def gather_rows(self, x: Tensor) -> Tensor:
         """Concatenate tensors `[n, ...]` whose lengths differ from rank to rank."""
         if self.size == 1:

@@ -326,7 +326,7 @@ class Crosscoder(SparseCoder):
         `chunks` are normalised `[n, d_in]` pieces of this rank's part of the batch.
         """
         norms = self._score_norms()
-        total = int(world.sum(torch.tensor(sum(map(len, chunks)), device=self.device)))
+        total = world.total(sum(map(len, chunks)), self.device)
         budgets, cuts = self.budgets(total), []
         for g, group in enumerate(self.partition.groups):
             if not budgets[g]:
@@ -341,8 +341,7 @@ class Crosscoder(SparseCoder):
                 scores = [
                     entries_reaching(lower, self._preactivations(x), *where).scores for x in chunks
                 ]
-                count = torch.tensor(sum(map(len, scores)), device=self.device)
-                if int(world.sum(count)) >= budgets[g]:
+                if world.total(sum(map(len, scores)), self.device) >= budgets[g]:
                     break
             cuts.append(kth_largest(scores, budgets[g], world))
             self._levels[g] = cuts[-1]
@@ -361,7 +360,7 @@ class Crosscoder(SparseCoder):
             learned = None if cuts is None else torch.isfinite(cuts).tolist()
             by_row = learned is not None and not self.training and not all(learned)
             blocks, norms = self._preactivations(x, exact=by_row), self._score_norms()
-            num_pairs = int(world.sum(torch.tensor(len(x), device=x.device)))
+            num_pairs = world.total(len(x), x.device)
             budgets = self.budgets(num_pairs)
             found, smallest = [], []
             for g, group in enumerate(self.partition.groups):

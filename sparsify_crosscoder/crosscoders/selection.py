@@ -114,8 +114,7 @@ def largest_entries(
     where = (blocks, partition, group, norms)
     for lower in lowered(level if budget else torch.full_like(level, torch.inf)):
         entries = entries_reaching(lower, *where)
-        count = torch.tensor(len(entries.scores), device=level.device)
-        if int(world.sum(count)) >= budget:
+        if world.total(len(entries.scores), level.device) >= budget:
             break
     mask, cut = select_largest(entries.scores, budget, world)
     return entries.where(mask), cut

@@ -279,12 +279,11 @@ class CrosscoderTrainer(sparsify.Trainer):
         """Add one batch's gradient to every crosscoder; return its pairs over all ranks."""
         batch = [x.to(self.device) for x in batch]
         keep = within_norm(batch, self.cfg.outlier_multiple, self.world)
-        counts = torch.tensor([int(keep.sum()), len(keep)], device=self.device)
-        kept_pairs, all_pairs = self.world.sum(counts).tolist()
-        self.dropped["outlier"] += all_pairs - kept_pairs
+        batch = [x[keep] for x in batch]
+        kept_pairs = self.world.total(len(batch[0]), self.device)
+        self.dropped["outlier"] += self.world.total(len(keep), self.device) - kept_pairs
         if not kept_pairs:
             raise ValueError(f"Every pair of step {self.global_step}'s batch is an outlier.")
-        batch = [x[keep] for x in batch]
         for name, sae in self.saes.items():
             x = sae.normalize(batch)
             mean = self.world.sum(x.sum(0)) / kept_pairs
