@@ -27,6 +27,7 @@ from .batch_topk import kth_largest
 from .partition import Partition
 from .preactivations import BoundedPreactivations, ExactPreactivations, has_fast_bfloat16
 from .selection import (
+    NUM_LEVELS,
     Entries,
     entries_reaching,
     largest_entries,
@@ -325,27 +326,39 @@ class Crosscoder(SparseCoder):
 
         `chunks` are normalised `[n, d_in]` pieces of this rank's part of the batch.
         """
-        norms = self._score_norms()
+        norms, groups = self._score_norms(), self.partition.groups
         total = world.total(sum(map(len, chunks)), self.device)
-        budgets, cuts = self.budgets(total), []
-        for g, group in enumerate(self.partition.groups):
-            if not budgets[g]:
-                cuts.append(self.b_dec.new_full((), torch.inf))
-                continue
-            where = (self.partition, group, norms)
-            level = self._levels.get(g)
-            if level is None:
-                share = budgets[g] / total
-                level = sampled_level(share, self._preactivations(chunks[0]), *where, world)
-            for lower in lowered(level):
-                scores = [
-                    entries_reaching(lower, self._preactivations(x), *where).scores for x in chunks
-                ]
-                if world.total(sum(map(len, scores)), self.device) >= budgets[g]:
-                    break
-            cuts.append(kth_largest(scores, budgets[g], world))
-            self._levels[g] = cuts[-1]
+        budgets = self.budgets(total)
+        cuts = [self.b_dec.new_full((), torch.inf) for _ in groups]
+        missing = [g for g in range(len(groups)) if budgets[g]]
+        levels: dict[int, tuple[Tensor, ...]] = {}
+        for attempt in range(NUM_LEVELS):
+            scores: dict[int, list[Tensor]] = {g: [] for g in missing}
+            for x in chunks if missing else ():
+                blocks = self._preactivations(x)
+                for g in missing:
+                    where = (blocks, self.partition, groups[g], norms)
+                    if g not in levels:
+                        levels[g] = lowered(
+                            self._level(g, budgets[g] / total, blocks, norms, world)
+                        )
+                    scores[g].append(entries_reaching(levels[g][attempt], *where).scores)
+            for g in list(missing):
+                enough = world.total(sum(map(len, scores[g])), self.device) >= budgets[g]
+                if enough or attempt == NUM_LEVELS - 1:
+                    cuts[g] = self._levels[g] = kth_largest(scores[g], budgets[g], world)
+                    missing.remove(g)
         return torch.stack(cuts)
+
+    def _level(
+        self, g: int, share: float, blocks: list[Any], norms: Tensor | None, world: World
+    ) -> Tensor:
+        """Where to look first for the largest `share` scores per pair of group g."""
+        level = self._levels.get(g)
+        if level is None:
+            group = self.partition.groups[g]
+            return sampled_level(share, blocks, self.partition, group, norms, world)
+        return level.to(self.device, self.dtype)
 
     def _select(
         self, x: Tensor, cuts: Tensor | None, world: World, dead: Tensor | None = None
@@ -366,9 +379,8 @@ class Crosscoder(SparseCoder):
             for g, group in enumerate(self.partition.groups):
                 where = (blocks, self.partition, group, norms)
                 if cuts is None:
-                    level = self._levels.get(g)
-                    if level is None:
-                        level = sampled_level(budgets[g] / max(num_pairs, 1), *where, world)
+                    share = budgets[g] / max(num_pairs, 1)
+                    level = self._level(g, share, blocks, norms, world)
                     entries, cut = largest_entries(budgets[g], level, *where, world)
                     if budgets[g]:
                         self._levels[g] = cut

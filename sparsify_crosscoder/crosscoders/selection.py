@@ -20,6 +20,7 @@ from .preactivations import ExactPreactivations, Preactivations
 # What the smallest kept score may fall from one step to the next without a second look.
 _SLACK = 0.97
 _SAMPLED_ROWS = 64
+NUM_LEVELS = 3
 
 
 class Entries(NamedTuple):
@@ -121,7 +122,7 @@ def largest_entries(
 
 
 def lowered(level: Tensor) -> tuple[Tensor, ...]:
-    """The levels to try one after the other; the last is reached by all positive scores."""
+    """The `NUM_LEVELS` levels to try in turn; the last is reached by all positive scores."""
     return level * _SLACK, level * 0.5, torch.zeros_like(level)
 
 
