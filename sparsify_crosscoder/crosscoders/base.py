@@ -311,21 +311,25 @@ class Crosscoder(SparseCoder):
         """What every block makes of normalised `x` [N, d_in], without a gradient."""
         exact = exact or self.screen_dtype is None
         form = ExactPreactivations if exact else BoundedPreactivations
+        blocks = zip(self.partition.blocks, self.encoder.weights, strict=True)
         return [
             form(
                 self._block_input(x, block.sources),
                 self._reduced(weight, block),
                 self.encoder.bias[block.start : block.stop],
             )
-            for block, weight in zip(self.partition.blocks, self.encoder.weights, strict=True)
+            for block, weight in blocks
         ]
 
-    @torch.no_grad()
     def find_cuts(self, chunks: Sequence[Tensor], world: World = ALONE) -> Tensor:
         """The smallest score that each group keeps of a batch given in chunks, `[G]`.
 
         `chunks` are normalised `[n, d_in]` pieces of this rank's part of the batch.
         """
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            return self._find_cuts(chunks, world)
+
+    def _find_cuts(self, chunks: Sequence[Tensor], world: World) -> Tensor:
         norms, groups = self._score_norms(), self.partition.groups
         total = world.total(sum(map(len, chunks)), self.device)
         budgets = self.budgets(total)
@@ -367,7 +371,8 @@ class Crosscoder(SparseCoder):
 
         With the ids of `dead` latents also the `k_aux` strongest of them in every pair.
         """
-        with torch.no_grad():
+        # What is exact must stay so under autocast.
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             if cuts is None and not self.training:
                 cuts = self.threshold
             learned = None if cuts is None else torch.isfinite(cuts).tolist()
@@ -608,7 +613,7 @@ class Crosscoder(SparseCoder):
     def _answer_to(self, residual: Tensor, dead: Tensor) -> list[SparseCode]:
         """The dead latents that answer the residual most strongly (B.1.5 as printed), per block."""
         bias = torch.zeros_like(self.encoder.bias)
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(residual.device.type, enabled=False):
             blocks = [
                 ExactPreactivations(
                     self._block_input(residual, block.sources),

@@ -68,6 +68,28 @@ def test_losses_and_gradients_equal_the_dense_reference(arch, sources, options, 
         assert float((got[name] - p.grad).abs().max()) <= 1e-10 * scale, name
 
 
+@pytest.mark.parametrize("screening", ["exact", "bfloat16"])
+@pytest.mark.parametrize("arch", ["crosscoder", "dfc"])
+def test_ties_at_the_cut_are_broken_as_by_a_stable_sort(arch, screening):
+    options = {"rank_by": "activation", "screening": screening, "num_latents": 20}
+    crosscoder = make(arch, options)
+    # Whole numbers, so that equal entries are equal to the last bit.
+    for weight in (*crosscoder.encoder.weights, *crosscoder.decoders):
+        weight.data.copy_(torch.randint(-1, 2, weight.shape))
+    x = torch.randint(-2, 3, (30, crosscoder.d_in)).double()
+    out = crosscoder(x, normalized=True)
+    out.loss.backward()
+    got = [p.grad.clone() for p in crosscoder.parameters()]
+    crosscoder.zero_grad()
+    mask, loss, _ = dense_losses(crosscoder, x, None)
+    loss.backward()
+    acts = out.code.acts
+    assert (acts == acts.min()).sum() > 1  # there are ties
+    assert torch.equal(out.code.to_dense() > 0, mask)
+    for ours, p in zip(got, crosscoder.parameters(), strict=True):
+        torch.testing.assert_close(ours, p.grad, rtol=1e-10, atol=1e-13)
+
+
 def test_gradients_reach_the_input():
     crosscoder = make("dfc", {})
     x = torch.randn(8, crosscoder.d_in, dtype=torch.float64, requires_grad=True)

@@ -116,3 +116,21 @@ def test_only_bfloat16_screens():
         crosscoder.screen_dtype = torch.float16
     double = Crosscoder([3, 4], CrosscoderConfig(num_latents=8, k=2), dtype=torch.float64)
     assert double.screen_dtype is None
+
+
+@pytest.mark.parametrize("screening", ["exact", "bfloat16"])
+def test_autocast_changes_nothing_that_is_exact(screening):
+    torch.manual_seed(0)
+    cfg = CrosscoderConfig(num_latents=128, k=6, screening=screening)
+    crosscoder = Crosscoder([10, 12], cfg)
+    x, dead = torch.randn(40, 22), torch.rand(128) < 0.5
+    usual = crosscoder(x, normalized=True, dead_mask=dead)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = crosscoder(x, normalized=True, dead_mask=dead)
+        cuts = crosscoder.find_cuts([x])
+        cast.loss.backward()
+    assert torch.equal(usual.code.indices, cast.code.indices)
+    assert torch.equal(usual.code.acts, cast.code.acts)
+    assert torch.equal(cuts, usual.cuts)
+    torch.testing.assert_close(usual.loss, cast.loss.float())
+    torch.testing.assert_close(usual.auxk_loss, cast.auxk_loss.float())
