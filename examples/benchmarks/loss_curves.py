@@ -91,9 +91,9 @@ def stored_batches(path: Path, size: int) -> tuple[list[Tensor], Batches]:
 def train(
     setting: Setting, sample: Sequence[Tensor], batch: Batches, num_steps: int, device: str
 ) -> dict[str, list[dict[str, Any]]]:
-    """Train all runs side by side; of each `losses`, held-out `fve` and the `dead` share at the end.
+    """Train all runs side by side, three for each variant, in the order of the seeds.
 
-    Returns one list of runs for each variant, in the order of the seeds.
+    Of each run its `losses`, and at the end the held-out `fve` and the share of `dead` latents.
     """
     sample = [x.to(device) for x in sample]
     runs: dict[str, list[TrainingStep]] = {name: [] for name in ("dense", *COMPARED)}
@@ -215,10 +215,10 @@ def main() -> int:
         "runs": runs,
         "comparison": compare(runs),
     }
-    print(show(report))
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(show(report))
     if args.quick:
         return 0
     return int(any(one["share"] > MAX_GAP for one in report["comparison"].values()))

@@ -1243,12 +1243,16 @@ def _stages_table(result: Mapping[str, Any]) -> list[str]:
 
 
 def _memory_table(result: Mapping[str, Any]) -> list[str]:
-    rows = []
-    for name, parts in result["expected_bytes"].items():
-        measured = result["variants"][name]["peak_bytes"]
-        rows += [[name, part, _megabytes(size), ""] for part, size in parts.items()]
-        rows[-1][-1] = f"{_megabytes(measured)} measured, {100 * parts['peak'] / measured:.0f}%"
-    return table(["", "memory", "MB expected", ""], rows)
+    expected = result["expected_bytes"]
+    measured = [result["variants"][name]["peak_bytes"] for name in expected]
+    rows = [
+        [part, *(_megabytes(parts[part]) for parts in expected.values())]
+        for part in next(iter(expected.values()))
+    ]
+    ratios = [parts["peak"] / peak for parts, peak in zip(expected.values(), measured, strict=True)]
+    rows.append(["measured", *map(_megabytes, measured)])
+    rows.append(["expected of measured", *(f"{100 * ratio:.0f}%" for ratio in ratios)])
+    return table(["expected MB", *expected], rows)
 
 
 def _scaling_table(name: str, results: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -1373,10 +1377,10 @@ def main() -> int:
                 parser.error(str(error))
 
     report = run(args)
-    print(show(report))
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(show(report))
     if args.plot:
         plot(report, args.plot)
     return 0 if all(claim["holds"] for claim in report["claims"]) else 1

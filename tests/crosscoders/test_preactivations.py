@@ -73,6 +73,19 @@ def test_the_strongest_are_those_of_the_exact_product(seed, k):
     assert set(chosen[positive].tolist()) <= set(latents.tolist())
 
 
+def test_rows_whose_bounds_cannot_tell_are_computed_in_full():
+    # All latents but for a millionth the same: their order is below the precision of bfloat16.
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4, 16, generator=generator, dtype=torch.float64).abs()
+    weight = 1 + 1e-6 * torch.randn(200, 16, generator=generator, dtype=torch.float64)
+    bias = torch.zeros(200, dtype=torch.float64)
+    latents = torch.arange(200)
+    values, chosen = BoundedPreactivations(x, weight, bias).strongest(latents, 3)
+    expected, order = ExactPreactivations(x, weight, bias).strongest(latents, 3)
+    assert torch.equal(chosen, order)
+    torch.testing.assert_close(values, expected, rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize("selection", ["grouped", "joint"])
 def test_a_float32_crosscoder_selects_the_same_with_and_without_screening(selection):
     torch.manual_seed(0)
