@@ -69,6 +69,7 @@ TURN = 3
 STEPS, QUICK_STEPS = 12, 3
 STAGE_STEPS, QUICK_STAGE_STEPS = 5, 2
 MEMORY_STEPS = 3
+MEMORY_RUNS, QUICK_MEMORY_RUNS = 3, 1
 HEAP_BYTES = 48 * 10**6
 """Freed memory that glibc keeps by default; it may be up to 64 MiB."""
 
@@ -859,15 +860,14 @@ def expected_bytes(
         "screening": n * m * (screen_dtype or torch.float32).itemsize,
         "screening_weights": matrix * screen_dtype.itemsize if screen_dtype else 0,
         "mask": n * m,
-        "dead": (n * dead + matrix * dead // m) * size,
+        "dead": n * dead * ((screen_dtype or torch.float32).itemsize + 3),
         "entries": 64 * entries,
-        "errors": 2 * n * d_in * size,
-        "second_gradient": matrix * size if setting.auxk else 0,
+        "errors": (4 if setting.auxk else 2) * n * d_in * size,
     }
     always = parts["parameters"] + parts["adam"] + parts["inputs"] + parts["entries"]
     beside = max(parts["screening_weights"], parts["mask"], parts["dead"])
     selecting = parts["screening"] + beside
-    updating = parts["gradients"] + parts["errors"] + parts["second_gradient"]
+    updating = parts["gradients"] + parts["errors"]
     parts["heap"] = min(HEAP_BYTES, selecting + parts["entries"] + parts["errors"])
     return {**parts, "peak": always + max(selecting, updating) + parts["heap"]}
 
@@ -910,14 +910,21 @@ def _report_peak(name: str, setting: Setting, connection: Any) -> None:
     connection.send(resident_bytes("VmHWM") - before)
 
 
-def peak_bytes(name: str, setting: Setting, device: str) -> int:
-    """Most memory that a variant's steps take, weights and optimiser's state among it."""
+def peak_bytes(name: str, setting: Setting, device: str, num_runs: int) -> int:
+    """Most memory that a variant's steps take, weights and optimiser's state among it.
+
+    On a CPU the median of several processes, as what the allocator can use again varies.
+    """
     if device == "cuda":
         gc.collect()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         run_for_memory(name, setting, device)
         return torch.cuda.max_memory_allocated() - before
+    return round(median(_peak_of_process(name, setting) for _ in range(num_runs)))
+
+
+def _peak_of_process(name: str, setting: Setting) -> int:
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_report_peak, args=(name, setting, sender))
@@ -947,6 +954,7 @@ def benchmark(
     num_steps: int,
     stage_steps: int,
     memory: Sequence[str],
+    memory_runs: int,
 ) -> dict[str, Any]:
     """Time and stages of all variants at one setting, and the memory of those in `memory`."""
     if setting.keep:
@@ -954,7 +962,7 @@ def benchmark(
     result: dict[str, Any] = {"setting": asdict(setting), "variants": {}}
     peaks: dict[str, int] = {}
     if memory:
-        peaks = {name: peak_bytes(name, setting, device) for name in memory}
+        peaks = {name: peak_bytes(name, setting, device, memory_runs) for name in memory}
     clock = make_clock(device)
     steps = {name: make_step(name, trained.crosscoder(setting), setting) for name in VARIANTS}
     ours = {name: step for name, step in steps.items() if isinstance(step, Ours)}
@@ -1119,6 +1127,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             num_steps=num_steps,
             stage_steps=stage_steps if setting in detailed else 0,
             memory=memory if setting in measured else (),
+            memory_runs=QUICK_MEMORY_RUNS if args.quick else MEMORY_RUNS,
         )
     if paper and args.device == "cuda":
         print(f"{PAPER} ...", file=sys.stderr, flush=True)

@@ -45,12 +45,20 @@ FP32_BUFFERS = ("mean", "factors", "threshold")
 class Selection:
     """What BatchTopK kept: one code per block, and the smallest score kept in each group `[G]`.
 
-    `dead` are the codes of the strongest dead latents, where they were asked for.
+    Where dead latents were asked for, a code has the N pairs twice: first what is active in them,
+    then the strongest dead latents. So both share one gradient of each matrix. `num_active` are
+    the entries of each block's first part.
     """
 
     codes: list[SparseCode]
     cuts: Tensor
-    dead: list[SparseCode] | None
+    num_active: list[int]
+
+    def active(self, num_pairs: int) -> list[SparseCode]:
+        """The codes without the dead latents."""
+        return [
+            code.first(num_pairs, n) for code, n in zip(self.codes, self.num_active, strict=True)
+        ]
 
 
 class CrosscoderOutput(ForwardOutput):
@@ -401,34 +409,41 @@ class Crosscoder(SparseCoder):
             if dead is not None and len(dead):
                 revived = strongest_per_row(self._k_aux, dead, blocks, self.partition)
         bias, groups = self.encoder.bias, [group.blocks for group in self.partition.groups]
-        codes = self._attached(x, found, groups, bias)
-        dead_codes = None
+        parts = self._by_block(found, groups)
+        num_active = [len(part.acts) for part in parts]
         if revived is not None:
-            dead_codes = self._attached(x, [revived], [range(len(blocks))], bias)
-        return Selection(codes, torch.stack(smallest), dead_codes)
+            dead_parts = self._by_block([revived], [range(len(parts))])
+            parts = [a.followed_by(b, len(x)) for a, b in zip(parts, dead_parts, strict=True)]
+        codes = self._attached(x, parts, bias, 1 if revived is None else 2)
+        return Selection(codes, torch.stack(smallest), num_active)
 
-    def _attached(
-        self, x: Tensor, found: Sequence[Entries], groups: Sequence[Sequence[int]], bias: Tensor
-    ) -> list[SparseCode]:
-        """One code per block, with gradients to the encoder and x, from the entries of groups."""
-        codes = []
+    def _by_block(self, found: Sequence[Entries], groups: Sequence[Sequence[int]]) -> list[Entries]:
+        """The entries of every block, from those of groups of blocks."""
+        parts: dict[int, Entries] = {}
         for entries, members in zip(found, groups, strict=True):
             for b in members:
-                block, part = self.partition.blocks[b], entries
-                if len(members) > 1:
-                    inside = (part.latents >= block.start) & (part.latents < block.stop)
-                    part = part.where(inside)
-                code = SparseCode(
-                    part.acts, part.latents - block.start, part.rows, (len(x), len(block))
+                block = self.partition.blocks[b]
+                inside = (entries.latents >= block.start) & (entries.latents < block.stop)
+                parts[b] = entries if len(members) == 1 else entries.where(inside)
+        return [parts[b] for b in range(len(parts))]
+
+    def _attached(
+        self, x: Tensor, parts: Sequence[Entries], bias: Tensor, times: int = 1
+    ) -> list[SparseCode]:
+        """One code per block, over the pairs of x so many times, with gradients to the encoder."""
+        codes = []
+        for block, weight, part in zip(
+            self.partition.blocks, self.encoder.weights, parts, strict=True
+        ):
+            shape = (times * len(x), len(block))
+            codes.append(
+                sparse_ops.encode(
+                    self._block_input(x, block.sources),
+                    self._reduced(weight, block),
+                    bias[block.start : block.stop],
+                    SparseCode(part.acts, part.latents - block.start, part.rows, shape),
                 )
-                codes.append(
-                    sparse_ops.encode(
-                        self._block_input(x, block.sources),
-                        self._reduced(self.encoder.weights[b], block),
-                        bias[block.start : block.stop],
-                        code,
-                    )
-                )
+            )
         return codes
 
     @property
@@ -545,12 +560,11 @@ class Crosscoder(SparseCoder):
         dead = None if dead_mask is None else dead_mask.nonzero()[:, 0]
         by_residual = self.cfg.auxk_form == "residual"
         selection = self._select(target, cuts, world, None if by_residual else dead)
-        codes = [*selection.codes, *(selection.dead or [])]
 
         def terms(*acts: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-            now = [code.with_acts(a) for code, a in zip(codes, acts, strict=True)]
-            active, revived = now[: len(selection.codes)], now[len(selection.codes) :]
-            out = self._decode_blocks(active) + self.b_dec
+            now = [code.with_acts(a) for code, a in zip(selection.codes, acts, strict=True)]
+            decoded, *answer = self._decode_blocks(now).split(len(target))
+            out = decoded + self.b_dec
             errors = (target - out).split(self.d_sources, 1)
             per_source = torch.stack([e.pow(2).sum() for e in errors])
             if self.cfg.loss == "squared":
@@ -561,17 +575,17 @@ class Crosscoder(SparseCoder):
             auxk = loss.new_zeros(())
             if dead is not None and len(dead):
                 residual = (target - out).detach()
-                revived = revived or self._answer_to(residual, dead)
-                auxk = self._auxk_loss(residual, revived, num_pairs, world)
+                e_hat = self._answer_to(residual, dead) if by_residual else answer[0]
+                auxk = self._auxk_loss(residual, e_hat, num_pairs, world)
             return out, per_source, loss, auxk
 
-        acts = [code.acts for code in codes]
+        acts = [code.acts for code in selection.codes]
         if self.gradient_checkpointing and torch.is_grad_enabled():
             out, per_source, loss, auxk = checkpoint(terms, *acts, use_reentrant=False)
         else:
             out, per_source, loss, auxk = terms(*acts)
 
-        code = self._joined(selection.codes)
+        code = self._joined(selection.active(len(target)))
         latent_acts, latent_indices = code.padded() if padded else (code.acts, code.indices)
         output = CrosscoderOutput(
             sae_out=self.denormalize(out),
@@ -585,9 +599,7 @@ class Crosscoder(SparseCoder):
         output.errors, output.cuts = per_source.detach(), selection.cuts
         return output
 
-    def _auxk_loss(
-        self, residual: Tensor, revived: list[SparseCode], num_pairs: float, world: World
-    ) -> Tensor:
+    def _auxk_loss(self, residual: Tensor, e_hat: Tensor, num_pairs: float, world: World) -> Tensor:
         """Squared error of the dead latents' reconstruction of the residual (B.1.5).
 
         Divided by the residual's variance; computed on the dead columns only, without b_dec.
@@ -604,14 +616,16 @@ class Crosscoder(SparseCoder):
         total, squares, count = moments[:-2], moments[-2], moments[-1]
         variance = (squares - total.pow(2).sum() / count) / world.size
 
-        e_hat = self._decode_blocks(revived)
         # A chunk counts by its share of the batch, so that chunks add up to the whole.
         share = count / (num_pairs * world.size)
         auxk = share * (e_hat - residual).pow(2).sum() / variance
         return torch.where(torch.isfinite(auxk), auxk, torch.zeros_like(auxk))
 
-    def _answer_to(self, residual: Tensor, dead: Tensor) -> list[SparseCode]:
-        """The dead latents that answer the residual most strongly (B.1.5 as printed), per block."""
+    def _answer_to(self, residual: Tensor, dead: Tensor) -> Tensor:
+        """The dead latents that answer the residual most strongly, decoded: `[N, d_in]`.
+
+        B.1.5 as printed.
+        """
         bias = torch.zeros_like(self.encoder.bias)
         with torch.no_grad(), torch.autocast(residual.device.type, enabled=False):
             blocks = [
@@ -623,7 +637,8 @@ class Crosscoder(SparseCoder):
                 for block, weight in zip(self.partition.blocks, self.encoder.weights, strict=True)
             ]
             revived = strongest_per_row(self._k_aux, dead, blocks, self.partition)
-        return self._attached(residual, [revived], [range(len(blocks))], bias)
+        parts = self._by_block([revived], [range(len(blocks))])
+        return self._decode_blocks(self._attached(residual, parts, bias))
 
     @torch.no_grad()
     def update_threshold(self, cuts: Tensor, decay: float) -> None:

@@ -10,9 +10,11 @@ N pairs, m latents of the block, D the width that it reads, E entries.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .sparse_ops import entry_dots
@@ -22,6 +24,9 @@ _UP = 1.02
 _ALIGNMENT = 32
 # Few enough for a CPU's cache to hold their differences.
 _ROWS_AT_ONCE = 512
+_SAMPLED_COLUMNS = 1024
+# So many standard deviations of what a sample can be off by.
+_CAUTION = 2.5
 
 
 class Preactivations(Protocol):
@@ -64,8 +69,7 @@ class ExactPreactivations:
         return self.values[rows, latents]
 
     def strongest(self, latents: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        values, places = self.values[:, latents].topk(k, dim=1)
-        return values, latents[places]
+        return _strongest(self.values, latents, k, self.at, lambda cuts: cuts)
 
     def sample(self, stride: int) -> Tensor:
         return self.values[::stride]
@@ -81,17 +85,16 @@ class BoundedPreactivations:
         # the bias, and what the last two can be at most (Cauchy-Schwarz), to the product.
         width = -(-(x.shape[1] + 4) // _ALIGNMENT) * _ALIGNMENT
         left, right = _widened(x, width), _widened(weight, width)
-        accumulated = 2.0**-24 * width * weight.norm(dim=1)
+        norms = weight.norm(dim=1)
+        accumulated = 2.0**-24 * width * norms
         ones, bias_error = x.new_ones(len(x)), 2.0**-8 * _UP * bias.abs()
         _set_columns(left, x.shape[1], [ones, ones, _lost(x, left), x.norm(dim=1)])
-        errors = [weight.norm(dim=1) * _UP, (_lost(weight, right) + accumulated) * _UP]
+        errors = [norms * _UP, (_lost(weight, right) + accumulated) * _UP]
         _set_columns(right, x.shape[1], [bias, bias_error, *errors])
         self.bounds = left @ right.T
 
     def reaching(self, cuts: Tensor) -> tuple[Tensor, Tensor]:
-        # The product itself was rounded as well. Positive bfloat16 order as their bits do.
-        lowered = (cuts * (1 - 2.0**-7)).to(torch.bfloat16)
-        above = self.bounds.view(torch.int16) >= lowered.view(torch.int16)
+        above = _comparable(self.bounds) >= _comparable(_lowered(cuts))
         rows, latents = above.nonzero(as_tuple=True)
         return rows, latents
 
@@ -99,22 +102,7 @@ class BoundedPreactivations:
         return entry_dots(self.x, self.weight, rows, latents) + self.bias[latents]
 
     def strongest(self, latents: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        # Half as many again usually suffice, as the bounds lie close to the values.
-        width = min(k + 5 * k // 8 + 16, len(latents))
-        bounds, places = self.bounds.index_select(1, latents).topk(width, dim=1)
-        rows, columns = (bounds > 0).nonzero(as_tuple=True)
-        exact = self.x.new_zeros(bounds.shape)
-        exact[rows, columns] = self.at(rows, latents[places[rows, columns]])
-        values, order = exact.topk(k, dim=1)
-        places = places.gather(1, order)
-        if width < len(latents):
-            # Where an entry further down might still be larger, all of the row is computed.
-            highest_left = bounds[:, -1].to(values.dtype) * (1 + 2.0**-7)
-            unsure = ((highest_left > 0) & (values[:, -1] < highest_left)).nonzero()[:, 0]
-            if len(unsure):
-                rest = torch.addmm(self.bias[latents], self.x[unsure], self.weight[latents].T)
-                values[unsure], places[unsure] = rest.topk(k, dim=1)
-        return values, latents[places]
+        return _strongest(self.bounds, latents, k, self.at, _lowered)
 
     def sample(self, stride: int) -> Tensor:
         return self.bounds[::stride].to(self.x.dtype)
@@ -148,3 +136,77 @@ def _lost(exact: Tensor, wide: Tensor) -> Tensor:
     rounded = wide[:, : exact.shape[1]].split(_ROWS_AT_ONCE)
     pieces = zip(exact.split(_ROWS_AT_ONCE), rounded, strict=True)
     return torch.cat([(a - b).norm(dim=1) for a, b in pieces])
+
+
+def _lowered(cuts: Tensor) -> Tensor:
+    """Cuts for bounds that are in bfloat16 themselves."""
+    return (cuts * (1 - 2.0**-7)).to(torch.bfloat16)
+
+
+def _comparable(values: Tensor) -> Tensor:
+    """The same, faster to compare with numbers >= 0: bfloat16 order as their bits do."""
+    return values.view(torch.int16) if values.dtype == torch.bfloat16 else values
+
+
+def _strongest(
+    values: Tensor,
+    latents: Tensor,
+    k: int,
+    exact: Callable[[Tensor, Tensor], Tensor],
+    lowered: Callable[[Tensor], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """See `Preactivations.strongest`; no entry is above its one in `values` [N, m].
+
+    First come the entries that exceed a likely level, then all others that may exceed the k-th of
+    these.
+    """
+    values = values.index_select(1, latents)
+    levels = _sampled_levels(values, k)
+    likely = _comparable(values) > _comparable(levels)[:, None]
+
+    def found(mask: Tensor) -> tuple[Tensor, Tensor]:
+        rows, columns = (part.contiguous() for part in mask.nonzero(as_tuple=True))
+        columns = latents[columns]
+        return _side_by_side(exact(rows, columns), columns, rows, len(mask))
+
+    acts, where = found(likely)
+    if acts.shape[1] < k:
+        acts, where = F.pad(acts, (0, k - acts.shape[1])), F.pad(where, (0, k - where.shape[1]))
+    acts, order = acts.topk(k, dim=1, sorted=False)
+    where = where.gather(1, order)
+    cuts = lowered(acts.amin(1))
+    more, more_where = found((_comparable(values) > _comparable(cuts)[:, None]) & ~likely)
+    if more.shape[1]:
+        acts, order = torch.cat([acts, more], 1).topk(k, dim=1, sorted=False)
+        where = torch.cat([where, more_where], 1).gather(1, order)
+    return acts, where
+
+
+def _sampled_levels(values: Tensor, k: int) -> Tensor:
+    """For every row of `values` [N, m] a level that k of its entries most likely exceed, `[N]`.
+
+    A sample of columns tells; 0, which all positive entries exceed, where it would be too small.
+    """
+    stride = max(values.shape[1] // _SAMPLED_COLUMNS, 1)
+    expected = k / stride
+    rank = round(expected + _CAUTION * expected**0.5) + 1
+    sample = values[:, ::stride]
+    if stride == 1 or rank >= sample.shape[1]:
+        return values.new_zeros(len(values))
+    return sample.topk(rank, dim=1, sorted=False).values.amin(1).clamp_min(0)
+
+
+def _side_by_side(
+    values: Tensor, columns: Tensor, rows: Tensor, num_rows: int
+) -> tuple[Tensor, Tensor]:
+    """Entries `[E]`, sorted by row, as matrices of values and columns, `[num_rows, longest]`.
+
+    Behind a row's entries are zeros.
+    """
+    counts = torch.bincount(rows, minlength=num_rows)
+    width = int(counts.max()) if num_rows else 0
+    places = torch.arange(len(rows), device=rows.device)
+    places += rows * width - (counts.cumsum(0) - counts)[rows]
+    acts = values.new_zeros(num_rows * width).index_copy_(0, places, values)
+    found = columns.new_zeros(num_rows * width).index_copy_(0, places, columns)
+    return acts.view(num_rows, width), found.view(num_rows, width)

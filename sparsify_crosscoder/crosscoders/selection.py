@@ -40,7 +40,13 @@ class Entries(NamedTuple):
 
     def where(self, mask: Tensor) -> Entries:
         """The entries that a mask `[E]` keeps."""
-        return Entries(*(part[mask] for part in self))
+        kept = mask.nonzero()[:, 0]
+        return Entries(*(part.index_select(0, kept) for part in self))
+
+    def followed_by(self, others: Entries, num_pairs: int) -> Entries:
+        """These entries, and others as those of `num_pairs` more pairs."""
+        others = others._replace(rows=others.rows + num_pairs)
+        return Entries(*(torch.cat(parts) for parts in zip(self, others, strict=True)))
 
 
 def entries_reaching(
@@ -156,6 +162,6 @@ def strongest_per_row(
     if len(values) > 1:
         acts, order = acts.topk(min(k, acts.shape[1]), dim=1)
         places = places.gather(1, order)
-    rows, columns = (acts > 0).nonzero(as_tuple=True)
-    acts = acts[rows, columns]
-    return Entries(rows, places[rows, columns], acts, acts)
+    kept = (acts > 0).flatten().nonzero()[:, 0]
+    chosen = acts.flatten()[kept]
+    return Entries(kept // acts.shape[1], places.flatten()[kept], chosen, chosen)

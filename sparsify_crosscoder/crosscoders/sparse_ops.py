@@ -58,6 +58,13 @@ class SparseCode:
                 code.__dict__[name] = self.__dict__[name]
         return code
 
+    def first(self, num_pairs: int, num_entries: int) -> SparseCode:
+        """The code of the first pairs alone, which have the first `num_entries` entries."""
+        if num_pairs == self.shape[0]:
+            return self
+        parts = (part[:num_entries] for part in (self.acts, self.indices, self.rows))
+        return SparseCode(*parts, (num_pairs, self.shape[1]))
+
     def to_dense(self) -> Tensor:
         """The code as a dense `[N, M]` tensor."""
         dense = self.acts.new_zeros(self.shape)
@@ -150,9 +157,15 @@ def entry_dots(a: Tensor, b: Tensor, rows: Tensor, indices: Tensor) -> Tensor:
 
 
 def sum_by_latent(code: SparseCode, weights: Tensor, table: Tensor) -> Tensor:
-    """`C^T @ table` for the matrix C that holds `weights` at the code's entries: `[M, D]`."""
+    """`C^T @ table` for the matrix C that holds `weights` at the code's entries: `[M, D]`.
+
+    A code over more pairs than `table` [N, D] has rows begins again with the first one.
+    """
     order, starts = code.by_latent
-    return sum_rows(table, code.rows[order], starts, weights[order])
+    rows = code.rows[order]
+    if len(table) < code.shape[0]:
+        rows %= len(table)
+    return sum_rows(table, rows, starts, weights[order])
 
 
 class _Encode(torch.autograd.Function):
@@ -171,6 +184,7 @@ class _Encode(torch.autograd.Function):
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
             grad_x = sum_rows(weight, code.indices, code.offsets, grad).to(x.dtype)
+            grad_x = grad_x.view(-1, *x.shape).sum(0) if len(grad_x) > len(x) else grad_x
         if ctx.needs_input_grad[1]:
             grad_weight = sum_by_latent(code, grad, x.to(weight.dtype))
         if ctx.needs_input_grad[2]:
@@ -182,7 +196,8 @@ class _Encode(torch.autograd.Function):
 def encode(x: Tensor, weight: Tensor, bias: Tensor, code: SparseCode) -> SparseCode:
     """Give the selected activations their gradient to `x` [N, D], `weight` [M, D], `bias` [M].
 
-    `code.acts` must hold `(x @ weight.T + bias)` at the code's entries.
+    `code.acts` must hold `(x @ weight.T + bias)` at the code's entries. The code may be over the
+    pairs several times, one time after the other.
     """
     if torch.is_grad_enabled():
         _ = code.by_latent  # once, for the gradients of both matrices

@@ -153,6 +153,30 @@ def test_sparse_operations_pass_gradcheck():
     torch.testing.assert_close(sparse_ops.decode(code, weight), dense @ weight)
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_encoding_passes_gradcheck_over_the_same_pairs_several_times(times):
+    rows, indices = torch.tensor([0, 0, 1, 3, 3]), torch.tensor([4, 1, 4, 0, 2])
+    if times == 2:
+        rows, indices = torch.cat([rows, rows + 4]), torch.cat([indices, indices.flip(0)])
+    x, weight, bias = (
+        torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((4, 3), (6, 3), 6)
+    )
+
+    def encoded(x, weight, bias):
+        acts = torch.addmm(bias, x, weight.T).detach()[rows % 4, indices]
+        code = SparseCode(acts, indices, rows, (4 * times, 6))
+        return sparse_ops.encode(x, weight, bias, code).acts
+
+    assert torch.autograd.gradcheck(encoded, (x, weight, bias))
+
+
+def test_the_first_pairs_of_a_code_are_a_code():
+    rows, indices, acts = torch.tensor([0, 2, 2, 3]), torch.tensor([1, 0, 2, 2]), torch.rand(4)
+    code = SparseCode(acts, indices, rows, (4, 3))
+    assert code.first(4, 4) is code
+    assert torch.equal(code.first(3, 3).to_dense(), code.to_dense()[:3])
+
+
 def test_a_code_pads_to_its_widest_row_and_joins_by_columns():
     code = SparseCode(
         torch.tensor([1.0, 2.0, 3.0]), torch.tensor([5, 2, 0]), torch.tensor([1, 1, 2]), (4, 6)

@@ -26,6 +26,10 @@ def block(seed, pairs=9, latents=33, width=20, tail=1.0, dtype=torch.float64):
     return draw(pairs, width), draw(latents, width), draw(latents)
 
 
+def sorted_rows(values):
+    return values.clamp_min(0).sort(1, descending=True).values
+
+
 @untimed
 @given(seeds, st.sampled_from([1, 2, 20, 300]), st.sampled_from([0.0, 3.0]))
 def test_bounds_lie_above_the_exact_values_and_close_to_them(seed, width, tail):
@@ -66,11 +70,32 @@ def test_the_strongest_are_those_of_the_exact_product(seed, k):
     latents = torch.arange(0, 60, 2)
     values, chosen = BoundedPreactivations(x, weight, bias).strongest(latents, k)
     expected, _ = ExactPreactivations(x, weight, bias).strongest(latents, k)
-    torch.testing.assert_close(values.clamp_min(0), expected.clamp_min(0))
+    torch.testing.assert_close(sorted_rows(values), sorted_rows(expected))
     positive = values > 0
     at = (x @ weight.T + bias).gather(1, chosen)
     torch.testing.assert_close(values[positive], at[positive])
     assert set(chosen[positive].tolist()) <= set(latents.tolist())
+
+
+@pytest.mark.parametrize("form", [ExactPreactivations, BoundedPreactivations])
+@pytest.mark.parametrize("k", [1, 30, 700, 2_500])
+@pytest.mark.parametrize("misleading", [None, "all high", "all low"])
+def test_the_strongest_of_many_do_not_depend_on_the_sampled_columns(form, k, misleading):
+    x, weight, bias = block(3, pairs=20, latents=6_000, width=16)
+    latents = torch.arange(0, 6_000, 2)
+    sampled = latents[:: len(latents) // 1_024]
+    if misleading:
+        bias[sampled] += 50.0 if misleading == "all high" else -50.0
+    values, chosen = form(x, weight, bias).strongest(latents, k)
+    everything = torch.addmm(bias, x, weight.T)
+    torch.testing.assert_close(
+        sorted_rows(values), sorted_rows(everything[:, latents].topk(k, dim=1).values)
+    )
+    positive = values > 0
+    torch.testing.assert_close(values[positive], everything.gather(1, chosen)[positive])
+    kept = chosen.masked_fill(~positive, -1).sort(1).values
+    assert ((kept[:, 1:] != kept[:, :-1]) | (kept[:, 1:] == -1)).all()
+    assert torch.isin(chosen[positive], latents).all()
 
 
 def test_rows_whose_bounds_cannot_tell_are_computed_in_full():

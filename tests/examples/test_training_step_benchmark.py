@@ -159,12 +159,11 @@ def test_the_expected_memory_adds_up():
         "screening": 4 * 10 * 2,
         "screening_weights": 80 * 2,
         "mask": 4 * 10,
-        "dead": (4 * 5 + 80 // 2) * 4,
+        "dead": 4 * 5 * (2 + 3),
         "entries": 64 * 4 * (2 + 2),
-        "errors": 2 * 4 * 8 * 4,
-        "second_gradient": 80 * 4,
-        "heap": 80 + 240 + 1_024 + 256,
-        "peak": (712 + 1_424 + 256 + 1_024) + (712 + 256 + 320) + 1_600,
+        "errors": 4 * 4 * 8 * 4,
+        "heap": 80 + 160 + 1_024 + 512,
+        "peak": (712 + 1_424 + 256 + 1_024) + (712 + 512) + 1_776,
     }
 
 
