@@ -62,8 +62,8 @@ class SparseCode:
         """The code of the first pairs alone, which have the first `num_entries` entries."""
         if num_pairs == self.shape[0]:
             return self
-        parts = (part[:num_entries] for part in (self.acts, self.indices, self.rows))
-        return SparseCode(*parts, (num_pairs, self.shape[1]))
+        acts, indices, rows = (p[:num_entries] for p in (self.acts, self.indices, self.rows))
+        return SparseCode(acts, indices, rows, (num_pairs, self.shape[1]))
 
     def to_dense(self) -> Tensor:
         """The code as a dense `[N, M]` tensor."""
