@@ -36,17 +36,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from step_inputs import make_crosscoder, synthetic_pairs
+from step_measurements import processor
+from step_report import table
+from step_settings import Setting
+from step_variants import VARIANTS, TrainingStep
 from torch import Tensor
 from tqdm.auto import tqdm
-from training_step import (
-    VARIANTS,
-    Setting,
-    TrainingStep,
-    make_crosscoder,
-    processor,
-    synthetic_pairs,
-    table,
-)
 
 SEEDS = (0, 1, 2)
 COMPARED = ("ours fp32", "ours bf16")

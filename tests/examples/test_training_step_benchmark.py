@@ -13,10 +13,15 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "examples" / "benchmarks"))
+step_estimates = importlib.import_module("step_estimates")
+step_inputs = importlib.import_module("step_inputs")
+step_measurements = importlib.import_module("step_measurements")
+step_settings = importlib.import_module("step_settings")
+step_variants = importlib.import_module("step_variants")
 training_step = importlib.import_module("training_step")
 loss_curves = importlib.import_module("loss_curves")
 
-SMALL = training_step.Setting(widths=(7, 5), num_latents=40, batch=30, k=3)
+SMALL = step_settings.Setting(widths=(7, 5), num_latents=40, batch=30, k=3)
 
 
 def pairs(setting, seed=0):
@@ -26,7 +31,7 @@ def pairs(setting, seed=0):
 
 
 def crosscoder_of(setting):
-    made = training_step.make_crosscoder(setting, pairs(setting, 1), dtype=torch.float64)
+    made = step_inputs.make_crosscoder(setting, pairs(setting, 1), dtype=torch.float64)
     made.encoder.bias.data.normal_(std=0.1)
     made.b_dec.data.normal_(std=0.1)
     return made
@@ -34,7 +39,7 @@ def crosscoder_of(setting):
 
 def gradients(step):
     """Gradients of W_enc, b_enc, W_dec and b_dec, of all sources side by side."""
-    if not isinstance(step, training_step.Ours):
+    if not isinstance(step, step_variants.Ours):
         return [parameter.grad for parameter in step.parameters]
     crosscoder = step.crosscoder
     with torch.no_grad():
@@ -46,7 +51,7 @@ def gradients(step):
 
 
 def losses_and_gradients(name, setting, dead):
-    step = training_step.VARIANTS[name](crosscoder_of(setting), auxk=dead is not None)
+    step = step_variants.VARIANTS[name](crosscoder_of(setting), auxk=dead is not None)
     losses = step.losses(step.normalize(pairs(setting)), dead)
     (losses.loss + 0.5 * losses.auxk).backward()
     return losses, gradients(step)
@@ -76,7 +81,7 @@ def test_every_variant_takes_the_steps_of_the_dense_one(name):
     setting = replace(SMALL, auxk=True)
     curves = []
     for variant in ("dense", name):
-        step = training_step.make_step(variant, crosscoder_of(setting), setting)
+        step = step_variants.make_step(variant, crosscoder_of(setting), setting)
         curves.append([step.step(pairs(setting, seed)).item() for seed in range(5)])
         assert (step.since_fired == 0).any() and (step.since_fired > 0).any()
     assert curves[0] == pytest.approx(curves[1], rel=1e-9)
@@ -86,7 +91,7 @@ def test_every_variant_takes_the_steps_of_the_dense_one(name):
 def test_sparsify_starts_from_the_same_weights():
     crosscoder = crosscoder_of(SMALL)
     encoder = torch.cat([crosscoder.encoder_weight(s) for s in range(2)], 1)
-    step = training_step.Sparsify(crosscoder, auxk=False)
+    step = step_variants.Sparsify(crosscoder, auxk=False)
     assert torch.equal(step.coder.encoder.weight, encoder)
     assert torch.equal(step.coder.W_dec, crosscoder.W_dec)
     before = step.step(pairs(SMALL))
@@ -106,7 +111,7 @@ def test_stages_are_counted_once_and_auxk_as_a_whole():
         def milliseconds(self, start, end):
             return end - start
 
-    stages = training_step.Stages(Clock())
+    stages = step_measurements.Stages(Clock())
     with stages("loss"), stages("AuxK"), stages("decode"):
         pass
     assert stages.milliseconds() == {"loss": 2, "AuxK": 1}
@@ -114,17 +119,17 @@ def test_stages_are_counted_once_and_auxk_as_a_whole():
 
 def test_our_step_reports_its_inner_stages_and_is_left_as_it_was():
     setting = replace(SMALL, auxk=True)
-    step = training_step.make_step("ours fp32", crosscoder_of(setting), setting)
-    methods = [getattr(owner, name) for owner, name in training_step.INNER_STAGES]
-    stages = training_step.time_stages(step, [pairs(setting)], training_step.Clock())
+    step = step_variants.make_step("ours fp32", crosscoder_of(setting), setting)
+    methods = [getattr(owner, name) for owner, name in step_variants.INNER_STAGES]
+    stages = step_measurements.time_stages(step, [pairs(setting)], step_measurements.Clock())
     outer = {"count dead", "normalise", "loss", "backward", "clip", "optimiser"}
     inner = {"encoder", "select", "re-score", "decode", "AuxK"}
     assert outer | inner <= set(stages)
-    assert methods == [getattr(owner, name) for owner, name in training_step.INNER_STAGES]
+    assert methods == [getattr(owner, name) for owner, name in step_variants.INNER_STAGES]
 
 
 def test_synthetic_pairs_depend_on_the_seed_and_are_uneven():
-    first, again, other = (training_step.synthetic_pairs((40, 60), 500, seed) for seed in (0, 0, 1))
+    first, again, other = (step_inputs.synthetic_pairs((40, 60), 500, seed) for seed in (0, 0, 1))
     assert [tuple(x.shape) for x in first] == [(500, 40), (500, 60)]
     assert torch.equal(first[0], again[0]) and not torch.equal(first[0], other[0])
     spread = first[1].std(0).sort().values
@@ -139,19 +144,19 @@ def test_synthetic_pairs_depend_on_the_seed_and_are_uneven():
     ],
 )
 def test_a_size_can_be_written_out(text, setting):
-    assert training_step.Setting.parse(text) == setting
+    assert step_settings.Setting.parse(text) == setting
 
 
 @pytest.mark.parametrize("text", ["narow", "7+5/40/30", "7+5/40/30/3/sparse", "7+x/40/30/3"])
 def test_a_size_that_cannot_be_read_is_refused(text):
     with pytest.raises(ValueError, match=r"neither one of auxk_off, .* nor of the form"):
-        training_step.Setting.parse(text)
+        step_settings.Setting.parse(text)
 
 
 def test_the_expected_memory_adds_up():
-    setting = training_step.Setting(widths=(3, 5), num_latents=10, batch=4, k=2, auxk=True)
+    setting = step_settings.Setting(widths=(3, 5), num_latents=10, batch=4, k=2, auxk=True)
     # 80 weights in each matrix; k_aux is 2, and 5 latents are dead.
-    assert training_step.expected_bytes(setting, torch.bfloat16) == {
+    assert step_estimates.expected_bytes(setting, torch.bfloat16) == {
         "parameters": 4 * (80 + 80 + 10 + 8),
         "gradients": 712,
         "adam": 1_424,
@@ -172,9 +177,9 @@ def test_the_table_of_expected_memory_is_that_of_the_formula():
     rows = re.findall(r"^\| `([^`]+)` \| (float32|bfloat16) \|(.*)\|$", text, re.M)
     assert len(rows) >= 8
     for size, screened, cells in rows:
-        setting = training_step.Setting.parse(size)
+        setting = step_settings.Setting.parse(size)
         dtype = torch.bfloat16 if screened == "bfloat16" else None
-        expected = training_step.expected_bytes(setting, dtype)
+        expected = step_estimates.expected_bytes(setting, dtype)
         shown = [expected[part] for part in ("parameters", "gradients", "adam", "peak")]
         assert [cell.strip() for cell in cells.split("|")] == [f"{n / 1e6:,.0f}" for n in shown]
 
@@ -189,7 +194,7 @@ def test_claims_are_judged_where_their_settings_were_measured():
         "ours bf16": timed(150.0, 1_100),
         "sparsify": timed(450.0, 1_000),
     }
-    report = {"settings": {str(training_step.AUXK_OFF): {"variants": variants}}}
+    report = {"settings": {str(step_settings.AUXK_OFF): {"variants": variants}}}
     rows = {row["claim"]: row for row in training_step.judge(report)}
     assert rows["fp32 against dense"]["found"] == 4.5 and rows["fp32 against dense"]["holds"]
     assert rows["bf16 against dense"]["found"] == 6.0 and not rows["bf16 against dense"]["holds"]
@@ -226,19 +231,19 @@ def test_the_quick_benchmark_writes_every_figure(tmp_path):
     )
     report = json.loads(figures.read_text())
     assert report["quick"] and report["claims"] == []
-    assert set(report["tables"]) == set(training_step.QUICK_SIZES)
+    assert set(report["tables"]) == set(step_settings.QUICK_SIZES)
     settings = {name for names in report["tables"].values() for name in names}
     assert settings == set(report["settings"])
     for name, result in report["settings"].items():
         assert name in shown or name in report["tables"]["latents"]
-        assert set(result["variants"]) == set(training_step.VARIANTS)
+        assert set(result["variants"]) == set(step_variants.VARIANTS)
         for variant in result["variants"].values():
             assert len(variant["ms"]) == training_step.QUICK_STEPS
             assert variant["median_ms"] > 0
             assert variant["faster_than_dense"] > 0
     (quick,) = report["tables"]["auxk_off"]
     result = report["settings"][quick]
-    for name in training_step.OURS:
+    for name in step_variants.OURS:
         assert {"encoder", "select", "decode", "backward"} <= set(result["stages"][name])
         measured = result["variants"][name]["peak_bytes"]
         assert 0.5 < result["expected_bytes"][name]["peak"] / measured < 2
