@@ -8,15 +8,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .activations.alignment import AlignedTokens, NonContent, align_batch, align_tokens
     from .activations.store import ActivationStore
-    from .config import CrosscoderConfig, DFCConfig, DSFConfig
+    from .config import CrosscoderConfig, DFCConfig, DSFConfig, RDFCConfig
     from .crosscoders import (
         Crosscoder,
         DedicatedFeatureCrosscoder,
         DesignatedSharedFeatureCrosscoder,
+        ResidualDedicatedFeatureCrosscoder,
     )
     from .crosscoders.partition import Partition
     from .registry import Architecture, register_architecture
-    from .training import CrosscoderTrainer, DFCTrainer, DSFTrainer
+    from .training import CrosscoderTrainer, DFCTrainer, DSFTrainer, RDFCTrainer
 
     __version__: str
 
@@ -35,6 +36,9 @@ __all__ = [
     "DesignatedSharedFeatureCrosscoder",
     "NonContent",
     "Partition",
+    "RDFCConfig",
+    "RDFCTrainer",
+    "ResidualDedicatedFeatureCrosscoder",
     "__version__",
     "align_batch",
     "align_tokens",
@@ -56,6 +60,9 @@ _MODULES = {
     "DesignatedSharedFeatureCrosscoder": "crosscoders",
     "NonContent": "activations.alignment",
     "Partition": "crosscoders.partition",
+    "RDFCConfig": "config",
+    "RDFCTrainer": "training",
+    "ResidualDedicatedFeatureCrosscoder": "crosscoders",
     "align_batch": "activations.alignment",
     "align_tokens": "activations.alignment",
     "register_architecture": "registry",

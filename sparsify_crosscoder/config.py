@@ -120,6 +120,25 @@ class DFCConfig(CrosscoderConfig):
 
 
 @dataclass
+class RDFCConfig(DFCConfig):
+    """Residual DFC: exclusive latents read what the other sources do not predict of their own."""
+
+    map_pairs: int = 65_536
+    """Pairs from which the linear maps between the sources are fitted before training."""
+
+    map_ridge: float = 1e-3
+    """Ridge penalty of these maps, as a multiple of the mean variance of what they read."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.map_pairs < 1 or self.map_ridge <= 0:
+            raise ValueError(
+                f"map_pairs and map_ridge must be positive, got {self.map_pairs} and "
+                f"{self.map_ridge}."
+            )
+
+
+@dataclass
 class DSFConfig(CrosscoderConfig):
     """Designated Shared Feature crosscoder: a block whose decoder is tied across sources (B.3)."""
 

@@ -10,8 +10,8 @@ from step_settings import Setting
 
 from sparsify_crosscoder import Crosscoder
 
-HEAP_BYTES = 48 * 10**6
-"""Freed memory that glibc keeps by default; it may be up to 64 MiB."""
+HEAP_BYTES = 32 * 10**6
+"""Freed memory that glibc keeps by default: anything up to 64 MiB, so half of it."""
 
 
 class Work(NamedTuple):

@@ -5,6 +5,7 @@ from .base import Crosscoder, CrosscoderOutput
 from .dfc import DedicatedFeatureCrosscoder
 from .dsf import DesignatedSharedFeatureCrosscoder
 from .partition import Block, Group, Partition
+from .rdfc import ResidualDedicatedFeatureCrosscoder
 from .sparse_ops import SparseCode
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "DesignatedSharedFeatureCrosscoder",
     "Group",
     "Partition",
+    "ResidualDedicatedFeatureCrosscoder",
     "SparseCode",
     "World",
 ]

@@ -196,7 +196,14 @@ class Crosscoder(SparseCoder):
         return torch.cat([self.decoder(s) for s in range(len(self.d_sources))], 1)
 
     def encoder_weight(self, source: int) -> Tensor:
-        """Encoder weights that read one source, `[M, D]`; zero where a latent may not read."""
+        """Encoder weights that read one source, `[M, D]`; zero where a latent may not read.
+
+        Pre-activations are `b_enc` plus the sum over sources of `x_s @ encoder_weight(s).T`.
+        """
+        return self.block_weight(source)
+
+    def block_weight(self, source: int) -> Tensor:
+        """Encoder weights on a source's part of what each block reads, `[M, D]`."""
         return self._by_source(self.encoder.weights, source, tied=False)
 
     def decoder(self, source: int) -> Tensor:
@@ -275,16 +282,22 @@ class Crosscoder(SparseCoder):
 
     # Encoding
 
-    def _block_input(self, x: Tensor, sources: tuple[int, ...]) -> Tensor:
-        return x[:, self.columns[sources[0]].start : self.columns[sources[-1]].stop]
+    def block_inputs(self, x: Tensor) -> list[Tensor]:
+        """What every block reads of normalised `x` [N, d_in], one `[N, D_b]` per block."""
+        return [
+            x[:, self.columns[block.sources[0]].start : self.columns[block.sources[-1]].stop]
+            for block in self.partition.blocks
+        ]
 
     def _dense_acts(self, x: Tensor) -> Tensor:
         """relu of all pre-activations, `[N, M]`, without a gradient."""
         acts = torch.empty(len(x), self.num_latents, device=x.device, dtype=self.dtype)
-        for block, weight in zip(self.partition.blocks, self.encoder.weights, strict=True):
+        weights, inputs = self.encoder.weights, self.block_inputs(x)
+        for block, weight, x_block in zip(self.partition.blocks, weights, inputs, strict=True):
             bias = self.encoder.bias[block.start : block.stop]
-            weight, x_block = self._reduced(weight, block), self._block_input(x, block.sources)
-            acts[:, block.start : block.stop] = F.linear(x_block, weight, bias)
+            acts[:, block.start : block.stop] = F.linear(
+                x_block, self._reduced(weight, block), bias
+            )
         return acts.relu_()
 
     def _reduced(self, weight: Tensor, block: Any) -> Tensor:
@@ -315,18 +328,17 @@ class Crosscoder(SparseCoder):
             raise ValueError(f"Entries are screened in bfloat16 or not at all (None): {dtype}.")
         self.cfg.screening = "exact" if dtype is None else "bfloat16"
 
-    def _preactivations(self, x: Tensor, exact: bool = False) -> list[Any]:
-        """What every block makes of normalised `x` [N, d_in], without a gradient."""
+    def _preactivations(
+        self, inputs: Sequence[Tensor], bias: Tensor | None = None, *, exact: bool = False
+    ) -> list[Any]:
+        """What every block makes of its input, without a gradient."""
         exact = exact or self.screen_dtype is None
         form = ExactPreactivations if exact else BoundedPreactivations
-        blocks = zip(self.partition.blocks, self.encoder.weights, strict=True)
+        bias = self.encoder.bias if bias is None else bias
+        blocks = zip(self.partition.blocks, self.encoder.weights, inputs, strict=True)
         return [
-            form(
-                self._block_input(x, block.sources),
-                self._reduced(weight, block),
-                self.encoder.bias[block.start : block.stop],
-            )
-            for block, weight in blocks
+            form(x, self._reduced(weight, block), bias[block.start : block.stop])
+            for block, weight, x in blocks
         ]
 
     def find_cuts(self, chunks: Sequence[Tensor], world: World = ALONE) -> Tensor:
@@ -347,7 +359,7 @@ class Crosscoder(SparseCoder):
         for attempt in range(NUM_LEVELS):
             scores: dict[int, list[Tensor]] = {g: [] for g in missing}
             for x in chunks if missing else ():
-                blocks = self._preactivations(x)
+                blocks = self._preactivations(self.block_inputs(x))
                 for g in missing:
                     where = (blocks, self.partition, groups[g], norms)
                     if g not in levels:
@@ -380,12 +392,14 @@ class Crosscoder(SparseCoder):
         With the ids of `dead` latents also the `k_aux` strongest of them in every pair.
         """
         # What is exact must stay so under autocast.
+        with torch.autocast(x.device.type, enabled=False):
+            inputs = self.block_inputs(x)
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             if cuts is None and not self.training:
                 cuts = self.threshold
             learned = None if cuts is None else torch.isfinite(cuts).tolist()
             by_row = learned is not None and not self.training and not all(learned)
-            blocks, norms = self._preactivations(x, exact=by_row), self._score_norms()
+            blocks, norms = self._preactivations(inputs, exact=by_row), self._score_norms()
             num_pairs = world.total(len(x), x.device)
             budgets = self.budgets(num_pairs)
             found, smallest = [], []
@@ -414,7 +428,7 @@ class Crosscoder(SparseCoder):
         if revived is not None:
             dead_parts = self._by_block([revived], [range(len(parts))])
             parts = [a.followed_by(b, len(x)) for a, b in zip(parts, dead_parts, strict=True)]
-        codes = self._attached(x, parts, bias, 1 if revived is None else 2)
+        codes = self._attached(inputs, parts, bias, 1 if revived is None else 2)
         return Selection(codes, torch.stack(smallest), num_active)
 
     def _by_block(self, found: Sequence[Entries], groups: Sequence[Sequence[int]]) -> list[Entries]:
@@ -428,17 +442,17 @@ class Crosscoder(SparseCoder):
         return [parts[b] for b in range(len(parts))]
 
     def _attached(
-        self, x: Tensor, parts: Sequence[Entries], bias: Tensor, times: int = 1
+        self, inputs: Sequence[Tensor], parts: Sequence[Entries], bias: Tensor, times: int = 1
     ) -> list[SparseCode]:
-        """One code per block, over the pairs of x so many times, with gradients to the encoder."""
+        """One code per block, over its pairs so many times, with gradients to the encoder."""
         codes = []
-        for block, weight, part in zip(
-            self.partition.blocks, self.encoder.weights, parts, strict=True
+        for block, weight, x, part in zip(
+            self.partition.blocks, self.encoder.weights, inputs, parts, strict=True
         ):
             shape = (times * len(x), len(block))
             codes.append(
                 sparse_ops.encode(
-                    self._block_input(x, block.sources),
+                    x,
                     self._reduced(weight, block),
                     bias[block.start : block.stop],
                     SparseCode(part.acts, part.latents - block.start, part.rows, shape),
@@ -628,17 +642,11 @@ class Crosscoder(SparseCoder):
         """
         bias = torch.zeros_like(self.encoder.bias)
         with torch.no_grad(), torch.autocast(residual.device.type, enabled=False):
-            blocks = [
-                ExactPreactivations(
-                    self._block_input(residual, block.sources),
-                    self._reduced(weight, block),
-                    bias[block.start : block.stop],
-                )
-                for block, weight in zip(self.partition.blocks, self.encoder.weights, strict=True)
-            ]
+            inputs = self.block_inputs(residual)
+            blocks = self._preactivations(inputs, bias, exact=True)
             revived = strongest_per_row(self._k_aux, dead, blocks, self.partition)
         parts = self._by_block([revived], [range(len(blocks))])
-        return self._decode_blocks(self._attached(residual, parts, bias))
+        return self._decode_blocks(self._attached(inputs, parts, bias))
 
     @torch.no_grad()
     def update_threshold(self, cuts: Tensor, decay: float) -> None:

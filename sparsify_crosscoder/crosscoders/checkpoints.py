@@ -3,8 +3,9 @@
 A checkpoint is a folder of two files. `sae.safetensors` holds `encoder.weight` [M, d_in],
 `encoder.bias` [M], `W_dec` [M, d_in], `b_dec` [d_in], `mean` [d_in], `factors` [S] and
 `threshold` [G], whatever the architecture: weights that do not exist are written as zeros, tied
-ones twice. `cfg.json` holds the configuration, the architecture's registered name, the sources
-and their widths, the normalisation factors and the inference thresholds.
+ones twice; beside them the `maps` [d_in, d_in] of a residual DFC. `cfg.json` holds the
+configuration, the architecture's registered name, the sources and their widths, the normalisation
+factors and the inference thresholds.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def blocks_to_dense(module: Any, state: dict[str, Tensor], prefix: str, _metadat
         del state[f"{prefix}encoder.weights.{b}"], state[f"{prefix}decoders.{b}"]
     sources = range(len(module.d_sources))
     with torch.no_grad():
-        state[f"{prefix}encoder.weight"] = torch.cat([module.encoder_weight(s) for s in sources], 1)
+        state[f"{prefix}encoder.weight"] = torch.cat([module.block_weight(s) for s in sources], 1)
         state[f"{prefix}W_dec"] = module.W_dec
 
 
@@ -217,7 +218,7 @@ def export_sae(crosscoder: Crosscoder, source: int, path: Path) -> SparseCoder:
     sae = SparseCoder(
         crosscoder.d_sources[source], cfg, device=crosscoder.device, dtype=crosscoder.dtype
     )
-    weight = crosscoder.encoder_weight(source)
+    weight = crosscoder.block_weight(source)
     if crosscoder.cfg.reduce == "mean":
         weight = weight.clone()
         for block in crosscoder.partition.blocks:

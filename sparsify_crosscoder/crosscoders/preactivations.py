@@ -24,6 +24,7 @@ _UP = 1.02
 _ALIGNMENT = 32
 # Few enough for a CPU's cache to hold their differences.
 _ROWS_AT_ONCE = 512
+_ROWS_OF_MASK = 128
 _SAMPLED_COLUMNS = 1024
 # So many standard deviations of what a sample can be off by.
 _CAUTION = 2.5
@@ -62,8 +63,7 @@ class ExactPreactivations:
         self.values = torch.addmm(bias, x, weight.T)
 
     def reaching(self, cuts: Tensor) -> tuple[Tensor, Tensor]:
-        rows, latents = (self.values >= cuts).nonzero(as_tuple=True)
-        return rows, latents
+        return _reaching(self.values, cuts)
 
     def at(self, rows: Tensor, latents: Tensor) -> Tensor:
         return self.values[rows, latents]
@@ -94,9 +94,7 @@ class BoundedPreactivations:
         self.bounds = left @ right.T
 
     def reaching(self, cuts: Tensor) -> tuple[Tensor, Tensor]:
-        above = _comparable(self.bounds) >= _comparable(_lowered(cuts))
-        rows, latents = above.nonzero(as_tuple=True)
-        return rows, latents
+        return _reaching(self.bounds, _lowered(cuts))
 
     def at(self, rows: Tensor, latents: Tensor) -> Tensor:
         return entry_dots(self.x, self.weight, rows, latents) + self.bias[latents]
@@ -148,6 +146,32 @@ def _comparable(values: Tensor) -> Tensor:
     return values.view(torch.int16) if values.dtype == torch.bfloat16 else values
 
 
+def _reaching(values: Tensor, cuts: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and columns of `values` [N, m] that reach `cuts` [m] > 0, in row-major order."""
+    # On a CPU in pieces whose mask fits into its cache; elsewhere every piece would have to wait.
+    size = _ROWS_OF_MASK if values.device.type == "cpu" else max(len(values), 1)
+    rows, columns = [], []
+    for number, part in enumerate(values.split(size)):
+        found = _true_entries(_comparable(part) >= _comparable(cuts))
+        rows.append(found[0] + number * size)
+        columns.append(found[1])
+    return torch.cat(rows), torch.cat(columns)
+
+
+def _true_entries(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and columns of the entries of `mask` [N, m] that are true, in row-major order."""
+    width = mask.shape[1]
+    if mask.device.type != "cpu" or width % 8:
+        rows, columns = mask.nonzero(as_tuple=True)
+        return rows.contiguous(), columns.contiguous()
+    # Few are true: as 64-bit words, eight are passed over at a time.
+    eights = mask.view(-1, 8)
+    words = eights.view(torch.int64).nonzero()[:, 0]
+    inside = eights[words].nonzero()
+    places = words[inside[:, 0]] * 8 + inside[:, 1]
+    return places // width, places % width
+
+
 def _strongest(
     values: Tensor,
     latents: Tensor,
@@ -165,7 +189,7 @@ def _strongest(
     likely = _comparable(values) > _comparable(levels)[:, None]
 
     def found(mask: Tensor) -> tuple[Tensor, Tensor]:
-        rows, columns = (part.contiguous() for part in mask.nonzero(as_tuple=True))
+        rows, columns = _true_entries(mask)
         columns = latents[columns]
         return _side_by_side(exact(rows, columns), columns, rows, len(mask))
 

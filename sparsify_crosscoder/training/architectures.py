@@ -1,14 +1,15 @@
 """The architectures that this package registers (entry points in `sparsify.trainers`)."""
 
-from ..config import CrosscoderConfig, DFCConfig, DSFConfig
+from ..config import CrosscoderConfig, DFCConfig, DSFConfig, RDFCConfig
 from ..crosscoders import (
     Crosscoder,
     DedicatedFeatureCrosscoder,
     DesignatedSharedFeatureCrosscoder,
+    ResidualDedicatedFeatureCrosscoder,
 )
 from ..registry import Architecture
 from .artifacts import load_artifacts
-from .trainer import CrosscoderTrainer, DFCTrainer, DSFTrainer
+from .trainer import CrosscoderTrainer, DFCTrainer, DSFTrainer, RDFCTrainer
 
 STANDARD = Architecture(
     "crosscoder",
@@ -25,6 +26,14 @@ DFC = Architecture(
     DFCTrainer,
     load_artifacts,
     "dedicated features: blocks of latents exclusive to each model",
+)
+RDFC = Architecture(
+    "rdfc",
+    RDFCConfig,
+    ResidualDedicatedFeatureCrosscoder,
+    RDFCTrainer,
+    load_artifacts,
+    "residual DFC: exclusive latents read what the other models do not predict",
 )
 DSF = Architecture(
     "dsf",

@@ -10,6 +10,7 @@ import copy
 import io
 import os
 import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any, ClassVar
@@ -31,6 +32,7 @@ from ..crosscoders import (
     CrosscoderOutput,
     DedicatedFeatureCrosscoder,
     DesignatedSharedFeatureCrosscoder,
+    ResidualDedicatedFeatureCrosscoder,
 )
 from ..evaluation.metrics import evaluate
 from ..world import current_world
@@ -150,8 +152,13 @@ class CrosscoderTrainer(sparsify.Trainer):
 
     # The run
 
-    def fit(self) -> dict[str, Any]:
-        """Train from `global_step` to the end, evaluate, and return the run's summary."""
+    def fit(
+        self, after_step: Callable[[], None] | None = None, *, show_progress: bool = True
+    ) -> dict[str, Any]:
+        """Train from `global_step` to the end, evaluate, and return the run's summary.
+
+        `after_step` is called after every step, with `global_step` counting it.
+        """
         torch.set_float32_matmul_precision("high")
         rank_zero = self.world.rank == 0
         if rank_zero:
@@ -170,7 +177,7 @@ class CrosscoderTrainer(sparsify.Trainer):
             desc="Training",
             total=self.total_steps,
             initial=self.global_step,
-            disable=not rank_zero,
+            disable=not (rank_zero and show_progress),
             unit="step",
         )
         log = _Log(self)
@@ -187,6 +194,8 @@ class CrosscoderTrainer(sparsify.Trainer):
             self.pairs_trained += pairs
             self.global_step += 1
             progress.update()
+            if after_step is not None:
+                after_step()
 
             if self.global_step % self.cfg.log_every == 0 or self.global_step == self.total_steps:
                 lines = log.lines(k=self.get_current_k())
@@ -547,6 +556,29 @@ class DFCTrainer(CrosscoderTrainer):
     """Trains Dedicated Feature Crosscoders."""
 
     coder_class = DedicatedFeatureCrosscoder
+
+
+class RDFCTrainer(DFCTrainer):
+    """Trains residual DFCs: first fits the maps between the sources."""
+
+    coder_class = ResidualDedicatedFeatureCrosscoder
+
+    def _initialise(self) -> None:
+        super()._initialise()
+        if self.cfg.finetune:
+            return
+        for sae in self.saes.values():
+            assert isinstance(sae, ResidualDedicatedFeatureCrosscoder)
+            sae.fit_maps(self._normalized_pairs(sae, sae.cfg.map_pairs), self.world)
+
+    def _normalized_pairs(self, sae: Crosscoder, num_pairs: int) -> Iterator[Tensor]:
+        """This rank's part of the first pairs, without outliers, in batches."""
+        size = self.cfg.pairs_per_step
+        steps = -(-min(num_pairs, self.data.train.num_pairs) // size)
+        for batch in self.data.train.batches(0, steps, size):
+            batch = [x.to(self.device) for x in batch]
+            keep = within_norm(batch, self.cfg.outlier_multiple, self.world)
+            yield sae.normalize([x[keep] for x in batch])
 
 
 class DSFTrainer(CrosscoderTrainer):

@@ -21,7 +21,7 @@ def trained(arch: str) -> Crosscoder:
     return crosscoder
 
 
-@pytest.mark.parametrize("arch", ["crosscoder", "dfc", "dsf"])
+@pytest.mark.parametrize("arch", ["crosscoder", "dfc", "dsf", "rdfc"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_saving_and_loading_is_bit_exact(arch, dtype, tmp_path):
     crosscoder = trained(arch).to(dtype)

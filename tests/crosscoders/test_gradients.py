@@ -11,6 +11,8 @@ from sparsify_crosscoder import (
     DesignatedSharedFeatureCrosscoder,
     DFCConfig,
     DSFConfig,
+    RDFCConfig,
+    ResidualDedicatedFeatureCrosscoder,
 )
 from sparsify_crosscoder.crosscoders import sparse_ops
 from sparsify_crosscoder.crosscoders.sparse_ops import SparseCode
@@ -34,6 +36,14 @@ def make(arch: str, options: dict, sources: int = 2) -> Crosscoder:
         common = {"exclusive_fractions": [0.2, 0.15, 0.1][:sources], **common}
         cfg = DFCConfig(**common)
         return DedicatedFeatureCrosscoder(widths, cfg, dtype=torch.float64)
+    if arch == "rdfc":
+        common = {"exclusive_fractions": [0.2, 0.15, 0.1][:sources], **common}
+        crosscoder = ResidualDedicatedFeatureCrosscoder(
+            widths, RDFCConfig(**common), dtype=torch.float64
+        )
+        mixed = torch.randn(crosscoder.d_in, crosscoder.d_in, dtype=torch.float64)
+        crosscoder.fit_maps([torch.randn(50, crosscoder.d_in, dtype=torch.float64) @ mixed])
+        return crosscoder
     if arch == "dsf":
         return DesignatedSharedFeatureCrosscoder(widths, DSFConfig(**common), dtype=torch.float64)
     return Crosscoder(widths, CrosscoderConfig(**common), dtype=torch.float64)
@@ -42,7 +52,7 @@ def make(arch: str, options: dict, sources: int = 2) -> Crosscoder:
 @pytest.mark.parametrize("screening", ["exact", "bfloat16"])
 @pytest.mark.parametrize("options", DENSE_OPTIONS, ids=str)
 @pytest.mark.parametrize("sources", [2, 3])
-@pytest.mark.parametrize("arch", ["crosscoder", "dfc", "dsf"])
+@pytest.mark.parametrize("arch", ["crosscoder", "dfc", "dsf", "rdfc"])
 @pytest.mark.parametrize("dead", ["none", "some", "all"])
 def test_losses_and_gradients_equal_the_dense_reference(arch, sources, options, dead, screening):
     crosscoder = make(arch, {**options, "screening": screening}, sources)

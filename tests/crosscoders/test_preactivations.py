@@ -8,6 +8,7 @@ from sparsify_crosscoder.crosscoders import Crosscoder
 from sparsify_crosscoder.crosscoders.preactivations import (
     BoundedPreactivations,
     ExactPreactivations,
+    _reaching,
 )
 
 untimed = settings(deadline=None)
@@ -146,6 +147,19 @@ def test_what_is_selected_does_not_depend_on_the_step_before(screening, level):
     crosscoder._levels[0] = torch.tensor(level, dtype=torch.float64)
     cuts = crosscoder.find_cuts(x.tensor_split(3))
     torch.testing.assert_close(cuts, crosscoder(x).cuts, check_dtype=False)
+
+
+@pytest.mark.parametrize("width", [64, 61])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_entries_that_reach_their_cuts_are_found_in_order_over_many_rows(width, dtype):
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(300, width, generator=generator).to(dtype)
+    values[7], values[200:] = 9.0, -values[200:].abs()
+    cuts = torch.rand(width, generator=generator).to(dtype) * 3 + 0.1
+    expected = (values >= cuts).nonzero().unbind(1)
+    assert all(map(torch.equal, _reaching(values, cuts), expected))
+    nothing = _reaching(values[:0], cuts)
+    assert [len(part) for part in nothing] == [0, 0]
 
 
 def test_only_bfloat16_screens():

@@ -1,0 +1,94 @@
+"""The residual DFC: exclusive latents see only what is not predictable from the other sources."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import RDFCConfig
+from ..world import ALONE, World
+from .dfc import DedicatedFeatureCrosscoder
+
+
+class ResidualDedicatedFeatureCrosscoder(DedicatedFeatureCrosscoder):
+    """DFC whose exclusive blocks read `x_s` minus its linear prediction from the other sources.
+
+    A concept that all sources have is mostly predicted away, so an exclusive latent has little to
+    gain from it, where a plain DFC's copies what the shared block already explains. Shared latents
+    and all decoders are those of a DFC.
+
+    `maps` [d_in, d_in] predict normalised activations, `x @ maps`; a source's part of it reads the
+    other sources only. They are 0, which makes this a DFC, until `fit_maps`.
+    """
+
+    arch = "rdfc"
+    config_class = RDFCConfig
+    cfg: RDFCConfig
+
+    def __init__(
+        self,
+        d_sources: Sequence[int],
+        cfg: RDFCConfig,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        *,
+        sources: Sequence[dict[str, Any]] = (),
+    ):
+        super().__init__(d_sources, cfg, device, dtype, sources=sources)
+        self.maps: Tensor
+        self.register_buffer("maps", torch.zeros(self.d_in, self.d_in, device=device, dtype=dtype))
+
+    @torch.no_grad()
+    def fit_maps(self, batches: Iterable[Tensor], world: World = ALONE) -> None:
+        """Fit the maps by ridge regression in one pass over normalised `[n, d_in]` batches.
+
+        `batches` are this rank's part. Raises ValueError if there are fewer than two pairs.
+        """
+        total = torch.zeros(self.d_in, dtype=torch.float64, device=self.device)
+        products = torch.zeros(self.d_in, self.d_in, dtype=torch.float64, device=self.device)
+        count = 0
+        for x in batches:
+            x = x.double()
+            total += x.sum(0)
+            products += x.T @ x
+            count += len(x)
+        count = world.total(count, self.device)
+        if count < 2:
+            raise ValueError("The maps between sources need two pairs at least.")
+        mean = world.sum(total) / count
+        covariance = world.sum(products) / count - mean.outer(mean)
+        self.maps.zero_()
+        for columns in self.columns:
+            others = torch.ones(self.d_in, dtype=torch.bool, device=self.device)
+            others[columns] = False
+            read = covariance[others][:, others]
+            read.diagonal().add_(self.cfg.map_ridge * read.diagonal().mean())
+            solved = torch.linalg.solve(read, covariance[others, columns])
+            self.maps[others, columns] = solved.to(self.maps.dtype)
+
+    def unpredicted(self, x: Tensor, source: int) -> Tensor:
+        """What the other sources do not predict of one source of normalised x, `[N, D]`."""
+        columns = self.columns[source]
+        before, after = slice(0, columns.start), slice(columns.stop, self.d_in)
+        maps = self.maps[:, columns]
+        return x[:, columns] - x[:, before] @ maps[before] - x[:, after] @ maps[after]
+
+    def block_inputs(self, x: Tensor) -> list[Tensor]:
+        inputs = super().block_inputs(x)
+        for b, block in enumerate(self.partition.blocks):
+            if len(block.sources) == 1:
+                inputs[b] = self.unpredicted(x, block.sources[0])
+        return inputs
+
+    def encoder_weight(self, source: int) -> Tensor:
+        """Encoder weights that read one source, `[M, D]`, those through the maps among them."""
+        weight = self.block_weight(source).clone()
+        columns = self.columns[source]
+        for block, own in zip(self.partition.blocks, self.encoder.weights, strict=True):
+            if len(block.sources) == 1 and block.sources[0] != source:
+                read = self.maps[columns, self.columns[block.sources[0]]]
+                weight[block.start : block.stop] = -own @ read.T
+        return weight

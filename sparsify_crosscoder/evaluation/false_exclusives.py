@@ -1,0 +1,275 @@
+"""Telling exclusive latents from those that stand for something the other models have as well.
+
+Two tests, neither of which needs the other models' text or tokens:
+
+predictability  A latent is linearly predicted, once from the activations of the other sources and
+                once from its own. If the others do about as well, they carry the same information.
+shadow          Each source is linearly predicted from the others. What is left of the other
+                sources should not move with a latent that stands for something of its own source.
+                This guards residual DFCs, whose encoder already removes what is predictable.
+
+L latents, S sources, D the sum of their widths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..activations.stream import ActivationStream
+from ..crosscoders import Crosscoder
+from .latent_moments import LatentMoments, bytes_needed, collect, predicted_share
+
+EXCLUSIVE_NORM = 0.8  # equation 12
+
+
+class Verdict(IntEnum):
+    """What the filter says of a latent."""
+
+    KEPT = 0
+    PREDICTABLE = 1
+    SHADOW = 2
+    TOO_RARE = 3
+    NOT_LINEAR = 4
+
+    @property
+    def reason(self) -> str:
+        return _REASONS[self]
+
+    @property
+    def scorable(self) -> bool:
+        return self not in (Verdict.TOO_RARE, Verdict.NOT_LINEAR)
+
+
+_REASONS = {
+    Verdict.KEPT: "its own source tells its activation, the others do not",
+    Verdict.PREDICTABLE: "the other sources predict its activation about as well as its own",
+    Verdict.SHADOW: "it moves what the other sources have of their own",
+    Verdict.TOO_RARE: "not scorable: it fires on too few pairs",
+    Verdict.NOT_LINEAR: "not scorable: even its own source does not predict its activation",
+}
+
+
+@dataclass
+class FilterConfig:
+    """Thresholds of the filter."""
+
+    predictability: float = 0.5
+    """Largest R2 from the other sources of a latent that is kept, as a multiple of that from its
+    own source."""
+
+    shadow: float = 0.12
+    """Largest effect on what is left of the other sources of a latent that is kept, as a multiple
+    of its effect on what is left of its own."""
+
+    min_own: float = 0.05
+    """Least R2 from its own source at which a latent is scorable."""
+
+    min_firings: int = 200
+    """Least number of pairs on which a scorable latent fires."""
+
+    ridge: float = 1e-3
+    """Ridge penalty of all regressions, as a multiple of the activations' mean variance."""
+
+    pairs: int = 32_768
+    """Pairs to look at, at most."""
+
+    outlier_multiple: float = 2.0
+    """Pairs are left out as in training: those whose norm exceeds this multiple of the median."""
+
+    memory: float = 4e9
+    """Bytes that the sums may take; if all latents need more, they are looked at in several passes.
+    """
+
+
+@dataclass
+class FilteredLatents:
+    """Latents called exclusive, and what the filter says of each, `[L]` everywhere."""
+
+    latents: Tensor
+    sources: Tensor
+    """The source that each is called exclusive to."""
+
+    firings: Tensor
+    own: Tensor
+    """R2 of its activation predicted from its own source."""
+
+    others: Tensor
+    """R2 of its activation predicted from the other sources."""
+
+    shadow: Tensor
+    """Effect on what is left of the other sources, as a multiple of that on its own."""
+
+    energy: Tensor
+    """Mean squared norm of what it writes into its source, normalised."""
+
+    verdicts: Tensor
+    moments: LatentMoments | None
+    """Sums over all pairs, if they were held at once."""
+
+    @property
+    def score(self) -> Tensor:
+        """What latents are ranked by: their energy times the part that others do not predict."""
+        ratio = (self.others.clamp_min(0) / self.own.clamp_min(1e-9)).clamp(0, 1)
+        return self.energy * (1 - ratio) * (self.verdicts == Verdict.KEPT)
+
+    def kept(self, source: int) -> Tensor:
+        """The latents that stay exclusive to a source."""
+        return self.latents[(self.verdicts == Verdict.KEPT) & (self.sources == source)]
+
+    def counts(self) -> dict[str, int]:
+        """How many latents have each verdict."""
+        return {v.name.lower(): int((self.verdicts == v).sum()) for v in Verdict}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One dictionary per latent, the highest score first."""
+        score = self.score
+        return [
+            {
+                "latent": int(self.latents[i]),
+                "source": int(self.sources[i]),
+                "verdict": Verdict(int(self.verdicts[i])).name.lower(),
+                "reason": Verdict(int(self.verdicts[i])).reason,
+                "score": score[i].item(),
+                "r2_own": self.own[i].item(),
+                "r2_others": self.others[i].item(),
+                "shadow": self.shadow[i].item(),
+                "firings": int(self.firings[i]),
+            }
+            for i in score.argsort(descending=True, stable=True).tolist()
+        ]
+
+
+def called_exclusive(crosscoder: Crosscoder) -> list[Tensor]:
+    """Latents that equation 12 calls exclusive to each source, one index tensor per source."""
+    return [
+        (crosscoder.relative_decoder_norm(s) > EXCLUSIVE_NORM).nonzero()[:, 0].cpu()
+        for s in range(len(crosscoder.d_sources))
+    ]
+
+
+def filter_exclusives(
+    crosscoder: Crosscoder,
+    stream: ActivationStream,
+    cfg: FilterConfig | None = None,
+    *,
+    candidates: Sequence[Tensor] | None = None,
+) -> FilteredLatents:
+    """Judge the latents that a crosscoder calls exclusive, on pairs that it was not trained on.
+
+    `candidates` are the latents called exclusive to each source, those of equation 12 by default.
+    Every regression is fitted on one half of the pairs and judged on the other, both ways. Raises
+    ValueError if the stream has fewer than two pairs.
+    """
+    cfg = cfg or FilterConfig()
+    chosen = called_exclusive(crosscoder) if candidates is None else list(candidates)
+    latents = torch.cat([c.cpu() for c in chosen])
+    sources = torch.cat([torch.full((len(c),), s) for s, c in enumerate(chosen)])
+    if stream.num_pairs < 2:
+        raise ValueError("The filter needs pairs to look at; the stream has fewer than two.")
+
+    fixed = bytes_needed(0, crosscoder.d_in)
+    per_latent = bytes_needed(1, crosscoder.d_in) - fixed
+    at_once = max(int((cfg.memory - fixed) / per_latent), 1)
+    parts = []
+    for start in range(0, max(len(latents), 1), at_once):
+        some = slice(start, start + at_once)
+        folds = collect(
+            crosscoder,
+            stream,
+            latents[some],
+            num_pairs=cfg.pairs,
+            outlier_multiple=cfg.outlier_multiple,
+        )
+        parts.append(_judge(crosscoder, folds, latents[some], sources[some], cfg))
+    if len(parts) == 1:
+        return parts[0]
+    fields = {
+        name: torch.cat([getattr(part, name) for part in parts])
+        for name in vars(parts[0])
+        if name != "moments"
+    }
+    return FilteredLatents(**fields, moments=None)
+
+
+def _judge(
+    crosscoder: Crosscoder,
+    folds: list[LatentMoments],
+    latents: Tensor,
+    sources: Tensor,
+    cfg: FilterConfig,
+) -> FilteredLatents:
+    together = folds[0] + folds[1]
+    size = len(latents)
+    own, others, energy = (torch.zeros(size, dtype=torch.float64) for _ in range(3))
+    for s, columns in enumerate(crosscoder.columns):
+        mine = (sources == s).nonzero()[:, 0]
+        if not len(mine):
+            continue
+        rest = [c for r, c in enumerate(crosscoder.columns) if r != s]
+        for read, result in (([columns], own), (rest, others)):
+            shares = [
+                predicted_share(fit, test, read, cfg.ridge)[mine]
+                for fit, test in (folds, folds[::-1])
+            ]
+            result[mine] = (shares[0] + shares[1]) / 2
+        squares = crosscoder.decoder_norms()[latents[mine].to(crosscoder.device), s].square()
+        mean_squares = together.z_squares[mine] / max(together.pairs, 1)
+        energy[mine] = mean_squares * squares.double().cpu()
+    shadow = torch.stack(
+        [
+            _shadows(fit, test, crosscoder.columns, sources, cfg.ridge)
+            for fit, test in (folds, folds[::-1])
+        ]
+    ).mean(0)
+
+    verdicts = torch.full((size,), int(Verdict.KEPT))
+    verdicts[shadow >= cfg.shadow] = Verdict.SHADOW
+    verdicts[others >= cfg.predictability * own] = Verdict.PREDICTABLE
+    verdicts[own < cfg.min_own] = Verdict.NOT_LINEAR
+    verdicts[together.firings < cfg.min_firings] = Verdict.TOO_RARE
+    return FilteredLatents(
+        latents, sources, together.firings, own, others, shadow, energy, verdicts, together
+    )
+
+
+def _shadows(
+    fit: LatentMoments,
+    test: LatentMoments,
+    columns: Sequence[slice],
+    sources: Tensor,
+    ridge: float,
+) -> Tensor:
+    """How far each latent moves the other sources' own part, relative to its source's, `[L]`.
+
+    With linear maps R between source s and another one r, a latent moves what r does not predict
+    of s by `|cov(x_s) - R_rs cov(x_r)|`. What it moves of r is taken without what goes to s and
+    comes back: `|cov(x_r) - R_sr R_rs cov(x_r)|`. Were it `cov(x_r) - R_sr cov(x_s)`, a concept of
+    s alone would count as moving r, where the map makes of it something that r does not have.
+    """
+    covariance, moved = fit.x_covariance, test.covariance
+    result = torch.zeros(len(sources), dtype=torch.float64)
+    for s, own in enumerate(columns):
+        mine = sources == s
+        for r, other in enumerate(columns):
+            if r == s or not mine.any():
+                continue
+            there = _map(covariance, own, other, ridge)
+            back = _map(covariance, other, own, ridge)
+            at_home, abroad = moved[mine][:, own], moved[mine][:, other]
+            home = (at_home - abroad @ back).norm(dim=1)
+            away = (abroad - abroad @ back @ there).norm(dim=1)
+            result[mine] = torch.maximum(result[mine], away / home.clamp_min(1e-30))
+    return result
+
+
+def _map(covariance: Tensor, read: slice, write: slice, ridge: float) -> Tensor:
+    """Ridge regression of some columns of the activations on others, `[read, write]`."""
+    penalised = covariance[read, read].clone()
+    penalised.diagonal().add_(ridge * penalised.diagonal().mean())
+    return torch.linalg.solve(penalised, covariance[read, write])
