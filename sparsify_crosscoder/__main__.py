@@ -10,6 +10,7 @@ COMMANDS = {
     "train": ("cli", "run", "train a crosscoder: the same as `sparsify ... --arch NAME`"),
     "harvest": ("cli", "harvest", "fill an activation store and report on the alignment"),
     "top": ("evaluation.top", "main", "show where the latents of a run fire most"),
+    "filter": ("evaluation.filter_command", "main", "drop exclusive latents that all models have"),
     "toy": ("evaluation.toy.command", "main", "compare architectures on known concepts"),
 }
 

@@ -70,7 +70,7 @@ RUN = Path("checkpoints") / "run"
 CODER = RUN / "layers.1+h.2"
 
 
-@pytest.mark.parametrize("arch", ["crosscoder", "dfc"])
+@pytest.mark.parametrize("arch", ["crosscoder", "dfc", "rdfc"])
 def test_two_models_train_from_the_command_line(arch, inputs, capsys):
     cli.run(command(inputs, "--json", "summary.json", arch=arch))
     summary = json.loads((RUN / "summary.json").read_text())
@@ -82,10 +82,35 @@ def test_two_models_train_from_the_command_line(arch, inputs, capsys):
     crosscoder = Crosscoder.load_from_disk(CODER)
     assert crosscoder.d_sources == [24, 32]
     assert [source["hookpoint"] for source in crosscoder.sources] == ["layers.1", "h.2"]
-    if arch == "dfc":
+    if arch != "crosscoder":
         block = crosscoder.partition.exclusive(0)
         assert len(block) == 3 and not crosscoder.decoder(1)[block.start : block.stop].any()
     assert "held-out FVE" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("store", [True, False])
+def test_a_runs_exclusive_latents_are_filtered(store, inputs, capsys):
+    options = ("--cache", "store") if store else ()
+    cli.run(command(inputs, *options, arch="rdfc"))
+    coder = load_file(CODER / "sae.safetensors")
+    assert coder["maps"].shape == (56, 56) and coder["maps"].any()
+    main(["filter", str(RUN), "--min_firings", "5", "--pairs", "4000", "--json", "found.json"])
+    found = json.loads(Path("found.json").read_text())
+    printed = capsys.readouterr().out
+    assert f"{len(found['clusters'])} clusters of kept latents" in printed
+    assert [sum(counts.values()) for counts in found["verdicts"]] == [
+        sum(row["source"] == s for row in found["latents"]) for s in (0, 1)
+    ]
+    kept = {row["latent"] for row in found["latents"] if row["verdict"] == "kept"}
+    assert kept == {latent for one in found["clusters"] for latent in one["latents"]}
+    assert found["filter"]["pairs"] == 4000 and found["arch"] == "rdfc"
+
+
+def test_filtering_what_is_no_run_ends_with_1(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["filter", str(tmp_path)])
+    assert stop.value.code == 1
+    assert "holds no run" in capsys.readouterr().err
 
 
 def test_no_token_is_written_to_any_file(inputs):

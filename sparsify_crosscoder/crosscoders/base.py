@@ -691,6 +691,16 @@ class Crosscoder(SparseCoder):
         return checkpoints.load_many(name, local, layers, device, pattern)
 
     @staticmethod
+    def load_one(
+        run: Path | str, seed: int | None = None, device: str | torch.device = "cpu"
+    ) -> Crosscoder:
+        """The crosscoder of a run folder, that of one initial seed if it has several.
+
+        Raises ValueError if there is none of that seed.
+        """
+        return checkpoints.load_one(Path(run), seed, device)
+
+    @staticmethod
     def load_from_hub(
         name: str,
         hookpoint: str | None = None,

@@ -175,6 +175,14 @@ def load_many(
     return {layer: load(folder / layer, device) for layer in natsorted(layers)}
 
 
+def load_one(run: Path, seed: int | None, device: str | torch.device) -> Crosscoder:
+    crosscoders = load_many(str(run), True, None, device, None)
+    wanted = [n for n in crosscoders if seed is None or n.endswith(f"/seed{seed}")]
+    if not wanted:
+        raise ValueError(f"'{run}' has no crosscoder of seed {seed}: {[*crosscoders]}.")
+    return crosscoders[wanted[0]]
+
+
 def load_from_hub(name: str, hookpoint: str | None, device: str | torch.device) -> Crosscoder:
     folder = download(name, f"{hookpoint}/*" if hookpoint else None)
     return load(folder / hookpoint if hookpoint else folder, device)

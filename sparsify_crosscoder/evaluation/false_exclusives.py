@@ -122,9 +122,10 @@ class FilteredLatents:
         """The latents that stay exclusive to a source."""
         return self.latents[(self.verdicts == Verdict.KEPT) & (self.sources == source)]
 
-    def counts(self) -> dict[str, int]:
-        """How many latents have each verdict."""
-        return {v.name.lower(): int((self.verdicts == v).sum()) for v in Verdict}
+    def counts(self, source: int | None = None) -> dict[str, int]:
+        """How many latents, of one source or of all, have each verdict."""
+        mine = self.verdicts if source is None else self.verdicts[self.sources == source]
+        return {v.name.lower(): int((mine == v).sum()) for v in Verdict}
 
     def rows(self) -> list[dict[str, Any]]:
         """One dictionary per latent, the highest score first."""

@@ -281,11 +281,7 @@ def show_top(args: argparse.Namespace) -> None:
     from ..activations.sources import pick_device
 
     device = torch.device(args.device) if args.device else pick_device()
-    crosscoders = Crosscoder.load_many(str(args.run), local=True, device=device)
-    wanted = [n for n in crosscoders if args.seed is None or n.endswith(f"/seed{args.seed}")]
-    if not wanted:
-        raise ValueError(f"'{args.run}' has no crosscoder of seed {args.seed}: {[*crosscoders]}.")
-    crosscoder = crosscoders[wanted[0]]
+    crosscoder = Crosscoder.load_one(args.run, args.seed, device)
     for latent in args.latents or ():
         if not 0 <= latent < crosscoder.num_latents:
             raise ValueError(f"There are latents 0..{crosscoder.num_latents - 1}, not {latent}.")

@@ -14,7 +14,7 @@ from sparsify.utils import simple_parse_args_string
 
 from ..activations.sources import Source, load_sources
 from ..activations.store import ActivationStore
-from ..activations.stream import LiveStream, StoreStream, split_windows
+from ..activations.stream import ActivationStream, LiveStream, StoreStream, split_windows
 from ..activations.text import load_texts
 from ..activations.windows import alignment_report, prepare_windows
 from ..registry import get_architecture
@@ -118,6 +118,21 @@ def load_artifacts(args: RunConfig, device: torch.device) -> PairedData:
         stream(held_out, HELD_OUT_SEED) if held_out_pairs else None,
         described,
         facts,
+    )
+
+
+def load_pairs(args: RunConfig, device: torch.device) -> ActivationStream:
+    """All pairs of a run's texts, shuffled: from its store if there is one, or from its models."""
+    if args.cache is not None and Path(args.cache).exists():
+        return StoreStream(ActivationStore.open(args.cache), seed=args.shuffle_seed)
+    sources = load_run_sources(args, device)
+    windows, _ = load_windows(args, sources)
+    return LiveStream(
+        sources,
+        windows,
+        batch_size=args.batch_size,
+        buffer_pairs=args.buffer_pairs,
+        seed=args.shuffle_seed,
     )
 
 

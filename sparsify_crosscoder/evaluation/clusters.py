@@ -1,0 +1,121 @@
+"""Latents that are active together: copies of one difference, and duplicates on two sides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..crosscoders import Crosscoder
+from .false_exclusives import FilteredLatents, Verdict
+from .latent_moments import LatentMoments
+
+SAME = 0.7
+"""Correlation of two latents' activations from which they are taken for the same."""
+
+
+@dataclass
+class Cluster:
+    """Latents exclusive to one source that rise and fall together."""
+
+    source: int
+    latents: list[int]
+    """The strongest first."""
+
+    score: float
+    """Energy that the latents write together, times the part that other sources do not predict."""
+
+    firings: int
+    """Pairs on which the one that fires most is active."""
+
+    direction: Tensor
+    """What the latents write together, on average, `[D]`, a unit vector in normalised space."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the direction."""
+        fields = ("source", "latents", "score", "firings")
+        return {name: getattr(self, name) for name in fields}
+
+
+def clusters(
+    crosscoder: Crosscoder, filtered: FilteredLatents, threshold: float = SAME
+) -> list[Cluster]:
+    """The kept latents with copies merged, the highest score first.
+
+    Two latents of a source belong together if the correlation of their activations reaches
+    `threshold`, or if others link them. Raises ValueError if the filter took several passes, as
+    correlations across passes are unknown.
+    """
+    from scipy.sparse.csgraph import connected_components
+
+    moments = _moments(filtered)
+    correlations = moments.correlations()
+    result = []
+    for s in range(len(crosscoder.d_sources)):
+        kept = (filtered.verdicts == Verdict.KEPT) & (filtered.sources == s)
+        mine = kept.nonzero()[:, 0]
+        if not len(mine):
+            continue
+        linked = correlations[mine.numpy()][:, mine.numpy()] >= threshold
+        _, labels = connected_components(linked, directed=False)
+        labels = torch.from_numpy(labels)
+        for label in labels.unique():
+            result.append(_cluster(crosscoder, filtered, moments, mine[labels == label], s))
+    return sorted(result, key=lambda cluster: -cluster.score)
+
+
+@torch.no_grad()
+def _cluster(
+    crosscoder: Crosscoder,
+    filtered: FilteredLatents,
+    moments: LatentMoments,
+    members: Tensor,
+    s: int,
+) -> Cluster:
+    members = members[filtered.energy[members].argsort(descending=True, stable=True)]
+    latents = filtered.latents[members]
+    decoders = crosscoder.decoder(s)[latents.to(crosscoder.device)].double().cpu()
+    gram = torch.from_numpy(moments.gram[members.numpy()][:, members.numpy()].toarray())
+    energy = (gram * (decoders @ decoders.T)).sum() / max(moments.pairs, 1)
+    shares = filtered.energy[members] / filtered.energy[members].sum().clamp_min(1e-30)
+    ratio = (filtered.others.clamp_min(0) / filtered.own.clamp_min(1e-9)).clamp(0, 1)[members]
+    direction = (moments.z_sum[members, None] * decoders).sum(0)
+    return Cluster(
+        s,
+        latents.tolist(),
+        (energy * (1 - (shares * ratio).sum())).item(),
+        int(filtered.firings[members].max()),
+        (direction / direction.norm().clamp_min(1e-30)).float(),
+    )
+
+
+def duplicates(filtered: FilteredLatents, threshold: float = SAME) -> list[dict[str, Any]]:
+    """Pairs of latents exclusive to different sources that are active together (Table 11).
+
+    They stand for one concept that both sources have. Of all latents that were looked at, kept or
+    not, the highest correlation first; each pair with `latents`, `sources` and `correlation`.
+    """
+    moments = _moments(filtered)
+    found = moments.correlations().tocoo()
+    pairs = []
+    for i, j, correlation in zip(found.row, found.col, found.data, strict=True):
+        if filtered.sources[i] < filtered.sources[j] and correlation >= threshold:
+            pairs.append(
+                {
+                    "latents": [int(filtered.latents[i]), int(filtered.latents[j])],
+                    "sources": [int(filtered.sources[i]), int(filtered.sources[j])],
+                    "correlation": float(correlation),
+                }
+            )
+    return sorted(pairs, key=lambda pair: -pair["correlation"])
+
+
+def _moments(filtered: FilteredLatents) -> LatentMoments:
+    if filtered.moments is None:
+        raise ValueError(
+            "The filter looked at the latents in several passes, so that it does not know which of "
+            "them are active together. Give it more memory (FilterConfig.memory)."
+        )
+    return filtered.moments

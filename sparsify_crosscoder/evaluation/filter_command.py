@@ -1,0 +1,119 @@
+"""`sparsify-crosscoder filter RUN`: which exclusive latents of a run stand for a difference."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..crosscoders import Crosscoder
+from ..files import atomic_write_json
+from .clusters import clusters, duplicates
+from .false_exclusives import FilterConfig, filter_exclusives
+
+SHOWN = 10
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command; the process exits with 0, 1 (failed) or 2 (wrong use)."""
+    args = _parser().parse_args(list(argv))
+    try:
+        result = run(args)
+        if args.json is not None:
+            atomic_write_json(args.json, result)
+    except (ValueError, OSError) as error:
+        print(f"sparsify-crosscoder filter: error: {error}", file=sys.stderr)
+        raise SystemExit(1) from error
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Judge the exclusive latents of a run's crosscoder, print the outcome and return it."""
+    from ..activations.sources import pick_device
+    from ..cli import load_run_config
+    from ..training.artifacts import load_pairs
+
+    device = torch.device(args.device) if args.device else pick_device()
+    options = load_run_config(args.run)
+    crosscoder = Crosscoder.load_one(args.run, args.seed, device)
+    cfg = FilterConfig(
+        pairs=args.pairs,
+        predictability=args.predictability,
+        shadow=args.shadow,
+        min_firings=args.min_firings,
+        outlier_multiple=options.outlier_multiple,
+    )
+    filtered = filter_exclusives(crosscoder, load_pairs(options, device), cfg)
+    found = clusters(crosscoder, filtered)
+    result = {
+        "run": str(args.run),
+        "arch": crosscoder.arch,
+        "filter": asdict(cfg),
+        "verdicts": [filtered.counts(s) for s in range(len(crosscoder.d_sources))],
+        "clusters": [cluster.to_dict() for cluster in found],
+        "duplicates": duplicates(filtered),
+        "latents": filtered.rows(),
+    }
+    _show(result, [Path(source["name"]).name for source in crosscoder.sources])
+    return result
+
+
+def _show(result: dict[str, Any], names: Sequence[str]) -> None:
+    for name, counts in zip(names, result["verdicts"], strict=True):
+        unscored = counts["too_rare"] + counts["not_linear"]
+        print(
+            f"{name}: {sum(counts.values()):,} latents called exclusive; {counts['kept']:,} kept, "
+            f"{counts['predictable']:,} predictable from the others, {counts['shadow']:,} shadows "
+            f"of them, {unscored:,} not scorable"
+        )
+    print(f"{len(result['duplicates']):,} pairs of latents on different sides fire together")
+    print(f"{len(result['clusters']):,} clusters of kept latents; the strongest:")
+    for cluster in result["clusters"][:SHOWN]:
+        latents = ", ".join(map(str, cluster["latents"][:5]))
+        if len(cluster["latents"]) > 5:
+            latents += f" and {len(cluster['latents']) - 5} more"
+        print(
+            f"  {cluster['score']:10.4f}  {names[cluster['source']]}  fires on "
+            f"{cluster['firings']:,} pairs  latents {latents}"
+        )
+
+
+def _parser() -> argparse.ArgumentParser:
+    default = FilterConfig()
+    parser = argparse.ArgumentParser(
+        prog="sparsify-crosscoder filter",
+        description="Tell the exclusive latents of a run that stand for a difference from those "
+        "that the other models predict as well. Copies of one difference are merged.",
+    )
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument(
+        "--pairs", type=int, default=131_072, help="pairs to look at, at most (131,072)"
+    )
+    parser.add_argument(
+        "--predictability",
+        type=float,
+        default=default.predictability,
+        help="largest R2 from the other models, as a multiple of that from a latent's own "
+        f"({default.predictability})",
+    )
+    parser.add_argument(
+        "--shadow",
+        type=float,
+        default=default.shadow,
+        help="largest effect on what the other models have of their own, as a multiple of that on "
+        f"a latent's own ({default.shadow})",
+    )
+    parser.add_argument(
+        "--min_firings",
+        type=int,
+        default=default.min_firings,
+        help=f"pairs on which a latent must fire to be scorable ({default.min_firings})",
+    )
+    parser.add_argument("--seed", type=int, default=None, help="which of several --init_seeds")
+    parser.add_argument("--device", default=None, help="device to run on")
+    parser.add_argument("--json", type=Path, help="also write everything to this file")
+    return parser
