@@ -119,9 +119,8 @@ def collect(
     Latents are read as at inference. Outliers are left out as in training (B.1.4).
     """
     folds = [LatentMoments(len(latents), crosscoder.d_in) for _ in range(NUM_FOLDS)]
-    for number, (x, code) in enumerate(
-        encoded(crosscoder, stream, latents, num_pairs, outlier_multiple)
-    ):
+    batches = encoded(crosscoder, stream, latents, num_pairs, outlier_multiple)
+    for number, (x, code, _) in enumerate(batches):
         folds[number % NUM_FOLDS].update(x, code)
     return folds
 
@@ -133,8 +132,13 @@ def encoded(
     latents: Tensor,
     num_pairs: int | None = None,
     outlier_multiple: float = 2.0,
-) -> Iterator[tuple[Tensor, SparseCode]]:
-    """Batches of normalised activations `[N, D]` with the code `[N, L]` of some latents."""
+    *,
+    decode: bool = False,
+) -> Iterator[tuple[Tensor, SparseCode, Tensor]]:
+    """Batches of normalised activations `[N, D]` with the code `[N, L]` of some latents.
+
+    The third is the reconstruction by all latents `[N, D]`, or empty if it is not asked for.
+    """
     was_training = crosscoder.training
     crosscoder.eval()
     place = torch.full((crosscoder.num_latents,), -1, device=crosscoder.device)
@@ -148,7 +152,8 @@ def encoded(
             keep = within_norm(batch, outlier_multiple)
             raw = torch.cat([part[keep].to(crosscoder.dtype) for part in batch], 1)
             code = crosscoder.encode_sparse(raw)
-            yield crosscoder.normalize(raw), restricted(code, place, len(latents))
+            x_hat = crosscoder.normalize(crosscoder.decode_sparse(code)) if decode else raw[:0]
+            yield crosscoder.normalize(raw), restricted(code, place, len(latents)), x_hat
     finally:
         crosscoder.train(was_training)
 

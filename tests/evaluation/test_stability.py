@@ -1,0 +1,99 @@
+import copy
+
+import pytest
+import torch
+from evaluation.test_clusters import PAIRS, crosscoder, filtered  # noqa: F401
+from evaluation.test_false_exclusives import Pairs
+
+from sparsify_crosscoder import DedicatedFeatureCrosscoder, DFCConfig
+from sparsify_crosscoder.evaluation.clusters import clusters
+from sparsify_crosscoder.evaluation.stability import FoundClusters, stability
+
+
+def events(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    active = torch.rand(PAIRS, 3, generator=generator) < 0.1
+    size = active * (1 + torch.rand(PAIRS, 3, generator=generator))
+    a, b = (0.05 * torch.randn(PAIRS, 6, generator=generator) for _ in "ab")
+    a[:, :2] += size[:, :2]
+    b[:, 2:4] += size[:, 1:]
+    return Pairs([a, b])
+
+
+def rearranged(crosscoder):  # noqa: F811
+    """The same crosscoder with the latents of every block in reverse."""
+    other = copy.deepcopy(crosscoder)
+    with torch.no_grad():
+        for weight in (*other.encoder.weights, *other.decoders):
+            weight.copy_(weight.flip(0))
+    return other
+
+
+def found(crosscoder, name, keep=None):  # noqa: F811
+    listed = clusters(crosscoder, filtered(crosscoder))
+    return FoundClusters(name, crosscoder, listed if keep is None else [listed[i] for i in keep])
+
+
+@pytest.fixture
+def three_runs(crosscoder):  # noqa: F811
+    first = found(crosscoder, "a")
+    reverse = rearranged(crosscoder)
+    mirrored = []
+    for cluster in first.clusters:
+        block = crosscoder.partition.exclusive(cluster.source)
+        moved = [block.start + block.stop - 1 - latent for latent in cluster.latents]
+        mirrored.append(copy.copy(cluster))
+        mirrored[-1].latents = moved
+    second = FoundClusters("b", reverse, mirrored[::-1])
+    return [first, second, found(crosscoder, "c", keep=[0])]
+
+
+def test_what_all_runs_find_comes_first_and_what_one_lacks_after(three_runs):
+    result = stability(three_runs, events())
+    assert [one.members for one in result.differences] == [
+        {"a": 0, "b": 1, "c": 0},
+        {"a": 1, "b": 0},
+    ]
+    assert [one.source for one in result.differences] == [0, 1]
+    assert all(one.cosine > 0.99 and one.correlation > 0.99 for one in result.differences)
+    assert len(result.found_by(3)) == 1 and len(result.found_by(2)) == 2
+    assert 0 < result.null_correlation < 0.1
+    lines = result.table().splitlines()
+    assert lines[2].endswith("| 3/3 |") and "| - |" in lines[3]
+
+
+def test_the_same_direction_at_other_times_is_another_difference(three_runs):
+    first = three_runs[0]
+    elsewhere = copy.deepcopy(first.crosscoder)
+    with torch.no_grad():  # still writes the first dimension, but reads the second
+        elsewhere.encoder.weights[0][:2, 0], elsewhere.encoder.weights[0][:2, 1] = 0.0, 1.0
+    other = FoundClusters("other", elsewhere, first.clusters[:1])
+    result = stability([first, other], events())
+    assert [len(one.members) for one in result.differences] == [1, 1, 1]
+
+
+def test_the_same_times_in_another_direction_are_another_difference(three_runs):
+    first = three_runs[0]
+    turned = copy.copy(first.clusters[0])
+    turned.direction = first.clusters[0].direction.roll(1)
+    other = FoundClusters("other", first.crosscoder, [turned])
+    result = stability([first, other], events())
+    assert max(len(one.members) for one in result.differences) == 1
+
+
+def test_runs_without_clusters_are_compared_as_well(three_runs):
+    result = stability(
+        [three_runs[0], FoundClusters("none", three_runs[0].crosscoder, [])], events()
+    )
+    assert [one.members for one in result.differences] == [{"a": 0}, {"a": 1}]
+    assert result.null_correlation == 0
+
+
+def test_runs_over_other_sources_and_single_runs_are_refused(three_runs):
+    other = DedicatedFeatureCrosscoder([6, 7], DFCConfig(num_latents=20, k=4))
+    with pytest.raises(ValueError, match="'x' has other sources than 'a'"):
+        stability([three_runs[0], FoundClusters("x", other, [])], events())
+    with pytest.raises(ValueError, match="two runs or more"):
+        stability(three_runs[:1], events())
+    with pytest.raises(ValueError, match="a name of its own"):
+        stability([three_runs[0], three_runs[0]], events())
