@@ -10,7 +10,12 @@ from windows_for_tests import random_windows
 from sparsify_crosscoder.activations.harvest import harvest_windows
 from sparsify_crosscoder.activations.sources import Source
 from sparsify_crosscoder.activations.store import ActivationStore
-from sparsify_crosscoder.activations.stream import LiveStream, StoreStream, split_windows
+from sparsify_crosscoder.activations.stream import (
+    LiveStream,
+    StoreStream,
+    TensorStream,
+    split_windows,
+)
 
 SOURCES = [
     Source("A", "layers.1", tiny_model("llama"), byte_level_tokenizer(), 32),
@@ -270,3 +275,28 @@ def test_nothing_is_held_out_when_no_pairs_are_asked_for():
 def test_holding_out_everything_is_refused():
     with pytest.raises(ValueError, match="leaves none to train on"):
         split_windows(WINDOWS, NUM_PAIRS, seed=1)
+
+
+def test_pairs_in_memory_come_as_they_are_or_in_a_new_order_each_epoch():
+    pairs = [torch.arange(10.0)[:, None], torch.arange(10.0)[:, None] * 2]
+    as_they_are = TensorStream(pairs)
+    assert torch.cat([a for a, _ in as_they_are.batches(0, 5, 4)])[:, 0].tolist() == [
+        float(i % 10) for i in range(20)
+    ]
+    shuffled = TensorStream(pairs, seed=3)
+    read = [torch.cat(part)[:, 0] for part in zip(*shuffled.batches(0, 4, 5), strict=True)]
+    assert torch.equal(read[1], 2 * read[0])
+    epochs = read[0].split(10)
+    assert all(sorted(epoch.tolist()) == list(range(10)) for epoch in epochs)
+    assert not torch.equal(*epochs)
+    assert torch.equal(TensorStream(pairs, seed=3).sample(10)[0][:, 0], epochs[0])
+    ranks = [TensorStream(pairs, seed=3, rank=r, world_size=2) for r in (0, 1)]
+    parts = [torch.cat([a for a, _ in rank.batches(0, 2, 5)])[:, 0] for rank in ranks]
+    assert sorted(torch.cat(parts).tolist()) == list(range(10))
+    assert shuffled.report().pairs == 20 and shuffled.d_sources == [1, 1]
+
+
+@pytest.mark.parametrize("pairs", [[3, 4], [0, 0]])
+def test_uneven_or_no_pairs_in_memory_are_refused(pairs):
+    with pytest.raises(ValueError, match="same number of pairs"):
+        TensorStream([torch.zeros(n, 2) for n in pairs])

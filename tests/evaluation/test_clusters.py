@@ -1,8 +1,8 @@
 import pytest
 import torch
-from evaluation.test_false_exclusives import Pairs
 
 from sparsify_crosscoder import DedicatedFeatureCrosscoder, DFCConfig
+from sparsify_crosscoder.activations.stream import TensorStream
 from sparsify_crosscoder.evaluation.clusters import clusters, duplicates
 from sparsify_crosscoder.evaluation.false_exclusives import FilterConfig, filter_exclusives
 
@@ -43,7 +43,7 @@ def filtered(crosscoder, **options):
     b[:, 2], b[:, 3] = b[:, 2] + events[:, 1], b[:, 3] + events[:, 2]
     cfg = FilterConfig(pairs=PAIRS, outlier_multiple=0, **options)
     candidates = [torch.arange(3), torch.arange(5, 7)]
-    return filter_exclusives(crosscoder, Pairs([a, b]), cfg, candidates=candidates)
+    return filter_exclusives(crosscoder, TensorStream([a, b]), cfg, candidates=candidates)
 
 
 def test_copies_are_one_cluster_with_what_they_write_together(crosscoder):

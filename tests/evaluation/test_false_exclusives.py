@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sparsify_crosscoder import DedicatedFeatureCrosscoder, DFCConfig
-from sparsify_crosscoder.activations.stream import ActivationStream
+from sparsify_crosscoder.activations.stream import TensorStream
 from sparsify_crosscoder.crosscoders import SparseCode
 from sparsify_crosscoder.evaluation.false_exclusives import (
     FilterConfig,
@@ -22,25 +22,6 @@ WIDTHS = [8, 10]
 PAIRS = 12_000
 # What the first source's exclusive latents stand for.
 OWN, COPY, RARE, DEAF, SHADOW = range(5)
-
-
-class Pairs(ActivationStream):
-    """Pairs from tensors, in their order."""
-
-    def __init__(self, data):
-        super().__init__()
-        self.data = data
-
-    @property
-    def num_pairs(self):
-        return len(self.data[0])
-
-    @property
-    def d_sources(self):
-        return [x.shape[1] for x in self.data]
-
-    def _read(self, start, stop):
-        return [x[start:stop] for x in self.data]
 
 
 def pairs_with_a_difference(seed=0):
@@ -75,7 +56,7 @@ def crosscoder():
 def judged(crosscoder, pairs, **options):
     cfg = FilterConfig(pairs=PAIRS, outlier_multiple=0, **options)
     candidates = [torch.arange(4), torch.tensor([], dtype=torch.long)]
-    return filter_exclusives(crosscoder, Pairs(pairs), cfg, candidates=candidates)
+    return filter_exclusives(crosscoder, TensorStream(pairs), cfg, candidates=candidates)
 
 
 def test_a_difference_is_kept_and_a_copy_and_a_rare_latent_are_not(crosscoder):
@@ -147,13 +128,13 @@ def test_little_memory_takes_several_passes_to_the_same_verdicts(crosscoder):
 
 def test_a_stream_of_one_pair_is_refused(crosscoder):
     with pytest.raises(ValueError, match="fewer than two"):
-        filter_exclusives(crosscoder, Pairs([torch.zeros(1, d) for d in WIDTHS]))
+        filter_exclusives(crosscoder, TensorStream([torch.zeros(1, d) for d in WIDTHS]))
 
 
 def test_moments_are_those_of_the_pairs(crosscoder):
     pairs = pairs_with_a_difference()
     latents = torch.tensor([COPY, OWN, RARE])
-    folds = collect(crosscoder, Pairs(pairs), latents, outlier_multiple=0)
+    folds = collect(crosscoder, TensorStream(pairs), latents, outlier_multiple=0)
     assert [fold.pairs for fold in folds] == [8_000, 4_000]  # of three batches
     together = folds[0] + folds[1]
     x = torch.cat(pairs, 1).double()
@@ -172,7 +153,7 @@ def test_moments_are_those_of_the_pairs(crosscoder):
 def test_only_whole_sources_of_outliers_are_left_out(crosscoder):
     pairs = pairs_with_a_difference()
     pairs[0][7] *= 1_000
-    folds = collect(crosscoder, Pairs([x[:4_000] for x in pairs]), torch.arange(3))
+    folds = collect(crosscoder, TensorStream([x[:4_000] for x in pairs]), torch.arange(3))
     kept = sum(fold.pairs for fold in folds)
     norms = [x[:4_000].norm(dim=1) for x in pairs]
     within = [

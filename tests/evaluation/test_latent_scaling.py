@@ -1,8 +1,8 @@
 import pytest
 import torch
-from evaluation.test_false_exclusives import Pairs
 
 from sparsify_crosscoder import DedicatedFeatureCrosscoder, DFCConfig
+from sparsify_crosscoder.activations.stream import TensorStream
 from sparsify_crosscoder.evaluation.latent_scaling import latent_scaling
 
 PAIRS = 8_000
@@ -41,7 +41,7 @@ def pairs():
 def test_what_the_other_source_has_is_found_in_its_error_or_in_its_reconstruction(
     crosscoder, pairs
 ):
-    found = latent_scaling(crosscoder, Pairs(pairs), torch.arange(3), outlier_multiple=0)
+    found = latent_scaling(crosscoder, TensorStream(pairs), torch.arange(3), outlier_multiple=0)
     # Activations are 3.7 for an event of 4.
     scale = 4 / 3.7
     torch.testing.assert_close(
@@ -59,5 +59,5 @@ def test_what_the_other_source_has_is_found_in_its_error_or_in_its_reconstructio
 
 def test_noise_alone_has_no_size(crosscoder, pairs):
     noise = [pairs[0], torch.randn(PAIRS, 5, generator=torch.Generator().manual_seed(5))]
-    found = latent_scaling(crosscoder, Pairs(noise), torch.arange(3), outlier_multiple=0)
+    found = latent_scaling(crosscoder, TensorStream(noise), torch.arange(3), outlier_multiple=0)
     assert (found.error[:, 1] < 0.03).all()

@@ -3,9 +3,9 @@ import copy
 import pytest
 import torch
 from evaluation.test_clusters import PAIRS, crosscoder, filtered  # noqa: F401
-from evaluation.test_false_exclusives import Pairs
 
 from sparsify_crosscoder import DedicatedFeatureCrosscoder, DFCConfig
+from sparsify_crosscoder.activations.stream import TensorStream
 from sparsify_crosscoder.evaluation.clusters import clusters
 from sparsify_crosscoder.evaluation.stability import FoundClusters, stability
 
@@ -17,7 +17,7 @@ def events(seed=0):
     a, b = (0.05 * torch.randn(PAIRS, 6, generator=generator) for _ in "ab")
     a[:, :2] += size[:, :2]
     b[:, 2:4] += size[:, 1:]
-    return Pairs([a, b])
+    return TensorStream([a, b])
 
 
 def rearranged(crosscoder):  # noqa: F811

@@ -1,0 +1,239 @@
+"""Does the tool find a difference that is there, and none where there is none?
+
+    python examples/nulls_and_plants.py --store runs/demo-data/store --out runs/controls
+
+On real activations, from an activation store such as the one that `make demo` leaves:
+
+nulls   a model against itself, against itself rotated by a random orthogonal matrix, and rotated
+        with 5% noise; nothing that is found is a difference
+plants  a fixed direction is added to the first model on a random 1% of the pairs, at a multiple of
+        the median norm of its activations; five directions for each size
+
+Each is trained, filtered and clustered as a user would. A run that was stopped goes on where it
+was; the table is printed at the end, and everything is in `controls.jsonl`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import shutil
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from sparsify_crosscoder import ActivationStore, Crosscoder
+from sparsify_crosscoder.activations.stream import TensorStream
+from sparsify_crosscoder.config import CrosscoderTrainConfig
+from sparsify_crosscoder.evaluation.clusters import Cluster, clusters
+from sparsify_crosscoder.evaluation.false_exclusives import FilterConfig, filter_exclusives
+from sparsify_crosscoder.registry import get_architecture
+from sparsify_crosscoder.training.allocator import keep_freed_memory
+from sparsify_crosscoder.training.data import PairedData
+
+NULLS = ("itself", "rotated", "noisy")
+NOISE = 0.05
+PLANTED_SHARE = 0.01
+PLANT_SIZES = (0.5, 0.125)
+HELD_OUT = 32_768
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "dfc": ("dfc", {}),
+    "dfc-joint": ("dfc", {"selection": "joint"}),
+    "rdfc": ("rdfc", {}),
+}
+
+
+@dataclass
+class Control:
+    """Pairs whose only difference is known."""
+
+    name: str
+    activations: list[Tensor]
+    direction: Tensor | None = None
+    """What was planted into the first source, a unit vector `[D]`, if anything was."""
+
+    planted: Tensor | None = None
+    """On which pairs, a boolean `[N]`."""
+
+
+def null(kind: str, x: Tensor, seed: int = 0) -> Control:
+    """One model's activations `[N, D]`, and the same again in another basis."""
+    generator = torch.Generator().manual_seed(seed)
+    other = x
+    if kind != "itself":
+        width = x.shape[1]
+        rotation = torch.linalg.qr(torch.randn(width, width, generator=generator)).Q
+        other = x.float() @ rotation
+    if kind == "noisy":
+        spread = (other - other.mean(0)).std()
+        other = other + NOISE * spread * torch.randn(other.shape, generator=generator)
+    return Control(f"null-{kind}", [x, other.to(x.dtype)])
+
+
+def plant(pairs: Sequence[Tensor], size: float, seed: int) -> Control:
+    """A direction added to the first source where chance says, `size` times its median norm."""
+    generator = torch.Generator().manual_seed(seed)
+    x = pairs[0].float()
+    direction = torch.nn.functional.normalize(torch.randn(x.shape[1], generator=generator), dim=0)
+    planted = torch.rand(len(x), generator=generator) < PLANTED_SHARE
+    strength = size * (x - x.mean(0)).norm(dim=1).median()
+    x = x + strength * planted[:, None] * direction
+    return Control(f"plant-{size:g}-{seed}", [x.to(pairs[0].dtype), pairs[1]], direction, planted)
+
+
+def train(control: Control, variant: str, args: argparse.Namespace, folder: Path) -> Crosscoder:
+    """Train on all pairs but the last, which are held out."""
+    arch, options = VARIANTS[variant]
+    architecture = get_architecture(arch)
+    cfg = CrosscoderTrainConfig(
+        sae=architecture.config_class(num_latents=args.num_latents, k=args.k, **options),
+        lr=2e-3,
+        lr_decay_steps=args.max_steps // 3,
+        pairs_per_step=512,
+        max_steps=args.max_steps,
+        epochs=100,
+        dead_feature_threshold=100_000,
+        held_out_pairs=0,
+        save_dir=str(folder.parent),
+        run_name=folder.name,
+        log_to_wandb=False,
+    )
+    training = [x[:-HELD_OUT] for x in control.activations]
+    sources = [
+        {"name": name, "hookpoint": control.name, "width": x.shape[1]}
+        for name, x in zip("AB", training, strict=True)
+    ]
+    data = PairedData(TensorStream(training, seed=0), None, sources)
+    trainer = architecture.trainer_class(cfg, data, coder_class=architecture.coder_class)
+    shutil.rmtree(folder, ignore_errors=True)
+    with redirect_stdout(io.StringIO()):
+        trainer.fit(show_progress=False)
+    return next(iter(trainer.saes.values())).eval()
+
+
+def run_control(
+    control: Control, variant: str, args: argparse.Namespace, folder: Path
+) -> dict[str, Any]:
+    """Train, filter, cluster, and say what was found of what is there."""
+    crosscoder = train(control, variant, args, folder)
+    stream = TensorStream(control.activations, seed=1)
+    filtered = filter_exclusives(crosscoder, stream, FilterConfig(pairs=args.pairs))
+    found = clusters(crosscoder, filtered)
+    alive = [int((filtered.firings > 0)[filtered.sources == s].sum()) for s in (0, 1)]
+    result: dict[str, Any] = {
+        "control": control.name,
+        "variant": variant,
+        "called_exclusive": [int((filtered.sources == s).sum()) for s in (0, 1)],
+        "alive": alive,
+        "verdicts": [filtered.counts(s) for s in (0, 1)],
+        "clusters": [sum(c.source == s for c in found) for s in (0, 1)],
+    }
+    if control.direction is not None and control.planted is not None:
+        result["plant"] = find_plant(crosscoder, found, control.direction, control)
+    return result
+
+
+@torch.no_grad()
+def find_plant(
+    crosscoder: Crosscoder, found: Sequence[Cluster], direction: Tensor, control: Control
+) -> dict[str, Any]:
+    """How well the best cluster of the first source is what was planted."""
+    assert control.planted is not None
+    mine = [c for c in found if c.source == 0]
+    if not mine:
+        return {"found": False}
+    cosines = torch.stack([c.direction @ direction for c in mine])
+    best = mine[int(cosines.argmax())]
+    fires = torch.zeros(len(control.planted), dtype=torch.bool)
+    chosen = torch.zeros(crosscoder.num_latents, dtype=torch.bool)
+    chosen[best.latents] = True
+    for start in range(0, len(fires), 8192):
+        part = [x[start : start + 8192] for x in control.activations]
+        code = crosscoder.encode_sparse(part)
+        fires[start + code.rows[chosen[code.indices]]] = True
+    hits = int((fires & control.planted).sum())
+    return {
+        "found": bool(cosines.max() >= 0.8),
+        "cosine": cosines.max().item(),
+        "rank": found.index(best) + 1,
+        "copies": len(best.latents),
+        "clusters_like_it": int((cosines >= 0.8).sum()),
+        "precision": hits / max(int(fires.sum()), 1),
+        "recall": hits / max(int(control.planted.sum()), 1),
+    }
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    lines = [
+        "| control | variant | alive A, B | kept A, B | clusters A, B | cosine | rank | copies | "
+        "precision | recall |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in results:
+        kept = [counts["kept"] for counts in r["verdicts"]]
+        cells = [r["control"], r["variant"], r["alive"], kept, r["clusters"]]
+        plant_cells = ["", "", "", "", ""]
+        if (found := r.get("plant")) is not None:
+            plant_cells = ["missed", "", "", "", ""]
+            if "cosine" in found:
+                plant_cells = [
+                    f"{found['cosine']:.3f}",
+                    f"{found['rank']}",
+                    f"{found['copies']}",
+                    f"{found['precision']:.3f}",
+                    f"{found['recall']:.3f}",
+                ]
+        texts = [", ".join(map(str, c)) if isinstance(c, list) else str(c) for c in cells]
+        lines.append("| " + " | ".join(texts + plant_cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--store", type=Path, default=Path("runs/demo-data/store"))
+    parser.add_argument("--out", type=Path, default=Path("runs/controls"))
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--num_latents", type=int, default=4_096)
+    parser.add_argument("--k", type=int, default=32)
+    parser.add_argument("--max_steps", type=int, default=600)
+    parser.add_argument("--directions", type=int, default=5, help="planted per size (default: 5)")
+    parser.add_argument("--pairs", type=int, default=131_072, help="pairs that the filter looks at")
+    args = parser.parse_args()
+    keep_freed_memory()
+    if not args.store.exists():
+        raise SystemExit(f"'{args.store}' is no activation store; `make demo` makes one.")
+    store = ActivationStore.open(args.store)
+    everything = store.rows(torch.arange(len(store)))
+    args.out.mkdir(parents=True, exist_ok=True)
+    file = args.out / "controls.jsonl"
+    done = [json.loads(line) for line in file.open()] if file.exists() else []
+    known = {(r["control"], r["variant"]) for r in done}
+    makers = {f"null-{kind}": lambda kind=kind: null(kind, everything[0]) for kind in NULLS}
+    for size in PLANT_SIZES:
+        for seed in range(args.directions):
+            makers[f"plant-{size:g}-{seed}"] = lambda size=size, seed=seed: plant(
+                everything, size, seed
+            )
+    todo = [(n, v) for n in makers for v in args.variants if (n, v) not in known]
+    with file.open("a") as out:
+        for name, variant in tqdm(todo, desc="Controls", unit="run"):
+            result = run_control(
+                makers[name](), variant, args, args.out / "runs" / f"{name}-{variant}"
+            )
+            done.append(result)
+            out.write(json.dumps(result) + "\n")
+            out.flush()
+    print(table(done))
+
+
+if __name__ == "__main__":
+    main()
