@@ -15,6 +15,7 @@ from sparsify_crosscoder import Crosscoder
 from sparsify_crosscoder.crosscoders.preactivations import (
     BoundedPreactivations,
     ExactPreactivations,
+    Product,
 )
 
 AUXK_ALPHA = 0.03
@@ -91,7 +92,7 @@ INNER_STAGES: dict[tuple[type, str], str] = {
     (Crosscoder, "_preactivations"): "encoder",
     (Crosscoder, "_select"): "select",
     (BoundedPreactivations, "at"): "re-score",
-    (ExactPreactivations, "at"): "re-score",
+    (Product, "multiply"): "encoder",
     (Crosscoder, "_attached"): "attach",
     (Crosscoder, "_decode_blocks"): "decode",
     (BoundedPreactivations, "strongest"): "AuxK",

@@ -329,15 +329,20 @@ class Crosscoder(SparseCoder):
         self.cfg.screening = "exact" if dtype is None else "bfloat16"
 
     def _preactivations(
-        self, inputs: Sequence[Tensor], bias: Tensor | None = None, *, exact: bool = False
+        self,
+        inputs: Sequence[Tensor],
+        bias: Tensor | None = None,
+        *,
+        exact: bool = False,
+        kept: bool = False,
     ) -> list[Any]:
-        """What every block makes of its input, without a gradient."""
+        """What every block makes of its input, without a gradient; `kept` for several looks."""
         exact = exact or self.screen_dtype is None
         form = ExactPreactivations if exact else BoundedPreactivations
         bias = self.encoder.bias if bias is None else bias
         blocks = zip(self.partition.blocks, self.encoder.weights, inputs, strict=True)
         return [
-            form(x, self._reduced(weight, block), bias[block.start : block.stop])
+            form(x, self._reduced(weight, block), bias[block.start : block.stop], kept)
             for block, weight, x in blocks
         ]
 
@@ -399,7 +404,9 @@ class Crosscoder(SparseCoder):
                 cuts = self.threshold
             learned = None if cuts is None else torch.isfinite(cuts).tolist()
             by_row = learned is not None and not self.training and not all(learned)
-            blocks, norms = self._preactivations(inputs, exact=by_row), self._score_norms()
+            revives = dead is not None and len(dead) > 0
+            blocks = self._preactivations(inputs, exact=by_row, kept=by_row or revives)
+            norms = self._score_norms()
             num_pairs = world.total(len(x), x.device)
             budgets = self.budgets(num_pairs)
             found, smallest = [], []
@@ -420,7 +427,7 @@ class Crosscoder(SparseCoder):
                 found.append(entries)
                 smallest.append(cut.to(torch.float32))
             revived = None
-            if dead is not None and len(dead):
+            if revives and dead is not None:
                 revived = strongest_per_row(self._k_aux, dead, blocks, self.partition)
         bias, groups = self.encoder.bias, [group.blocks for group in self.partition.groups]
         parts = self._by_block(found, groups)

@@ -24,7 +24,7 @@ _UP = 1.02
 _ALIGNMENT = 32
 # Few enough for a CPU's cache to hold their differences.
 _ROWS_AT_ONCE = 512
-_ROWS_OF_MASK = 128
+_PIECE_BYTES = 4 * 2**20
 _SAMPLED_COLUMNS = 1024
 # So many standard deviations of what a sample can be off by.
 _CAUTION = 2.5
@@ -35,12 +35,11 @@ class Preactivations(Protocol):
 
     num_pairs: int
 
-    def reaching(self, cuts: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows and latents of all entries that may reach `cuts` [m] > 0, in row-major order."""
-        ...
+    def reaching(self, cuts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows, latents and exact values of all entries that may reach `cuts` [m] > 0.
 
-    def at(self, rows: Tensor, latents: Tensor) -> Tensor:
-        """The exact pre-activations of some entries, `[E]`."""
+        In row-major order.
+        """
         ...
 
     def strongest(self, latents: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -55,30 +54,86 @@ class Preactivations(Protocol):
         ...
 
 
+class Product:
+    """`left @ right.T + bias`, `[N, m]`, made in pieces of columns where it is read once only.
+
+    On a CPU a piece is small enough to be read from its cache and to lie in memory that was used
+    before. Elsewhere, and if it is `kept`, the product is made as a whole.
+    """
+
+    def __init__(self, left: Tensor, right: Tensor, bias: Tensor | None, kept: bool):
+        self.left, self.right, self.bias = left, right, bias
+        bytes_per_column = max(len(left), 1) * left.element_size()
+        self.at_once = max(_PIECE_BYTES // bytes_per_column // 64 * 64, 512)
+        self._whole = None
+        if kept or left.device.type != "cpu":
+            self._whole = self.multiply(slice(0, len(left)), slice(0, len(right)))
+
+    def multiply(self, rows: slice, columns: slice) -> Tensor:
+        """Some rows and columns of the product."""
+        left, right = self.left[rows], self.right[columns]
+        if self.bias is None:
+            return left @ right.T
+        return torch.addmm(self.bias[columns], left, right.T)
+
+    @property
+    def whole(self) -> Tensor:
+        """All of the product."""
+        everything = slice(0, len(self.left)), slice(0, len(self.right))
+        return self.multiply(*everything) if self._whole is None else self._whole
+
+    def reaching(
+        self, cuts: Tensor, values: Callable[[Tensor, Tensor, Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows, columns and values of the entries that reach `cuts` [m] > 0, in row-major order.
+
+        `values` makes the values of entries from a piece and their rows and columns in it.
+        """
+        size = self.at_once if self.left.device.type == "cpu" else max(len(self.right), 1)
+        found: list[tuple[Tensor, Tensor, Tensor]] = []
+        for start in range(0, max(len(self.right), 1), size):
+            columns = slice(start, start + size)
+            if self._whole is None:
+                piece = self.multiply(slice(0, len(self.left)), columns)
+            else:
+                piece = self._whole[:, columns]
+            rows, inside = _true_entries(_comparable(piece) >= _comparable(cuts[columns]))
+            found.append((rows, inside + start, values(piece, rows, inside)))
+        if len(found) == 1:
+            return found[0]
+        joined = [torch.cat(parts) for parts in zip(*found, strict=True)]
+        order = torch.argsort(joined[0], stable=True)
+        rows, columns, chosen = (part[order] for part in joined)
+        return rows, columns, chosen
+
+
 class ExactPreactivations:
-    """All pre-activations in the dtype of the weights."""
+    """All pre-activations in the dtype of the weights; `kept` if more than one look is likely."""
 
-    def __init__(self, x: Tensor, weight: Tensor, bias: Tensor):
+    def __init__(self, x: Tensor, weight: Tensor, bias: Tensor, kept: bool = False):
         self.num_pairs = len(x)
-        self.values = torch.addmm(bias, x, weight.T)
+        self.product = Product(x, weight, bias, kept)
 
-    def reaching(self, cuts: Tensor) -> tuple[Tensor, Tensor]:
-        return _reaching(self.values, cuts)
+    @property
+    def values(self) -> Tensor:
+        """All of them, `[N, m]`."""
+        return self.product.whole
 
-    def at(self, rows: Tensor, latents: Tensor) -> Tensor:
-        return self.values[rows, latents]
+    def reaching(self, cuts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.product.reaching(cuts, lambda piece, *where: piece[where])
 
     def strongest(self, latents: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        return _strongest(self.values, latents, k, self.at, lambda cuts: cuts)
+        values = self.values
+        return _strongest(values, latents, k, lambda *at: values[at], lambda cuts: cuts)
 
     def sample(self, stride: int) -> Tensor:
-        return self.values[::stride]
+        return self.product.multiply(slice(None, None, stride), slice(None))
 
 
 class BoundedPreactivations:
     """Upper bounds of the pre-activations in bfloat16, and exact ones where they are asked for."""
 
-    def __init__(self, x: Tensor, weight: Tensor, bias: Tensor):
+    def __init__(self, x: Tensor, weight: Tensor, bias: Tensor, kept: bool = False):
         self.num_pairs = len(x)
         self.x, self.weight, self.bias = x, weight, bias
         # <x, w> = <x', w'> + <x - x', w> + <x', w - w'> for the rounded x' and w'. More columns add
@@ -91,19 +146,26 @@ class BoundedPreactivations:
         _set_columns(left, x.shape[1], [ones, ones, _lost(x, left), x.norm(dim=1)])
         errors = [norms * _UP, (_lost(weight, right) + accumulated) * _UP]
         _set_columns(right, x.shape[1], [bias, bias_error, *errors])
-        self.bounds = left @ right.T
+        self.product = Product(left, right, None, kept)
 
-    def reaching(self, cuts: Tensor) -> tuple[Tensor, Tensor]:
-        return _reaching(self.bounds, _lowered(cuts))
+    @property
+    def bounds(self) -> Tensor:
+        """All upper bounds, rounded to bfloat16, `[N, m]`."""
+        return self.product.whole
+
+    def reaching(self, cuts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        rows, latents, _ = self.product.reaching(_lowered(cuts), lambda piece, rows, _: rows)
+        return rows, latents, self.at(rows, latents)
 
     def at(self, rows: Tensor, latents: Tensor) -> Tensor:
+        """The exact pre-activations of some entries, `[E]`."""
         return entry_dots(self.x, self.weight, rows, latents) + self.bias[latents]
 
     def strongest(self, latents: Tensor, k: int) -> tuple[Tensor, Tensor]:
         return _strongest(self.bounds, latents, k, self.at, _lowered)
 
     def sample(self, stride: int) -> Tensor:
-        return self.bounds[::stride].to(self.x.dtype)
+        return self.product.multiply(slice(None, None, stride), slice(None)).to(self.x.dtype)
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
@@ -144,18 +206,6 @@ def _lowered(cuts: Tensor) -> Tensor:
 def _comparable(values: Tensor) -> Tensor:
     """The same, faster to compare with numbers >= 0: bfloat16 order as their bits do."""
     return values.view(torch.int16) if values.dtype == torch.bfloat16 else values
-
-
-def _reaching(values: Tensor, cuts: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and columns of `values` [N, m] that reach `cuts` [m] > 0, in row-major order."""
-    # On a CPU in pieces whose mask fits into its cache; elsewhere every piece would have to wait.
-    size = _ROWS_OF_MASK if values.device.type == "cpu" else max(len(values), 1)
-    rows, columns = [], []
-    for number, part in enumerate(values.split(size)):
-        found = _true_entries(_comparable(part) >= _comparable(cuts))
-        rows.append(found[0] + number * size)
-        columns.append(found[1])
-    return torch.cat(rows), torch.cat(columns)
 
 
 def _true_entries(mask: Tensor) -> tuple[Tensor, Tensor]:

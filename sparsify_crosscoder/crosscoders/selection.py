@@ -68,8 +68,7 @@ def entries_reaching(
         # The exact comparison is made below; this one must not lose an entry to rounding.
         eps = 4 * torch.finfo(cuts.dtype).eps
         cuts = (cuts * (1 - eps)).nan_to_num(torch.inf, posinf=torch.inf)
-        rows, latents = blocks[b].reaching(cuts.clamp_min(torch.finfo(cuts.dtype).tiny))
-        acts = blocks[b].at(rows, latents)
+        rows, latents, acts = blocks[b].reaching(cuts.clamp_min(torch.finfo(cuts.dtype).tiny))
         scores = acts if scale is None else acts * scale[latents]
         entries = Entries(rows, latents + block.start, acts, scores)
         found.append(entries.where((scores >= level) & (scores > 0)))
@@ -92,9 +91,7 @@ def sampled_level(
     scores = []
     for b in group.blocks:
         block = partition.blocks[b]
-        values = blocks[b].sample(1)
-        stride = max(len(values) // _SAMPLED_ROWS, 1)
-        values = blocks[b].sample(stride)
+        values = blocks[b].sample(max(blocks[b].num_pairs // _SAMPLED_ROWS, 1))
         scores.append(values if norms is None else values * norms[block.start : block.stop])
     sample = torch.cat(scores, 1)
     wanted = min(round(2 * share * len(sample)) + 1, sample.numel())

@@ -8,7 +8,7 @@ from sparsify_crosscoder.crosscoders import Crosscoder
 from sparsify_crosscoder.crosscoders.preactivations import (
     BoundedPreactivations,
     ExactPreactivations,
-    _reaching,
+    Product,
 )
 
 untimed = settings(deadline=None)
@@ -56,12 +56,12 @@ def test_no_entry_that_reaches_its_cut_is_missed(seed, cut):
     exact, bounded = (
         form(x, weight, bias) for form in (ExactPreactivations, BoundedPreactivations)
     )
-    rows, latents = bounded.reaching(cuts)
+    rows, latents, values = bounded.reaching(cuts)
     expected = (exact.values >= cuts).nonzero()
     found = {(int(r), int(m)) for r, m in zip(rows, latents, strict=True)}
     assert {(int(r), int(m)) for r, m in expected} <= found
     assert sorted(found) == [(int(r), int(m)) for r, m in zip(rows, latents, strict=True)]
-    torch.testing.assert_close(bounded.at(rows, latents), exact.at(rows, latents))
+    torch.testing.assert_close(values, exact.values[rows, latents])
 
 
 @untimed
@@ -156,10 +156,15 @@ def test_entries_that_reach_their_cuts_are_found_in_order_over_many_rows(width, 
     values = torch.randn(300, width, generator=generator).to(dtype)
     values[7], values[200:] = 9.0, -values[200:].abs()
     cuts = torch.rand(width, generator=generator).to(dtype) * 3 + 0.1
-    expected = (values >= cuts).nonzero().unbind(1)
-    assert all(map(torch.equal, _reaching(values, cuts), expected))
-    nothing = _reaching(values[:0], cuts)
-    assert [len(part) for part in nothing] == [0, 0]
+    rows, columns = (values >= cuts).nonzero().unbind(1)
+    eye = torch.eye(width, dtype=dtype)
+    for left, kept in ((values, False), (values, True), (values[:0], False)):
+        product = Product(left, eye, None, kept)
+        product.at_once = 24  # several pieces
+        found = product.reaching(cuts, lambda piece, *where: piece[where])
+        mine = rows < len(left)
+        expected = (rows[mine], columns[mine], values[rows[mine], columns[mine]])
+        assert all(map(torch.equal, found, expected))
 
 
 def test_only_bfloat16_screens():
