@@ -128,7 +128,7 @@ def test_with_arch_every_way_of_calling_reaches_us(way):
     done = run(*WAYS[way], "model", "dataset", "--arch", "dcf")
     assert done.returncode == (1 if way == "torchrun" else 2)
     assert "unknown architecture 'dcf'" in done.stderr
-    assert "Known architectures: crosscoder, dfc, dsf" in done.stderr
+    assert "Known architectures: crosscoder, dfc, dsf, rdfc" in done.stderr
 
 
 @pytest.mark.parametrize("way", ["console script", "python -m"])

@@ -214,7 +214,7 @@ def bad(**changed):
 @pytest.mark.parametrize(
     "changed, code, message",
     [
-        (bad(arch="dcf"), 2, "Known architectures: crosscoder, dfc, dsf"),
+        (bad(arch="dcf"), 2, "Known architectures: crosscoder, dfc, dsf, rdfc"),
         (bad(partners=""), 2, "two models or more"),
         (bad(model="/no/such/model"), 1, "/no/such/model"),
         (bad(hookpoints="layers.1 h.99"), 1, "h.99"),

@@ -97,6 +97,7 @@ def test_wheel_declares_the_command_and_the_architectures(wheel):
         "crosscoder": "sparsify_crosscoder.training.architectures:STANDARD",
         "dfc": "sparsify_crosscoder.training.architectures:DFC",
         "dsf": "sparsify_crosscoder.training.architectures:DSF",
+        "rdfc": "sparsify_crosscoder.training.architectures:RDFC",
     }
 
 

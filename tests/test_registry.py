@@ -18,7 +18,7 @@ from sparsify_crosscoder.registry import (
     register_architecture,
 )
 
-OURS = ["crosscoder", "dfc", "dsf"]
+OURS = ["crosscoder", "dfc", "dsf", "rdfc"]
 PLUGIN = Path(__file__).parent / "plugin_example"
 
 
@@ -120,7 +120,7 @@ def test_an_unknown_name_is_refused_with_close_matches_and_all_known_names():
         get_architecture("crosscodr")
     assert str(error.value) == (
         "unknown architecture 'crosscodr'. Did you mean 'crosscoder'? "
-        "Known architectures: crosscoder, dfc, dsf"
+        "Known architectures: crosscoder, dfc, dsf, rdfc"
     )
 
 
@@ -128,7 +128,7 @@ def test_an_unknown_name_without_close_matches_lists_the_known_ones():
     with pytest.raises(ArchitectureError) as error:
         get_architecture("zzz")
     assert str(error.value) == (
-        "unknown architecture 'zzz'. Known architectures: crosscoder, dfc, dsf"
+        "unknown architecture 'zzz'. Known architectures: crosscoder, dfc, dsf, rdfc"
     )
 
 
@@ -221,7 +221,7 @@ print(type(again).__name__, torch.equal(again(x).sae_out, coder.eval()(x).sae_ou
     )
     assert out.returncode == 0, out.stderr
     assert out.stdout.splitlines()[-3:] == [
-        "['crosscoder', 'dfc', 'dsf', 'one_sided']",
+        str(sorted([*OURS, "one_sided"])),
         "range(0, 16) 0.0",
         "OneSidedCrosscoder True",
     ]

@@ -10,6 +10,9 @@ from step_settings import Setting
 
 from sparsify_crosscoder import Crosscoder
 
+PIECE_BYTES = 4 * 2**20
+"""Of the encoder's product, unless dead latents are looked for in it."""
+
 HEAP_BYTES = 32 * 10**6
 """Freed memory that glibc keeps by default: anything up to 64 MiB, so half of it."""
 
@@ -93,21 +96,20 @@ def expected_bytes(
     if setting.auxk:
         dead = m // 2
         entries += n * min(round(d_in / len(setting.widths)) // 2, dead)
+    itemsize = (screen_dtype or torch.float32).itemsize
+    screening = n * m * itemsize
     parts = {
         "parameters": parameters,
         "gradients": parameters,
         "adam": 2 * parameters,
         "inputs": 2 * n * d_in * size,
-        "screening": n * m * (screen_dtype or torch.float32).itemsize,
+        "screening": screening if setting.auxk else min(screening, PIECE_BYTES),
         "screening_weights": matrix * screen_dtype.itemsize if screen_dtype else 0,
-        "mask": n * m,
-        "dead": n * dead * ((screen_dtype or torch.float32).itemsize + 3),
+        "dead": n * dead * (itemsize + 3),
         "entries": 64 * entries,
         "errors": (4 if setting.auxk else 2) * n * d_in * size,
     }
     always = parts["parameters"] + parts["adam"] + parts["inputs"] + parts["entries"]
-    beside = max(parts["screening_weights"], parts["mask"], parts["dead"])
-    selecting = parts["screening"] + beside
+    selecting = parts["screening"] + max(parts["screening_weights"], parts["dead"])
     updating = parts["gradients"] + parts["errors"]
-    parts["heap"] = min(HEAP_BYTES, selecting + parts["entries"] + parts["errors"])
-    return {**parts, "peak": always + max(selecting, updating) + parts["heap"]}
+    return {**parts, "heap": HEAP_BYTES, "peak": always + max(selecting, updating) + HEAP_BYTES}
