@@ -89,7 +89,7 @@ def plant(pairs: Sequence[Tensor], size: float, seed: int) -> Control:
 
 
 def train(control: Control, variant: str, args: argparse.Namespace, folder: Path) -> Crosscoder:
-    """Train on all pairs but the last, which are held out."""
+    """Train on all pairs but the last, so that the filter sees some that are new."""
     arch, options = VARIANTS[variant]
     architecture = get_architecture(arch)
     cfg = CrosscoderTrainConfig(

@@ -50,6 +50,7 @@ from alignment_corpus import (
     load_texts,
     load_tokenizers,
 )
+from machine import processor
 from transformers import PreTrainedTokenizerFast
 
 from sparsify_crosscoder.activations.algorithm1 import ReferenceAlignment, align_reference
@@ -546,15 +547,6 @@ def _sources(texts: Sequence[CorpusText]) -> list[dict[str, Any]]:
         | {"texts": Counter(text.category for text in texts if text.source == archive.title)}
         for archive in archives
     ]
-
-
-def processor() -> str:
-    """The processor's name."""
-    try:
-        found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.M)
-    except OSError:
-        found = None
-    return found[1] if found else platform.processor() or platform.machine()
 
 
 def markdown(report: Mapping[str, Any]) -> str:

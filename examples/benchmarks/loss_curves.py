@@ -36,8 +36,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import processor
 from step_inputs import make_crosscoder, synthetic_pairs
-from step_measurements import processor
 from step_report import table
 from step_settings import Setting
 from step_variants import VARIANTS, TrainingStep

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
-import platform
 import re
 import resource
 import sys
@@ -202,18 +201,6 @@ def _peak_of_process(name: str, setting: Setting) -> int:
         raise RuntimeError(f"The process that measured the memory of '{name}' died.") from None
     finally:
         process.join()
-
-
-# The machine
-
-
-def processor() -> str:
-    """The processor's name."""
-    try:
-        found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.M)
-    except OSError:
-        found = None
-    return found[1] if found else platform.processor() or platform.machine()
 
 
 def ceilings(setting: Setting, device: str) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """What one training step of a crosscoder costs, beside the same step written in other ways.
 
-    python examples/benchmarks/training_step.py           all sizes, 25 minutes
+    python examples/benchmarks/training_step.py           all sizes, 40 minutes
     python examples/benchmarks/training_step.py --quick   small sizes, under two minutes
 
 All ways run in turn in one process on one thread, on the same batches and from the same weights,
@@ -47,6 +47,7 @@ from statistics import median, quantiles
 from typing import Any, NamedTuple
 
 import torch
+from machine import processor
 from step_estimates import Work, count_work, dense_flops, expected_bytes, shares
 from step_inputs import Trained, make_batches, make_crosscoder
 from step_measurements import (
@@ -54,7 +55,6 @@ from step_measurements import (
     ceilings,
     make_clock,
     peak_bytes,
-    processor,
     time_stages,
     time_steps,
 )

@@ -404,8 +404,9 @@ class Crosscoder(SparseCoder):
                 cuts = self.threshold
             learned = None if cuts is None else torch.isfinite(cuts).tolist()
             by_row = learned is not None and not self.training and not all(learned)
-            revives = dead is not None and len(dead) > 0
-            blocks = self._preactivations(inputs, exact=by_row, kept=by_row or revives)
+            wanted = dead if dead is not None and len(dead) else None
+            kept = by_row or wanted is not None
+            blocks = self._preactivations(inputs, exact=by_row, kept=kept)
             norms = self._score_norms()
             num_pairs = world.total(len(x), x.device)
             budgets = self.budgets(num_pairs)
@@ -427,8 +428,8 @@ class Crosscoder(SparseCoder):
                 found.append(entries)
                 smallest.append(cut.to(torch.float32))
             revived = None
-            if revives and dead is not None:
-                revived = strongest_per_row(self._k_aux, dead, blocks, self.partition)
+            if wanted is not None:
+                revived = strongest_per_row(self._k_aux, wanted, blocks, self.partition)
         bias, groups = self.encoder.bias, [group.blocks for group in self.partition.groups]
         parts = self._by_block(found, groups)
         num_active = [len(part.acts) for part in parts]

@@ -13,6 +13,17 @@ from ..world import ALONE, World
 from .dfc import DedicatedFeatureCrosscoder
 
 
+def ridge_regression(read: Tensor, written: Tensor, ridge: float) -> Tensor:
+    """Weights `[D, W]` that predict W numbers linearly from D.
+
+    `read` [D, D] is the covariance of what is read, `written` [D, W] that with what is predicted.
+    The penalty is `ridge` times the mean variance of what is read.
+    """
+    penalised = read.clone()
+    penalised.diagonal().add_(ridge * read.diagonal().mean())
+    return torch.linalg.solve(penalised, written)
+
+
 class ResidualDedicatedFeatureCrosscoder(DedicatedFeatureCrosscoder):
     """DFC whose exclusive blocks read `x_s` minus its linear prediction from the other sources.
 
@@ -64,9 +75,9 @@ class ResidualDedicatedFeatureCrosscoder(DedicatedFeatureCrosscoder):
         for columns in self.columns:
             others = torch.ones(self.d_in, dtype=torch.bool, device=self.device)
             others[columns] = False
-            read = covariance[others][:, others]
-            read.diagonal().add_(self.cfg.map_ridge * read.diagonal().mean())
-            solved = torch.linalg.solve(read, covariance[others, columns])
+            solved = ridge_regression(
+                covariance[others][:, others], covariance[others, columns], self.cfg.map_ridge
+            )
             self.maps[others, columns] = solved.to(self.maps.dtype)
 
     def unpredicted(self, x: Tensor, source: int) -> Tensor:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..activations.stream import ActivationStream
 from ..crosscoders import Crosscoder
+from ..crosscoders.rdfc import ridge_regression
 from .latent_moments import LatentMoments, bytes_needed, collect, predicted_share
 
 EXCLUSIVE_NORM = 0.8  # equation 12
@@ -82,9 +83,16 @@ class FilterConfig:
     outlier_multiple: float = 2.0
     """Pairs are left out as in training: those whose norm exceeds this multiple of the median."""
 
-    memory: float = 4e9
-    """Bytes that the sums may take; if all latents need more, they are looked at in several passes.
+    memory: float = 16e9
+    """Bytes that judging may take; if all latents need more, they are looked at in several passes.
     """
+
+    def __post_init__(self):
+        if self.pairs < 2:
+            raise ValueError(f"The filter needs two pairs at least, got pairs={self.pairs}.")
+        for name in ("predictability", "shadow", "ridge", "memory"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
 
 
 @dataclass
@@ -161,7 +169,7 @@ def filter_exclusives(
     *,
     candidates: Sequence[Tensor] | None = None,
 ) -> FilteredLatents:
-    """Judge the latents that a crosscoder calls exclusive, on pairs that it was not trained on.
+    """Judge the latents that a crosscoder calls exclusive, on any pairs of its sources.
 
     `candidates` are the latents called exclusive to each source, those of equation 12 by default.
     Every regression is fitted on one half of the pairs and judged on the other, both ways. Raises
@@ -260,17 +268,11 @@ def _shadows(
         for r, other in enumerate(columns):
             if r == s or not mine.any():
                 continue
-            there = _map(covariance, own, other, ridge)
-            back = _map(covariance, other, own, ridge)
+            across = covariance[own, other]
+            there = ridge_regression(covariance[own, own], across, ridge)
+            back = ridge_regression(covariance[other, other], across.T, ridge)
             at_home, abroad = moved[mine][:, own], moved[mine][:, other]
             home = (at_home - abroad @ back).norm(dim=1)
             away = (abroad - abroad @ back @ there).norm(dim=1)
             result[mine] = torch.maximum(result[mine], away / home.clamp_min(1e-30))
     return result
-
-
-def _map(covariance: Tensor, read: slice, write: slice, ridge: float) -> Tensor:
-    """Ridge regression of some columns of the activations on others, `[read, write]`."""
-    penalised = covariance[read, read].clone()
-    penalised.diagonal().add_(ridge * penalised.diagonal().mean())
-    return torch.linalg.solve(penalised, covariance[read, write])

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..activations.normalization import within_norm
 from ..activations.stream import ActivationStream
 from ..crosscoders import Crosscoder, SparseCode
+from ..crosscoders.rdfc import ridge_regression
 from ..crosscoders.sparse_ops import sum_by_latent
 
 BATCH_PAIRS = 4096
@@ -101,8 +102,11 @@ class LatentMoments:
 
 
 def bytes_needed(num_latents: int, width: int) -> int:
-    """Memory that `collect` takes for so many latents over activations of a width, in bytes."""
-    return NUM_FOLDS * (4 * num_latents * width + 8 * width * width)
+    """Memory that judging so many latents over activations of a width takes, in bytes.
+
+    Two folds and their sum, and what regressions and covariances in float64 need beside them.
+    """
+    return 44 * num_latents * width + 40 * width * width
 
 
 @torch.no_grad()
@@ -175,9 +179,7 @@ def predicted_share(
     that never fires in `test`.
     """
     read = torch.cat([torch.arange(c.start, c.stop) for c in columns])
-    covariance = fit.x_covariance[read][:, read]
-    covariance.diagonal().add_(ridge * covariance.diagonal().mean())
-    weights = torch.linalg.solve(covariance, fit.covariance[:, read].T)
+    weights = ridge_regression(fit.x_covariance[read][:, read], fit.covariance[:, read].T, ridge)
     tested = test.x_covariance[read][:, read]
     explained = 2 * (weights.T * test.covariance[:, read]).sum(1)
     explained -= ((tested @ weights) * weights).sum(0)

@@ -126,6 +126,12 @@ def test_little_memory_takes_several_passes_to_the_same_verdicts(crosscoder):
         torch.testing.assert_close(getattr(in_passes, name), getattr(whole, name))
 
 
+@pytest.mark.parametrize("wrong", [{"pairs": 0}, {"pairs": 1}, {"shadow": 0.0}, {"memory": -1.0}])
+def test_impossible_thresholds_are_refused(wrong):
+    with pytest.raises(ValueError, match=r"two pairs at least|must be positive"):
+        FilterConfig(**wrong)
+
+
 def test_a_stream_of_one_pair_is_refused(crosscoder):
     with pytest.raises(ValueError, match="fewer than two"):
         filter_exclusives(crosscoder, TensorStream([torch.zeros(1, d) for d in WIDTHS]))

@@ -57,13 +57,19 @@ def rows_of(
 ) -> list[Row]:
     """All rows, in the order in which they are run: whole seeds one after the other.
 
-    Raises ValueError where a variant is unknown.
+    Raises ValueError where a variant is unknown or a size too small.
     """
     names = list(preset.variants if variants is None else variants)
     unknown = sorted(set(names) - set(VARIANTS))
     if unknown:
         raise ValueError(f"Unknown variant(s) {unknown}; there are {sorted(VARIANTS)}.")
     chosen = list(preset.sizes if sizes is None else sizes)
+    for size in chosen:
+        if round(size * preset.toy.num_concepts) < preset.k:
+            raise ValueError(
+                f"A size of {size:g} latents per concept gives fewer than the {preset.k} latents "
+                f"that are active per pair; choose a larger one."
+            )
     return [Row(name, size, seed) for seed in seeds for size in chosen for name in names]
 
 

@@ -103,6 +103,12 @@ def test_unknown_variants_are_refused():
         rows_of(TINY, [0], variants=["nonsense"])
 
 
+@pytest.mark.parametrize("size", [0.0, -1.0, 0.04])
+def test_sizes_without_enough_latents_are_refused(size):
+    with pytest.raises(ValueError, match="choose a larger one"):
+        rows_of(TINY, [0], sizes=[size])
+
+
 def test_means_and_standard_errors_over_seeds():
     assert over_seeds([0.2, 0.4, 0.6]) == (pytest.approx(0.4), pytest.approx(0.2 / 3**0.5))
     assert over_seeds([0.3]) == (0.3, 0.0)
