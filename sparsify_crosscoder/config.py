@@ -98,6 +98,12 @@ class DFCConfig(CrosscoderConfig):
     """Share of k that the exclusive blocks together select by a BatchTopK of their own, divided
     by their sizes. Used when `selection` is `grouped`."""
 
+    exclusive_floor: float = 1.0
+    """Smallest score that exclusive blocks select, as a multiple of the smallest that the shared
+    block does, divided by the number of sources it writes. So exclusive blocks leave a part of
+    their budget unused where they would fill it with noise. 0 always fills it. Used when
+    `selection` is `grouped`."""
+
     selection: Literal["grouped", "joint"] = "grouped"
     """`grouped`: each exclusive block and the shared block have budgets of their own. `joint`: all
     latents compete for one budget, as in the paper, which leaves exclusive ones little to do."""
@@ -117,6 +123,8 @@ class DFCConfig(CrosscoderConfig):
             raise ValueError(
                 f"exclusive_budget is a share of k between 0 and 1, got {self.exclusive_budget}."
             )
+        if self.exclusive_floor < 0:
+            raise ValueError(f"exclusive_floor must not be negative, got {self.exclusive_floor}.")
 
 
 @dataclass

@@ -41,7 +41,9 @@ class DedicatedFeatureCrosscoder(Crosscoder):
             *((f"exclusive_{s}", size, (s,)) for s, size in enumerate(sizes)),
             ("shared", shared, tuple(range(num_sources))),
         ]
-        partition = Partition.build(num_sources, blocks, group_shares(cfg, sizes))
+        shares = group_shares(cfg, sizes)
+        floor = cfg.exclusive_floor / num_sources
+        partition = Partition.build(num_sources, blocks, shares, floor=floor)
         if cfg.selection == "joint":
             everything = Group(tuple(range(len(partition.blocks))), 1.0)
             partition = Partition(num_sources, partition.blocks, (everything,))

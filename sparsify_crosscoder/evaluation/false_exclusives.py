@@ -230,12 +230,7 @@ def _judge(
         squares = crosscoder.decoder_norms()[latents[mine].to(crosscoder.device), s].square()
         mean_squares = together.z_squares[mine] / max(together.pairs, 1)
         energy[mine] = mean_squares * squares.double().cpu()
-    shadow = torch.stack(
-        [
-            _shadows(fit, test, crosscoder.columns, sources, cfg.ridge)
-            for fit, test in (folds, folds[::-1])
-        ]
-    ).mean(0)
+    shadow = _shadows(folds, together.x_covariance, crosscoder.columns, sources, cfg.ridge)
 
     verdicts = torch.full((size,), int(Verdict.KEPT))
     verdicts[shadow >= cfg.shadow] = Verdict.SHADOW
@@ -248,8 +243,8 @@ def _judge(
 
 
 def _shadows(
-    fit: LatentMoments,
-    test: LatentMoments,
+    folds: Sequence[LatentMoments],
+    covariance: Tensor,
     columns: Sequence[slice],
     sources: Tensor,
     ridge: float,
@@ -260,8 +255,10 @@ def _shadows(
     of s by `|cov(x_s) - R_rs cov(x_r)|`. What it moves of r is taken without what goes to s and
     comes back: `|cov(x_r) - R_sr R_rs cov(x_r)|`. Were it `cov(x_r) - R_sr cov(x_s)`, a concept of
     s alone would count as moving r, where the map makes of it something that r does not have.
+
+    Squared lengths are products of two folds' covariances, whose errors are independent: the
+    length of one estimate grows with its error, and a rare latent would always seem to move r.
     """
-    covariance, moved = fit.x_covariance, test.covariance
     result = torch.zeros(len(sources), dtype=torch.float64)
     for s, own in enumerate(columns):
         mine = sources == s
@@ -271,8 +268,12 @@ def _shadows(
             across = covariance[own, other]
             there = ridge_regression(covariance[own, own], across, ridge)
             back = ridge_regression(covariance[other, other], across.T, ridge)
-            at_home, abroad = moved[mine][:, own], moved[mine][:, other]
-            home = (at_home - abroad @ back).norm(dim=1)
-            away = (abroad - abroad @ back @ there).norm(dim=1)
-            result[mine] = torch.maximum(result[mine], away / home.clamp_min(1e-30))
+            at_home, abroad = (
+                [fold.covariance[mine][:, part] for fold in folds] for part in (own, other)
+            )
+            home = [a - b @ back for a, b in zip(at_home, abroad, strict=True)]
+            away = [b - b @ back @ there for b in abroad]
+            ratio = (away[0] * away[1]).sum(1).clamp_min(0)
+            ratio /= (home[0] * home[1]).sum(1).clamp_min(1e-30)
+            result[mine] = torch.maximum(result[mine], ratio.sqrt())
     return result

@@ -24,14 +24,17 @@ def dense_losses(
     norms = sum(w_dec[:, c].norm(dim=1) for c in crosscoder.columns).detach()
     scores = acts.detach() * (norms if cfg.rank_by == "score" else 1)
     mask = torch.zeros_like(scores, dtype=torch.bool)
-    for group in crosscoder.partition.groups:
+    lowest = 0.0
+    for group in reversed(crosscoder.partition.groups):
         columns = crosscoder.partition.group_slice(group)
         part = scores[:, columns]
         budget = min(round(group.share * cfg.k * len(x)), int((part > 0).sum()))
         order = part.flatten().argsort(descending=True, stable=True)[:budget]
         chosen = torch.zeros(part.numel(), dtype=torch.bool)
         chosen[order] = True
+        chosen &= part.flatten() >= group.floor * lowest
         mask[:, columns] = chosen.view_as(part)
+        lowest = part.flatten()[order[-1]].item() if lowest == 0 and len(order) else lowest
 
     error = x - ((acts * mask) @ w_dec + crosscoder.b_dec)
     variance = (x - x.mean(0)).pow(2).sum()

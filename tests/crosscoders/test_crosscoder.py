@@ -160,12 +160,34 @@ def test_a_dsfs_designated_decoders_stay_tied(optimizer):
 @settings(deadline=None, max_examples=25)
 @given(arch=st.sampled_from(["dfc", "dsf", "crosscoder"]), pairs=st.integers(5, 60))
 def test_every_group_selects_its_own_budget(arch, pairs):
-    crosscoder = make(arch, {})
+    crosscoder = make(arch, {"exclusive_floor": 0.0} if arch == "dfc" else {})
     code = crosscoder.encode_sparse(torch.randn(pairs, crosscoder.d_in, dtype=torch.float64))
     for group, budget in zip(crosscoder.partition.groups, crosscoder.budgets(pairs), strict=True):
         columns = crosscoder.partition.group_slice(group)
         mine = (code.indices >= columns.start) & (code.indices < columns.stop)
         assert int(mine.sum()) == budget
+
+
+@pytest.mark.parametrize("floor", [0.1, 3.0])
+@pytest.mark.parametrize("chunks", [1, 3])
+def test_exclusive_blocks_leave_a_budget_unused_below_their_floor(floor, chunks):
+    crosscoder = make("dfc", {"exclusive_floor": floor, "exclusive_budget": 0.4})
+    x = torch.randn(60, crosscoder.d_in, dtype=torch.float64)
+    cuts = crosscoder.find_cuts(x.tensor_split(chunks)) if chunks > 1 else None
+    out = crosscoder(x, cuts=cuts)
+    lowest = floor / 2 * out.cuts[-1]
+    scores = out.code.acts * crosscoder.decoder_norms().sum(1)[out.code.indices]
+    below = []
+    for group, budget, cut in zip(
+        crosscoder.partition.groups, crosscoder.budgets(len(x)), out.cuts, strict=True
+    ):
+        columns = crosscoder.partition.group_slice(group)
+        mine = scores[(out.code.indices >= columns.start) & (out.code.indices < columns.stop)]
+        assert (mine >= cut - 1e-6).all()
+        below.append(len(mine) < budget)
+        if group.floor:
+            assert cut >= lowest - 1e-6
+    assert below == [floor > 1, floor > 1, False]
 
 
 @pytest.mark.parametrize("learned", [True, False])
