@@ -144,44 +144,62 @@ def run_control(
 def find_plant(
     crosscoder: Crosscoder, found: Sequence[Cluster], direction: Tensor, control: Control
 ) -> dict[str, Any]:
-    """How well the best cluster of the first source is what was planted."""
+    """How well the best cluster of the first source is what was planted.
+
+    It is present where one of its latents reaches its level. `echoes` are clusters of the other
+    source of whose pairs a tenth or more are planted, ten times what chance gives.
+    """
     assert control.planted is not None
     mine = [c for c in found if c.source == 0]
     if not mine:
         return {"found": False}
     cosines = torch.stack([c.direction @ direction for c in mine])
     best = mine[int(cosines.argmax())]
-    fires = torch.zeros(len(control.planted), dtype=torch.bool)
-    chosen = torch.zeros(crosscoder.num_latents, dtype=torch.bool)
-    chosen[best.latents] = True
-    for start in range(0, len(fires), 8192):
-        part = [x[start : start + 8192] for x in control.activations]
-        code = crosscoder.encode_sparse(part)
-        fires[start + code.rows[chosen[code.indices]]] = True
-    hits = int((fires & control.planted).sum())
+    echoes = [c for c in found if c.source != 0]
+    present = presence(crosscoder, [best, *echoes], control.activations)
+    hits = (present & control.planted[:, None]).sum(0)
+    precisions = hits / present.sum(0).clamp_min(1)
     return {
         "found": bool(cosines.max() >= 0.8),
         "cosine": cosines.max().item(),
         "rank": found.index(best) + 1,
         "copies": len(best.latents),
         "clusters_like_it": int((cosines >= 0.8).sum()),
-        "precision": hits / max(int(fires.sum()), 1),
-        "recall": hits / max(int(control.planted.sum()), 1),
+        "precision": precisions[0].item(),
+        "recall": hits[0].item() / max(int(control.planted.sum()), 1),
+        "echoes": int((precisions[1:] >= 10 * PLANTED_SHARE).sum()),
     }
+
+
+def presence(
+    crosscoder: Crosscoder, listed: Sequence[Cluster], activations: Sequence[Tensor]
+) -> Tensor:
+    """On which pairs each of C clusters is present, a boolean `[N, C]`."""
+    present = torch.zeros(len(activations[0]), len(listed), dtype=torch.bool)
+    level = torch.full((crosscoder.num_latents,), torch.inf)
+    owner = torch.zeros(crosscoder.num_latents, dtype=torch.long)
+    for c, cluster in enumerate(listed):
+        level[cluster.latents] = torch.tensor(cluster.levels)
+        owner[cluster.latents] = c
+    for start in range(0, len(present), 8192):
+        code = crosscoder.encode_sparse([x[start : start + 8192] for x in activations])
+        reached = code.acts >= level[code.indices]
+        present[start + code.rows[reached], owner[code.indices[reached]]] = True
+    return present
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
     lines = [
         "| control | variant | alive A, B | kept A, B | clusters A, B | cosine | rank | copies | "
-        "precision | recall |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "precision | recall | echoes |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in results:
         kept = [counts["kept"] for counts in r["verdicts"]]
         cells = [r["control"], r["variant"], r["alive"], kept, r["clusters"]]
-        plant_cells = ["", "", "", "", ""]
+        plant_cells = ["", "", "", "", "", ""]
         if (found := r.get("plant")) is not None:
-            plant_cells = ["missed", "", "", "", ""]
+            plant_cells = ["missed", "", "", "", "", ""]
             if "cosine" in found:
                 plant_cells = [
                     f"{found['cosine']:.3f}",
@@ -189,6 +207,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
                     f"{found['copies']}",
                     f"{found['precision']:.3f}",
                     f"{found['recall']:.3f}",
+                    f"{found['echoes']}",
                 ]
         texts = [", ".join(map(str, c)) if isinstance(c, list) else str(c) for c in cells]
         lines.append("| " + " | ".join(texts + plant_cells) + " |")

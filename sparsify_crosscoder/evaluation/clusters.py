@@ -25,24 +25,33 @@ class Cluster:
     """The strongest first."""
 
     score: float
-    """Energy that the latents write together, times the part that other sources do not predict."""
+    """How exclusive it is: the latents' scores, weighted by their energy."""
+
+    energy: float
+    """Mean squared norm of what the latents write together, normalised."""
 
     firings: int
     """Pairs on which the one that fires most is active."""
+
+    dense: bool
+    """Whether that is over a tenth of the pairs."""
+
+    levels: list[float]
+    """Activation of each latent from which the difference counts as present."""
 
     direction: Tensor
     """What the latents write together, on average, `[D]`, a unit vector in normalised space."""
 
     def to_dict(self) -> dict[str, Any]:
         """All but the direction."""
-        fields = ("source", "latents", "score", "firings")
+        fields = ("source", "latents", "score", "energy", "firings", "dense", "levels")
         return {name: getattr(self, name) for name in fields}
 
 
 def clusters(
     crosscoder: Crosscoder, filtered: FilteredLatents, threshold: float = SAME
 ) -> list[Cluster]:
-    """The kept latents with copies merged, the highest score first.
+    """The kept latents with copies merged, the highest score first and dense ones last.
 
     Two latents of a source belong together if the correlation of their activations reaches
     `threshold`, or if others link them. Raises ValueError if the filter took several passes, as
@@ -63,7 +72,7 @@ def clusters(
         labels = torch.from_numpy(labels)
         for label in labels.unique():
             result.append(_cluster(crosscoder, filtered, moments, mine[labels == label], s))
-    return sorted(result, key=lambda cluster: -cluster.score)
+    return sorted(result, key=lambda cluster: (cluster.dense, -cluster.score))
 
 
 @torch.no_grad()
@@ -80,14 +89,16 @@ def _cluster(
     gram = torch.from_numpy(moments.gram[members.numpy()][:, members.numpy()].toarray())
     energy = (gram * (decoders @ decoders.T)).sum() / max(moments.pairs, 1)
     shares = filtered.energy[members] / filtered.energy[members].sum().clamp_min(1e-30)
-    ratio = (filtered.others.clamp_min(0) / filtered.own.clamp_min(1e-9)).clamp(0, 1)[members]
     direction = (moments.z_sum[members, None] * decoders).sum(0)
     return Cluster(
-        s,
-        latents.tolist(),
-        (energy * (1 - (shares * ratio).sum())).item(),
-        int(filtered.firings[members].max()),
-        (direction / direction.norm().clamp_min(1e-30)).float(),
+        source=s,
+        latents=latents.tolist(),
+        score=(shares * filtered.score[members]).sum().item(),
+        energy=energy.item(),
+        firings=int(filtered.firings[members].max()),
+        dense=bool(filtered.dense[members].any()),
+        levels=filtered.level[members].tolist(),
+        direction=(direction / direction.norm().clamp_min(1e-30)).float(),
     )
 
 

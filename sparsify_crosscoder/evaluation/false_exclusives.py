@@ -24,7 +24,13 @@ from torch import Tensor
 from ..activations.stream import ActivationStream
 from ..crosscoders import Crosscoder
 from ..crosscoders.rdfc import ridge_regression
-from .latent_moments import LatentMoments, bytes_needed, collect, predicted_share
+from .latent_moments import (
+    DENSE_FRACTION,
+    LatentMoments,
+    bytes_needed,
+    collect,
+    predicted_share,
+)
 
 EXCLUSIVE_NORM = 0.8  # equation 12
 
@@ -64,7 +70,7 @@ class FilterConfig:
     """Largest R2 from the other sources of a latent that is kept, as a multiple of that from its
     own source."""
 
-    shadow: float = 0.12
+    shadow: float = 0.15
     """Largest effect on what is left of the other sources of a latent that is kept, as a multiple
     of its effect on what is left of its own."""
 
@@ -116,15 +122,37 @@ class FilteredLatents:
     energy: Tensor
     """Mean squared norm of what it writes into its source, normalised."""
 
+    level: Tensor
+    """Activation from which it counts as present: half of its mean, weighted by energy. BatchTopK
+    lets the exclusive latents fire on more pairs than a rare difference has; this tells them apart.
+    """
+
     verdicts: Tensor
+    pairs: int
+    """Pairs that were looked at."""
+
     moments: LatentMoments | None
     """Sums over all pairs, if they were held at once."""
 
     @property
     def score(self) -> Tensor:
-        """What latents are ranked by: their energy times the part that others do not predict."""
-        ratio = (self.others.clamp_min(0) / self.own.clamp_min(1e-9)).clamp(0, 1)
-        return self.energy * (1 - ratio) * (self.verdicts == Verdict.KEPT)
+        """What kept latents are ranked by, `[L]` in [0, 1]; 0 for all others.
+
+        The share of the activation's variance that its own source explains and the others do not,
+        less what the latent moves of theirs. It says how exclusive a difference is, not how large.
+        """
+        unique = (self.own - self.others.clamp_min(0)).clamp(0, 1)
+        return unique * (1 - self.shadow).clamp(0, 1) * (self.verdicts == Verdict.KEPT)
+
+    @property
+    def dense(self) -> Tensor:
+        """Whether a latent fires on over a tenth of the pairs, `[L]`."""
+        return self.firings > DENSE_FRACTION * self.pairs
+
+    def order(self) -> list[int]:
+        """The places of all latents, the highest score first and dense ones last."""
+        dense, score = self.dense.tolist(), self.score.tolist()
+        return sorted(range(len(dense)), key=lambda i: (dense[i], -score[i]))
 
     def kept(self, source: int) -> Tensor:
         """The latents that stay exclusive to a source."""
@@ -136,7 +164,7 @@ class FilteredLatents:
         return {v.name.lower(): int((mine == v).sum()) for v in Verdict}
 
     def rows(self) -> list[dict[str, Any]]:
-        """One dictionary per latent, the highest score first."""
+        """One dictionary per latent, the highest score first and dense ones last."""
         score = self.score
         return [
             {
@@ -148,9 +176,11 @@ class FilteredLatents:
                 "r2_own": self.own[i].item(),
                 "r2_others": self.others[i].item(),
                 "shadow": self.shadow[i].item(),
+                "energy": self.energy[i].item(),
                 "firings": int(self.firings[i]),
+                "level": self.level[i].item(),
             }
-            for i in score.argsort(descending=True, stable=True).tolist()
+            for i in self.order()
         ]
 
 
@@ -201,9 +231,9 @@ def filter_exclusives(
     fields = {
         name: torch.cat([getattr(part, name) for part in parts])
         for name in vars(parts[0])
-        if name != "moments"
+        if name not in ("moments", "pairs")
     }
-    return FilteredLatents(**fields, moments=None)
+    return FilteredLatents(**fields, pairs=parts[0].pairs, moments=None)
 
 
 def _judge(
@@ -237,8 +267,19 @@ def _judge(
     verdicts[others >= cfg.predictability * own] = Verdict.PREDICTABLE
     verdicts[own < cfg.min_own] = Verdict.NOT_LINEAR
     verdicts[together.firings < cfg.min_firings] = Verdict.TOO_RARE
+    level = 0.5 * together.z_cubes / together.z_squares.clamp_min(1e-30)
     return FilteredLatents(
-        latents, sources, together.firings, own, others, shadow, energy, verdicts, together
+        latents=latents,
+        sources=sources,
+        firings=together.firings,
+        own=own,
+        others=others,
+        shadow=shadow,
+        energy=energy,
+        level=level,
+        verdicts=verdicts,
+        pairs=together.pairs,
+        moments=together,
     )
 
 

@@ -71,14 +71,15 @@ def _show(result: dict[str, Any], names: Sequence[str]) -> None:
             f"of them, {unscored:,} not scorable"
         )
     print(f"{len(result['duplicates']):,} pairs of latents on different sides fire together")
-    print(f"{len(result['clusters']):,} clusters of kept latents; the strongest:")
+    print(f"{len(result['clusters']):,} clusters of kept latents; the most exclusive:")
     for cluster in result["clusters"][:SHOWN]:
         latents = ", ".join(map(str, cluster["latents"][:5]))
         if len(cluster["latents"]) > 5:
             latents += f" and {len(cluster['latents']) - 5} more"
         print(
-            f"  {cluster['score']:10.4f}  {names[cluster['source']]}  fires on "
-            f"{cluster['firings']:,} pairs  latents {latents}"
+            f"  score {cluster['score']:.3f}  energy {cluster['energy']:.3g}  "
+            f"{names[cluster['source']]}  fires on {cluster['firings']:,} pairs"
+            f"{' (dense)' if cluster['dense'] else ''}  latents {latents}"
         )
 
 

@@ -17,13 +17,13 @@ from tqdm.auto import tqdm
 from ..activations.normalization import within_norm
 from ..crosscoders import Crosscoder, SparseCode
 from ..files import atomic_write_json
+from .latent_moments import DENSE_FRACTION
 
 if TYPE_CHECKING:
     import datasets
 
 CONTEXT_TOKENS = (12, 6)  # before and after the strongest token
 CHUNK_PAIRS = 4096
-DENSE_FRACTION = 0.1  # latents that fire more often have no snippets worth reading
 
 
 @dataclass

@@ -34,13 +34,13 @@ def crosscoder():
 
 def filtered(crosscoder, **options):
     generator = torch.Generator().manual_seed(0)
-    active = torch.rand(PAIRS, 3, generator=generator) < 0.1
+    active = torch.rand(PAIRS, 3, generator=generator) < 0.08
     size = 1 + torch.rand(PAIRS, 3, generator=generator)
     events = active * size
     a, b = (0.05 * torch.randn(PAIRS, 6, generator=generator) for _ in "ab")
     a[:, 0], a[:, 1] = a[:, 0] + events[:, 0], a[:, 1] + events[:, 1]
-    # The second source has the second event too, and a third one.
-    b[:, 2], b[:, 3] = b[:, 2] + events[:, 1], b[:, 3] + events[:, 2]
+    # The second source has the second event too, and a third one, which is harder to tell.
+    b[:, 2], b[:, 3] = b[:, 2] + events[:, 1], b[:, 3] + 0.6 * events[:, 2]
     cfg = FilterConfig(pairs=PAIRS, outlier_multiple=0, **options)
     candidates = [torch.arange(3), torch.arange(5, 7)]
     return filter_exclusives(crosscoder, TensorStream([a, b]), cfg, candidates=candidates)
@@ -52,8 +52,9 @@ def test_copies_are_one_cluster_with_what_they_write_together(crosscoder):
     # Decoders (1, .., 4) and (3, .., 0) of equal activations.
     expected = torch.tensor([4.0, 0, 0, 0, 0, 4.0]) / 32**0.5
     torch.testing.assert_close(found[0].direction, expected, atol=1e-3, rtol=0)
-    assert found[0].score > found[1].score > 0
-    assert found[0].firings == pytest.approx(PAIRS / 10, rel=0.1)
+    assert 1 >= found[0].score > found[1].score > 0
+    assert [cluster.dense for cluster in found] == [False, False]
+    assert found[0].firings == pytest.approx(0.08 * PAIRS, rel=0.1)
 
 
 def test_the_energy_of_a_cluster_is_that_of_the_sum(crosscoder):
@@ -62,7 +63,27 @@ def test_the_energy_of_a_cluster_is_that_of_the_sum(crosscoder):
     alone = clusters(crosscoder, judged, threshold=1.1)
     assert [cluster.latents for cluster in alone if cluster.source == 0] == [[0], [1]]
     # Squared norms 17 and 9 apart, 32 together.
-    assert together.score / alone[0].score == pytest.approx(32 / 17, rel=1e-3)
+    energy = {tuple(cluster.latents): cluster.energy for cluster in (together, *alone)}
+    assert energy[0, 1] / energy[0,] == pytest.approx(32 / 17, rel=1e-3)
+    assert energy[0,] / energy[1,] == pytest.approx(17 / 9, rel=1e-3)
+
+
+def test_a_difference_counts_as_present_from_half_its_weighted_strength(crosscoder):
+    judged = filtered(crosscoder)
+    # Activations are uniform from 0.5 to 1.5: E[z^3] / E[z^2] = 1.25 / (13 / 12).
+    levels = clusters(crosscoder, judged)[0].levels
+    assert levels == pytest.approx([0.5 * 15 / 13] * 2, rel=0.02)
+
+
+def test_what_fires_on_over_a_tenth_of_the_pairs_comes_last(crosscoder):
+    with torch.no_grad():
+        crosscoder.encoder.bias[0] = 0.0  # fires on its event and on half of the noise
+    judged = filtered(crosscoder)
+    found = clusters(crosscoder, judged)
+    assert judged.dense.tolist() == [True, False, False, False, False]
+    assert judged.order()[-1] == 0
+    assert [(cluster.latents, cluster.dense) for cluster in found] == [([6], False), ([0, 1], True)]
+    assert found[0].score < found[1].score
 
 
 def test_one_concept_on_two_sides_is_a_duplicate(crosscoder):
