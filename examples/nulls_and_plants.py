@@ -4,13 +4,15 @@
 
 On real activations, from an activation store such as the one that `make demo` leaves:
 
+pair    the two models as they are, from three seeds
 nulls   a model against itself, against itself rotated by a random orthogonal matrix, and rotated
         with 5% noise; nothing that is found is a difference
 plants  a fixed direction is added to the first model on a random 1% of the pairs, at a multiple of
         the median norm of its activations; five directions for each size
 
 Each is trained, filtered and clustered as a user would. A run that was stopped goes on where it
-was; the table is printed at the end, and everything is in `controls.jsonl`.
+was; the tables are printed at the end, and everything is in `controls.jsonl`. Half a minute to a
+minute for each of the 16 runs of a variant, on two cores.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ import argparse
 import io
 import json
 import shutil
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +36,12 @@ from sparsify_crosscoder import ActivationStore, Crosscoder
 from sparsify_crosscoder.activations.stream import TensorStream
 from sparsify_crosscoder.config import CrosscoderTrainConfig
 from sparsify_crosscoder.evaluation.clusters import Cluster, clusters
-from sparsify_crosscoder.evaluation.false_exclusives import FilterConfig, filter_exclusives
+from sparsify_crosscoder.evaluation.false_exclusives import (
+    FilterConfig,
+    FilteredLatents,
+    filter_exclusives,
+)
+from sparsify_crosscoder.evaluation.stability import FoundClusters, stability
 from sparsify_crosscoder.registry import get_architecture
 from sparsify_crosscoder.training.allocator import keep_freed_memory
 from sparsify_crosscoder.training.data import PairedData
@@ -44,6 +52,7 @@ PLANTED_SHARE = 0.01
 PLANT_SIZES = (0.5, 0.125)
 HELD_OUT = 32_768
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "crosscoder": ("crosscoder", {}),
     "dfc": ("dfc", {}),
     "dfc-joint": ("dfc", {"selection": "joint"}),
     "rdfc": ("rdfc", {}),
@@ -52,7 +61,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclass
 class Control:
-    """Pairs whose only difference is known."""
+    """Pairs to train on; of all but the models as they are, the only difference is known."""
 
     name: str
     activations: list[Tensor]
@@ -61,6 +70,9 @@ class Control:
 
     planted: Tensor | None = None
     """On which pairs, a boolean `[N]`."""
+
+    seed: int = 0
+    """Of the crosscoder's first weights and the order of the pairs."""
 
 
 def null(kind: str, x: Tensor, seed: int = 0) -> Control:
@@ -88,8 +100,10 @@ def plant(pairs: Sequence[Tensor], size: float, seed: int) -> Control:
     return Control(f"plant-{size:g}-{seed}", [x.to(pairs[0].dtype), pairs[1]], direction, planted)
 
 
-def train(control: Control, variant: str, args: argparse.Namespace, folder: Path) -> Crosscoder:
-    """Train on all pairs but the last, so that the filter sees some that are new."""
+def train(
+    control: Control, variant: str, args: argparse.Namespace, folder: Path
+) -> tuple[Crosscoder, dict[str, Any]]:
+    """Train on all pairs but the last, on which the summary's FVE is measured."""
     arch, options = VARIANTS[variant]
     architecture = get_architecture(arch)
     cfg = CrosscoderTrainConfig(
@@ -101,35 +115,37 @@ def train(control: Control, variant: str, args: argparse.Namespace, folder: Path
         epochs=100,
         dead_feature_threshold=100_000,
         held_out_pairs=0,
+        init_seeds=[control.seed],
         save_dir=str(folder.parent),
         run_name=folder.name,
         log_to_wandb=False,
     )
     training = [x[:-HELD_OUT] for x in control.activations]
     sources = [
-        {"name": name, "hookpoint": control.name, "width": x.shape[1]}
+        {"name": name, "hookpoint": "activations", "width": x.shape[1]}
         for name, x in zip("AB", training, strict=True)
     ]
-    data = PairedData(TensorStream(training, seed=0), None, sources)
+    held_out = TensorStream([x[-HELD_OUT:] for x in control.activations], seed=1)
+    data = PairedData(TensorStream(training, seed=control.seed), held_out, sources)
     trainer = architecture.trainer_class(cfg, data, coder_class=architecture.coder_class)
     shutil.rmtree(folder, ignore_errors=True)
     with redirect_stdout(io.StringIO()):
-        trainer.fit(show_progress=False)
-    return next(iter(trainer.saes.values())).eval()
+        summary = trainer.fit(show_progress=False)
+    return next(iter(trainer.saes.values())).eval(), summary
 
 
 def run_control(
     control: Control, variant: str, args: argparse.Namespace, folder: Path
 ) -> dict[str, Any]:
     """Train, filter, cluster, and say what was found of what is there."""
-    crosscoder = train(control, variant, args, folder)
-    stream = TensorStream(control.activations, seed=1)
-    filtered = filter_exclusives(crosscoder, stream, FilterConfig(pairs=args.pairs))
-    found = clusters(crosscoder, filtered)
+    crosscoder, summary = train(control, variant, args, folder)
+    filtered, found = judge(crosscoder, control, args)
     alive = [int((filtered.firings > 0)[filtered.sources == s].sum()) for s in (0, 1)]
     result: dict[str, Any] = {
         "control": control.name,
         "variant": variant,
+        "fve": summary["fve"],
+        "fve_per_source": summary["fve_per_source"],
         "called_exclusive": [int((filtered.sources == s).sum()) for s in (0, 1)],
         "alive": alive,
         "verdicts": [filtered.counts(s) for s in (0, 1)],
@@ -138,6 +154,34 @@ def run_control(
     if control.direction is not None and control.planted is not None:
         result["plant"] = find_plant(crosscoder, found, control.direction, control)
     return result
+
+
+def judge(
+    crosscoder: Crosscoder, control: Control, args: argparse.Namespace
+) -> tuple[FilteredLatents, list[Cluster]]:
+    """What the filter says of the exclusive latents, and the clusters of those it keeps."""
+    stream = TensorStream(control.activations, seed=1)
+    filtered = filter_exclusives(crosscoder, stream, FilterConfig(pairs=args.pairs))
+    return filtered, clusters(crosscoder, filtered)
+
+
+def recurring(
+    controls: Sequence[Control], variant: str, args: argparse.Namespace, folder: Path
+) -> dict[str, Any]:
+    """How many differences all the seeds of a variant found, of each source."""
+    runs = []
+    for control in controls:
+        crosscoder = Crosscoder.load_one(folder / f"{control.name}-{variant}")
+        runs.append(FoundClusters(control.name, crosscoder, judge(crosscoder, control, args)[1]))
+    stream = TensorStream(controls[0].activations, seed=1)
+    outcome = stability(runs, stream, num_pairs=args.pairs)
+    in_all = outcome.found_by(len(runs))
+    return {
+        "control": "recurring",
+        "variant": variant,
+        "recurring": [sum(one.source == s for one in in_all) for s in (0, 1)],
+        "null_correlation": outcome.null_correlation,
+    }
 
 
 @torch.no_grad()
@@ -188,13 +232,49 @@ def presence(
     return present
 
 
-def table(results: Sequence[dict[str, Any]]) -> str:
+def pair_table(results: Sequence[dict[str, Any]]) -> str:
+    """Means over the seeds of the models as they are, A and B, with the nulls beside them."""
+    head = ["variant", "FVE A, B", "called exclusive", "alive", "kept", "not scorable", "clusters"]
+    head += ["clusters in all seeds", "nulls: kept of alive"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for variant in dict.fromkeys(r["variant"] for r in results):
+        mine = [r for r in results if r["variant"] == variant]
+        pairs = [r for r in mine if r["control"].startswith("pair-")]
+        nulls = [r for r in mine if r["control"].startswith("null-")]
+        if not pairs:
+            continue
+
+        def mean(read: Callable[[dict[str, Any], int], float], form: str, of: Any = pairs) -> str:
+            means = [statistics.fmean(read(r, s) for r in of) for s in (0, 1)]
+            return ", ".join(format(m, form) for m in means)
+
+        in_all = next((r["recurring"] for r in mine if r["control"] == "recurring"), None)
+        kept = sum(counts["kept"] for r in nulls for counts in r["verdicts"])
+        cells = [
+            variant,
+            mean(lambda r, s: r["fve_per_source"][s], ".3f"),
+            mean(lambda r, s: r["called_exclusive"][s], ".0f"),
+            mean(lambda r, s: r["alive"][s], ".0f"),
+            mean(lambda r, s: r["verdicts"][s]["kept"], ".0f"),
+            mean(lambda r, s: sum(r["verdicts"][s][v] for v in ("too_rare", "not_linear")), ".0f"),
+            mean(lambda r, s: r["clusters"][s], ".0f"),
+            ", ".join(map(str, in_all)) if in_all is not None else "",
+            f"{kept} of {sum(sum(r['alive']) for r in nulls)}" if nulls else "",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def control_table(results: Sequence[dict[str, Any]]) -> str:
+    """One line per null and plant."""
     lines = [
         "| control | variant | alive A, B | kept A, B | clusters A, B | cosine | rank | copies | "
         "precision | recall | echoes |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in results:
+        if not r["control"].startswith(("null-", "plant-")):
+            continue
         kept = [counts["kept"] for counts in r["verdicts"]]
         cells = [r["control"], r["variant"], r["alive"], kept, r["clusters"]]
         plant_cells = ["", "", "", "", "", ""]
@@ -225,6 +305,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--max_steps", type=int, default=600)
     parser.add_argument("--directions", type=int, default=5, help="planted per size (default: 5)")
+    parser.add_argument("--seeds", type=int, default=3, help="of the pair itself (default: 3)")
     parser.add_argument("--pairs", type=int, default=131_072, help="pairs that the filter looks at")
     args = parser.parse_args()
     keep_freed_memory()
@@ -236,7 +317,9 @@ def main() -> None:
     file = args.out / "controls.jsonl"
     done = [json.loads(line) for line in file.open()] if file.exists() else []
     known = {(r["control"], r["variant"]) for r in done}
-    makers = {f"null-{kind}": lambda kind=kind: null(kind, everything[0]) for kind in NULLS}
+    pairs = [Control(f"pair-{seed}", list(everything), seed=seed) for seed in range(args.seeds)]
+    makers = {pair.name: lambda pair=pair: pair for pair in pairs}
+    makers |= {f"null-{kind}": lambda kind=kind: null(kind, everything[0]) for kind in NULLS}
     for size in PLANT_SIZES:
         for seed in range(args.directions):
             makers[f"plant-{size:g}-{seed}"] = lambda size=size, seed=seed: plant(
@@ -251,7 +334,12 @@ def main() -> None:
             done.append(result)
             out.write(json.dumps(result) + "\n")
             out.flush()
-    print(table(done))
+        for variant in args.variants if len(pairs) > 1 else ():
+            if ("recurring", variant) not in known:
+                done.append(recurring(pairs, variant, args, args.out / "runs"))
+                out.write(json.dumps(done[-1]) + "\n")
+    print(pair_table(done), end="\n\n")
+    print(control_table(done))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ COMMANDS = {
     "harvest": ("cli", "harvest", "fill an activation store and report on the alignment"),
     "top": ("evaluation.top", "main", "show where the latents of a run fire most"),
     "filter": ("evaluation.filter_command", "main", "drop exclusive latents that all models have"),
+    "stability": ("evaluation.stability_command", "main", "differences that several runs find"),
     "toy": ("evaluation.toy.command", "main", "compare architectures on known concepts"),
 }
 

@@ -43,9 +43,10 @@ class CrosscoderConfig(SparseCoderConfig):
     """How a latent joins its sources' pre-activations. `mean` divides by the number of sources
     that the latent may read."""
 
-    rank_by: Literal["score", "activation"] = "score"
+    rank_by: Literal["score", "mean", "activation"] = "score"
     """What BatchTopK and the inference threshold compare: the activation times the sum over
-    sources of the latent's decoder norms, or the activation alone."""
+    sources of the latent's decoder norms, times their mean over the sources that the latent may
+    write, or the activation alone. The sum favours latents of many sources."""
 
     loss: Literal["squared", "l2"] = "squared"
     """Reconstruction loss: squared L2 norm (equation 2), or the unsquared norm of each pair's
@@ -98,15 +99,10 @@ class DFCConfig(CrosscoderConfig):
     """Share of k that the exclusive blocks together select by a BatchTopK of their own, divided
     by their sizes. Used when `selection` is `grouped`."""
 
-    exclusive_floor: float = 1.0
-    """Smallest score that exclusive blocks select, as a multiple of the smallest that the shared
-    block does, divided by the number of sources it writes. So exclusive blocks leave a part of
-    their budget unused where they would fill it with noise. 0 always fills it. Used when
-    `selection` is `grouped`."""
-
     selection: Literal["grouped", "joint"] = "grouped"
     """`grouped`: each exclusive block and the shared block have budgets of their own. `joint`: all
-    latents compete for one budget, as in the paper, which leaves exclusive ones little to do."""
+    latents compete for one budget, as in the paper, which leaves exclusive ones little to do if
+    they are ranked by `score`."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -123,13 +119,19 @@ class DFCConfig(CrosscoderConfig):
             raise ValueError(
                 f"exclusive_budget is a share of k between 0 and 1, got {self.exclusive_budget}."
             )
-        if self.exclusive_floor < 0:
-            raise ValueError(f"exclusive_floor must not be negative, got {self.exclusive_floor}.")
 
 
 @dataclass
 class RDFCConfig(DFCConfig):
     """Residual DFC: exclusive latents read what the other sources do not predict of their own."""
+
+    rank_by: Literal["score", "mean", "activation"] = "mean"
+    """As for all architectures. In one budget with the shared latents, as `joint` has it, exclusive
+    ones then need as much in their source as a shared one in each: where there is no difference,
+    they are silent, and where there is one, they are not outbid."""
+
+    selection: Literal["grouped", "joint"] = "joint"
+    """As for a DFC."""
 
     map_pairs: int = 65_536
     """Pairs from which the linear maps between the sources are fitted before training."""

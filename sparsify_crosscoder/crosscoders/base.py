@@ -308,7 +308,13 @@ class Crosscoder(SparseCoder):
         return acts if norms is None else acts * norms
 
     def _score_norms(self) -> Tensor | None:
-        return self.decoder_norms().sum(1) if self.cfg.rank_by == "score" else None
+        if self.cfg.rank_by == "activation":
+            return None
+        norms = self.decoder_norms().sum(1)
+        if self.cfg.rank_by == "mean":
+            for block in self.partition.blocks:
+                norms[block.start : block.stop] /= len(block.sources)
+        return norms
 
     def budgets(self, num_pairs: int) -> list[int]:
         """Entries that each group selects from `num_pairs` pairs."""
@@ -377,13 +383,7 @@ class Crosscoder(SparseCoder):
                 if enough or attempt == NUM_LEVELS - 1:
                     cuts[g] = self._levels[g] = kth_largest(scores[g], budgets[g], world)
                     missing.remove(g)
-        return self._floored(torch.stack(cuts))
-
-    def _floored(self, cuts: Tensor) -> Tensor:
-        """Cuts of the groups `[G]`, none below its floor."""
-        floors = cuts.new_tensor([group.floor for group in self.partition.groups])
-        lowest = torch.where(torch.isfinite(cuts[-1]), floors * cuts[-1], 0.0)
-        return torch.maximum(cuts, lowest)
+        return torch.stack(cuts)
 
     def _level(
         self, g: int, share: float, blocks: list[Any], norms: Tensor | None, world: World
@@ -432,13 +432,7 @@ class Crosscoder(SparseCoder):
                     k = max(round(group.share * self.cfg.k), 1)
                     entries, cut = largest_entries_per_row(k, *where), x.new_zeros(())
                 found.append(entries)
-                smallest.append(cut)
-            smallest = torch.stack(smallest)
-            if cuts is None:
-                smallest = self._floored(smallest)
-                for g, group in enumerate(self.partition.groups):
-                    if group.floor:
-                        found[g] = found[g].where(found[g].scores >= smallest[g])
+                smallest.append(cut.to(torch.float32))
             revived = None
             if wanted is not None:
                 revived = strongest_per_row(self._k_aux, wanted, blocks, self.partition)
@@ -449,7 +443,7 @@ class Crosscoder(SparseCoder):
             dead_parts = self._by_block([revived], [range(len(parts))])
             parts = [a.followed_by(b, len(x)) for a, b in zip(parts, dead_parts, strict=True)]
         codes = self._attached(inputs, parts, bias, 1 if revived is None else 2)
-        return Selection(codes, smallest.float(), num_active)
+        return Selection(codes, torch.stack(smallest), num_active)
 
     def _by_block(self, found: Sequence[Entries], groups: Sequence[Sequence[int]]) -> list[Entries]:
         """The entries of every block, from those of groups of blocks."""

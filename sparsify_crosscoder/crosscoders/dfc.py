@@ -41,9 +41,7 @@ class DedicatedFeatureCrosscoder(Crosscoder):
             *((f"exclusive_{s}", size, (s,)) for s, size in enumerate(sizes)),
             ("shared", shared, tuple(range(num_sources))),
         ]
-        shares = group_shares(cfg, sizes)
-        floor = cfg.exclusive_floor / num_sources
-        partition = Partition.build(num_sources, blocks, shares, floor=floor)
+        partition = Partition.build(num_sources, blocks, group_shares(cfg, sizes))
         if cfg.selection == "joint":
             everything = Group(tuple(range(len(partition.blocks))), 1.0)
             partition = Partition(num_sources, partition.blocks, (everything,))

@@ -29,16 +29,13 @@ class Group:
     share: float
     """Budget as a multiple of k: the group selects round(share * k * N) entries of N pairs."""
 
-    floor: float = 0.0
-    """The group selects no score smaller than this multiple of the last group's smallest one."""
-
 
 @dataclass(frozen=True)
 class Partition:
     """Blocks that cover the latents 0..M-1 without overlap, and the groups they compete in.
 
     Raises ValueError if the blocks leave a hole or overlap, if a group's blocks are not
-    neighbours, if a block is in no group or in two, or if the last group has a floor.
+    neighbours, or if a block is in no group or in two.
     """
 
     num_sources: int
@@ -62,8 +59,6 @@ class Partition:
             position = block.stop
         if [b for group in self.groups for b in group.blocks] != list(range(len(self.blocks))):
             raise ValueError("Every block must be in exactly one group, in order.")
-        if self.groups[-1].floor:
-            raise ValueError("The last group is what floors are measured by and cannot have one.")
 
     @classmethod
     def build(
@@ -72,13 +67,11 @@ class Partition:
         blocks: Sequence[tuple[str, int, tuple[int, ...]]],
         shares: Sequence[float] | None = None,
         tied: Sequence[str] = (),
-        floor: float = 0.0,
     ) -> Partition:
         """Lay out `(name, size, sources)` blocks one behind the other.
 
         `shares` gives each block a group of its own with that share of k; without it all blocks
-        compete for one budget of k. Groups but the last have `floor`. Blocks of size 0 are left
-        out.
+        compete for one budget of k. Blocks of size 0 are left out.
         """
         laid: list[Block] = []
         kept_shares: list[float] = []
@@ -90,11 +83,7 @@ class Partition:
             kept_shares.append(shares[i] if shares else 1.0)
             position += size
         if shares:
-            last = len(laid) - 1
-            groups = tuple(
-                Group((i,), share, floor if i < last else 0.0)
-                for i, share in enumerate(kept_shares)
-            )
+            groups = tuple(Group((i,), share) for i, share in enumerate(kept_shares))
         else:
             groups = (Group(tuple(range(len(laid))), 1.0),)
         return cls(num_sources, tuple(laid), groups)

@@ -13,6 +13,9 @@ from ..world import ALONE, World
 from .dfc import DedicatedFeatureCrosscoder
 
 
+MAX_BOOST = 4.0  # what is nearly all predicted stays quiet
+
+
 def ridge_regression(read: Tensor, written: Tensor, ridge: float) -> Tensor:
     """Weights `[D, W]` that predict W numbers linearly from D.
 
@@ -56,7 +59,9 @@ class ResidualDedicatedFeatureCrosscoder(DedicatedFeatureCrosscoder):
     def fit_maps(self, batches: Iterable[Tensor], world: World = ALONE) -> None:
         """Fit the maps by ridge regression in one pass over normalised `[n, d_in]` batches.
 
-        `batches` are this rank's part. Raises ValueError if there are fewer than two pairs.
+        Once, before training: what exclusive latents read loses variance, for which their encoders
+        are made larger. `batches` are this rank's part. Raises ValueError if there are fewer than
+        two pairs.
         """
         total = torch.zeros(self.d_in, dtype=torch.float64, device=self.device)
         products = torch.zeros(self.d_in, self.d_in, dtype=torch.float64, device=self.device)
@@ -79,6 +84,22 @@ class ResidualDedicatedFeatureCrosscoder(DedicatedFeatureCrosscoder):
                 covariance[others][:, others], covariance[others, columns], self.cfg.map_ridge
             )
             self.maps[others, columns] = solved.to(self.maps.dtype)
+        self._even_out(covariance)
+
+    def _even_out(self, covariance: Tensor) -> None:
+        """Scale the exclusive encoders so that they are as active as shared ones at the start.
+
+        What they read has less variance, from one source only; without this, latents that share a
+        budget with shared ones would never fire. `covariance` [d_in, d_in] is that of the input.
+        """
+        seen = torch.eye(self.d_in, dtype=covariance.dtype, device=self.device) - self.maps.double()
+        unpredicted = ((covariance @ seen) * seen).sum(0)
+        variances = [covariance.diagonal()[c].mean() for c in self.columns]
+        for block, weight in zip(self.partition.blocks, self.encoder.weights, strict=True):
+            if len(block.sources) == 1:
+                own = unpredicted[self.columns[block.sources[0]]].mean()
+                ratio = (torch.stack(variances).sum() / own.clamp_min(1e-30)).sqrt()
+                weight.mul_(ratio.clamp(1, MAX_BOOST))
 
     def unpredicted(self, x: Tensor, source: int) -> Tensor:
         """What the other sources do not predict of one source of normalised x, `[N, D]`."""

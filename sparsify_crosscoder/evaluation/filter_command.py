@@ -40,13 +40,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     device = torch.device(args.device) if args.device else pick_device()
     options = load_run_config(args.run)
     crosscoder = Crosscoder.load_one(args.run, args.seed, device)
-    cfg = FilterConfig(
-        pairs=args.pairs,
-        predictability=args.predictability,
-        shadow=args.shadow,
-        min_firings=args.min_firings,
-        outlier_multiple=options.outlier_multiple,
-    )
+    cfg = filter_config(args, options.outlier_multiple)
     filtered = filter_exclusives(crosscoder, load_pairs(options, device), cfg)
     found = clusters(crosscoder, filtered)
     result = {
@@ -83,14 +77,32 @@ def _show(result: dict[str, Any], names: Sequence[str]) -> None:
         )
 
 
+def filter_config(args: argparse.Namespace, outlier_multiple: float) -> FilterConfig:
+    """What the options of `add_filter_options` ask for."""
+    return FilterConfig(
+        pairs=args.pairs,
+        predictability=args.predictability,
+        shadow=args.shadow,
+        min_firings=args.min_firings,
+        outlier_multiple=outlier_multiple,
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
-    default = FilterConfig()
     parser = argparse.ArgumentParser(
         prog="sparsify-crosscoder filter",
         description="Tell the exclusive latents of a run that stand for a difference from those "
         "that the other models predict as well. Copies of one difference are merged.",
     )
     parser.add_argument("run", type=Path, help="run folder")
+    add_filter_options(parser)
+    parser.add_argument("--seed", type=int, default=None, help="which of several --init_seeds")
+    return parser
+
+
+def add_filter_options(parser: argparse.ArgumentParser) -> None:
+    """Options of every command that filters the latents of a run."""
+    default = FilterConfig()
     parser.add_argument(
         "--pairs", type=int, default=131_072, help="pairs to look at, at most (131,072)"
     )
@@ -114,7 +126,5 @@ def _parser() -> argparse.ArgumentParser:
         default=default.min_firings,
         help=f"pairs on which a latent must fire to be scorable ({default.min_firings})",
     )
-    parser.add_argument("--seed", type=int, default=None, help="which of several --init_seeds")
     parser.add_argument("--device", default=None, help="device to run on")
     parser.add_argument("--json", type=Path, help="also write everything to this file")
-    return parser

@@ -62,12 +62,16 @@ class Stability:
         """Differences that so many runs found."""
         return [one for one in self.differences if len(one.members) >= at_least]
 
-    def table(self) -> str:
-        """One line per difference and a column per run, in the form of Table 8."""
+    def table(self, shown: int | None = None) -> str:
+        """One line per difference, the first ones, and a column per run: the form of Table 8.
+
+        A run has the place of its cluster in its own list, from 1 on.
+        """
         head = ["source", *self.runs, "found"]
         lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-        for one in self.differences:
-            marks = [f"✓ #{one.members[run]}" if run in one.members else "-" for run in self.runs]
+        for one in self.differences[:shown]:
+            places = [one.members.get(run) for run in self.runs]
+            marks = ["-" if place is None else f"✓ #{place + 1}" for place in places]
             found = f"{len(one.members)}/{len(self.runs)}"
             lines.append("| " + " | ".join([str(one.source), *marks, found]) + " |")
         return "\n".join(lines)

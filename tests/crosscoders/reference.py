@@ -22,19 +22,18 @@ def dense_losses(
     w_dec = crosscoder.W_dec
     acts = (x @ weight.T + bias).relu()
     norms = sum(w_dec[:, c].norm(dim=1) for c in crosscoder.columns).detach()
-    scores = acts.detach() * (norms if cfg.rank_by == "score" else 1)
+    if cfg.rank_by == "mean":
+        norms = norms / sum((w_dec[:, c] != 0).any(1).to(x.dtype) for c in crosscoder.columns)
+    scores = acts.detach() * (1 if cfg.rank_by == "activation" else norms)
     mask = torch.zeros_like(scores, dtype=torch.bool)
-    lowest = 0.0
-    for group in reversed(crosscoder.partition.groups):
+    for group in crosscoder.partition.groups:
         columns = crosscoder.partition.group_slice(group)
         part = scores[:, columns]
         budget = min(round(group.share * cfg.k * len(x)), int((part > 0).sum()))
         order = part.flatten().argsort(descending=True, stable=True)[:budget]
         chosen = torch.zeros(part.numel(), dtype=torch.bool)
         chosen[order] = True
-        chosen &= part.flatten() >= group.floor * lowest
         mask[:, columns] = chosen.view_as(part)
-        lowest = part.flatten()[order[-1]].item() if lowest == 0 and len(order) else lowest
 
     error = x - ((acts * mask) @ w_dec + crosscoder.b_dec)
     variance = (x - x.mean(0)).pow(2).sum()

@@ -160,7 +160,7 @@ def test_a_dsfs_designated_decoders_stay_tied(optimizer):
 @settings(deadline=None, max_examples=25)
 @given(arch=st.sampled_from(["dfc", "dsf", "crosscoder"]), pairs=st.integers(5, 60))
 def test_every_group_selects_its_own_budget(arch, pairs):
-    crosscoder = make(arch, {"exclusive_floor": 0.0} if arch == "dfc" else {})
+    crosscoder = make(arch, {})
     code = crosscoder.encode_sparse(torch.randn(pairs, crosscoder.d_in, dtype=torch.float64))
     for group, budget in zip(crosscoder.partition.groups, crosscoder.budgets(pairs), strict=True):
         columns = crosscoder.partition.group_slice(group)
@@ -168,26 +168,25 @@ def test_every_group_selects_its_own_budget(arch, pairs):
         assert int(mine.sum()) == budget
 
 
-@pytest.mark.parametrize("floor", [0.1, 3.0])
-@pytest.mark.parametrize("chunks", [1, 3])
-def test_exclusive_blocks_leave_a_budget_unused_below_their_floor(floor, chunks):
-    crosscoder = make("dfc", {"exclusive_floor": floor, "exclusive_budget": 0.4})
-    x = torch.randn(60, crosscoder.d_in, dtype=torch.float64)
-    cuts = crosscoder.find_cuts(x.tensor_split(chunks)) if chunks > 1 else None
-    out = crosscoder(x, cuts=cuts)
-    lowest = floor / 2 * out.cuts[-1]
-    scores = out.code.acts * crosscoder.decoder_norms().sum(1)[out.code.indices]
-    below = []
-    for group, budget, cut in zip(
-        crosscoder.partition.groups, crosscoder.budgets(len(x)), out.cuts, strict=True
-    ):
-        columns = crosscoder.partition.group_slice(group)
-        mine = scores[(out.code.indices >= columns.start) & (out.code.indices < columns.stop)]
-        assert (mine >= cut - 1e-6).all()
-        below.append(len(mine) < budget)
-        if group.floor:
-            assert cut >= lowest - 1e-6
-    assert below == [floor > 1, floor > 1, False]
+def test_ranked_by_the_mean_norm_an_exclusive_latent_is_not_outbid_by_its_shared_twin():
+    options = {"selection": "joint", "rank_by": "score"}
+    by_sum, by_mean = make("dfc", options), make("dfc", {**options, "rank_by": "mean"})
+    by_mean.load_state_dict(by_sum.state_dict())
+    exclusive, shared = by_sum.partition.blocks[0].start, by_sum.partition.shared.start
+    for crosscoder in (by_sum, by_mean):
+        with torch.no_grad():  # both write the first source alike, one the second as much
+            own = crosscoder.decoders[0][0]
+            twin = crosscoder.decoders[-1][0].zero_()
+            twin[: len(own)] = own
+            twin[len(own)] = own.norm()
+    sums, means = by_sum._score_norms(), by_mean._score_norms()
+    assert sums[shared] == pytest.approx(2 * sums[exclusive])
+    assert means[shared] == pytest.approx(means[exclusive])
+    x = torch.randn(60, by_sum.d_in, dtype=torch.float64)
+    codes = [crosscoder.encode_sparse(x) for crosscoder in (by_sum, by_mean)]
+    assert len(codes[0].acts) == len(codes[1].acts)
+    entries = [int((code.indices < shared).sum()) for code in codes]
+    assert entries[0] < entries[1]
 
 
 @pytest.mark.parametrize("learned", [True, False])

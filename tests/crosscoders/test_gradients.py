@@ -21,6 +21,7 @@ DENSE_OPTIONS = [
     {},
     {"reduce": "mean"},
     {"rank_by": "activation"},
+    {"rank_by": "mean"},
     {"loss": "l2"},
     {"auxk_form": "residual"},
     {"k_aux": 3},

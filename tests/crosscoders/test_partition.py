@@ -26,7 +26,6 @@ def test_a_dfcs_groups_share_k_between_the_exclusive_blocks_and_the_shared_one()
     cfg = DFCConfig(num_latents=100, k=20, exclusive_fractions=[0.1, 0.3])
     groups = DedicatedFeatureCrosscoder.make_partition(100, [4, 4], cfg).groups
     assert [g.share for g in groups] == pytest.approx([0.025, 0.075, 0.9])
-    assert [g.floor for g in groups] == [0.5, 0.5, 0.0]
 
 
 def test_joint_selection_puts_all_latents_of_a_dfc_into_one_group():
@@ -79,7 +78,6 @@ def test_a_partition_with_a_hole_or_a_block_in_no_group_is_refused():
         (lambda: DFCConfig(exclusive_fractions=[0.5, 0.5]), "sum"),
         (lambda: DFCConfig(exclusive_fractions=[-0.1, 0.5]), r"\[0, 1\]"),
         (lambda: DFCConfig(exclusive_budget=0), "exclusive_budget"),
-        (lambda: DFCConfig(exclusive_floor=-1), "exclusive_floor"),
         (lambda: DSFConfig(designated_fraction=1.0), "designated_fraction"),
         (lambda: CrosscoderConfig(normalize_decoder=True), "relative decoder norms"),
         (lambda: CrosscoderConfig(k=0), "at least 1"),

@@ -112,12 +112,12 @@ def test_rows_whose_bounds_cannot_tell_are_computed_in_full():
     torch.testing.assert_close(values, expected, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("rank_by", ["score", "mean"])
 @pytest.mark.parametrize("selection", ["grouped", "joint"])
-def test_a_float32_crosscoder_selects_the_same_with_and_without_screening(selection):
+def test_a_float32_crosscoder_selects_the_same_with_and_without_screening(selection, rank_by):
     torch.manual_seed(0)
-    cfg = DFCConfig(
-        num_latents=256, k=8, exclusive_fractions=[0.1, 0.1], selection=selection, screening="exact"
-    )
+    options = {"selection": selection, "rank_by": rank_by, "screening": "exact"}
+    cfg = DFCConfig(num_latents=256, k=8, exclusive_fractions=[0.1, 0.1], **options)
     crosscoder = DedicatedFeatureCrosscoder([24, 40], cfg)
     x, dead = torch.randn(64, 64), torch.rand(256) < 0.4
     codes, losses = [], []

@@ -3,6 +3,7 @@ import torch
 from crosscoders.test_gradients import make
 
 from sparsify_crosscoder import RDFCConfig, ResidualDedicatedFeatureCrosscoder
+from sparsify_crosscoder.crosscoders.rdfc import MAX_BOOST
 
 
 def correlated(pairs=4_000, widths=(5, 4, 3), seed=0):
@@ -53,6 +54,28 @@ def test_exclusive_latents_read_only_what_is_not_predicted_and_shared_ones_all()
         assert torch.equal(inputs[s], crosscoder.unpredicted(x, s))
         assert inputs[s].norm() < 0.5 * x[:, crosscoder.columns[s]].norm()
     assert torch.equal(inputs[3], x)
+
+
+def test_exclusive_latents_are_as_active_as_shared_ones_before_training():
+    crosscoder, x = residual_dfc(widths=(40, 30, 50)), correlated(widths=(40, 30, 50))
+    x += torch.randn(x.shape, generator=torch.Generator().manual_seed(1))  # not predicted away
+    crosscoder.fit_maps([x])
+    spread = [
+        (part @ weight.T).std().item()
+        for part, weight in zip(
+            crosscoder.block_inputs(x - x.mean(0)), crosscoder.encoder.weights, strict=True
+        )
+    ]
+    assert spread[:3] == pytest.approx([spread[3]] * 3, rel=0.3)
+
+
+def test_where_all_is_predicted_exclusive_latents_stay_quiet():
+    crosscoder = residual_dfc(widths=(5, 5))
+    x = correlated(widths=(5, 5))
+    before = [weight.norm().item() for weight in crosscoder.encoder.weights]
+    crosscoder.fit_maps([torch.cat([x[:, :5], x[:, :5]], 1)])
+    after = [weight.norm().item() for weight in crosscoder.encoder.weights]
+    assert after == pytest.approx([MAX_BOOST * before[0], MAX_BOOST * before[1], before[2]])
 
 
 def test_without_maps_it_is_a_dfc():

@@ -82,10 +82,24 @@ def test_a_plant_is_found_and_a_null_is_empty(controls, pairs, args, tmp_path):
     found = planted["plant"]
     assert found["found"] and found["cosine"] > 0.9 and found["clusters_like_it"] == 1
     assert found["rank"] == 1 and found["recall"] > 0.9
-    # The budget of the exclusive latents is larger than the plant: they fire elsewhere as well.
-    assert found["precision"] > 5 * controls.PLANTED_SHARE
+    assert found["precision"] > 0.9 and found["echoes"] == 0
     assert planted["clusters"] == [1, 0]
     nothing = controls.run_control(controls.null("rotated", pairs[0]), "rdfc", args, tmp_path / "n")
     assert nothing["clusters"] == [0, 0]
-    lines = controls.table([planted, nothing]).splitlines()
+    lines = controls.control_table([planted, nothing]).splitlines()
     assert lines[2].startswith("| plant-1.5-1 | rdfc |") and len(lines) == 4
+
+
+def test_the_models_as_they_are_are_compared_over_seeds(controls, pairs, args, tmp_path):
+    planted = controls.plant(pairs, 1.5, seed=1)
+    seeds = [controls.Control(f"pair-{s}", planted.activations, seed=s) for s in (0, 2)]
+    results = [
+        controls.run_control(pair, "rdfc", args, tmp_path / f"{pair.name}-rdfc") for pair in seeds
+    ]
+    results.append(controls.recurring(seeds, "rdfc", args, tmp_path))
+    assert results[-1]["recurring"] == [1, 0]
+    (line,) = controls.pair_table(results).splitlines()[2:]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[0] == "rdfc" and cells[-3:] == ["1, 0", "1, 0", ""]
+    assert all(0.3 < float(fve) < 1 for fve in cells[1].split(","))
+    assert controls.control_table(results).count("\n") == 1

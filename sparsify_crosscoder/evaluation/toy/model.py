@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...crosscoders.sparse_ops import sum_rows
+
 
 @dataclass
 class ToyConfig:
@@ -155,11 +157,14 @@ class ToyModel:
         """
         active = self._active(num_pairs, generator)
         rows, concepts = active.nonzero(as_tuple=True)
+        values = torch.rand(len(rows), generator=generator, device=self.device)
         strengths = torch.zeros(active.shape, device=self.device)
-        strengths[rows, concepts] = torch.rand(len(rows), generator=generator, device=self.device)
+        strengths[rows, concepts] = values
+        counts = active.sum(1)
+        starts = counts.cumsum(0) - counts
         activations = []
         for s in range(self.cfg.num_sources):
-            x = self._seen_by(strengths, rows, concepts, generator) @ self.concepts[s]
+            x = sum_rows(self.concepts[s], concepts, starts, self._seen_by(values, generator))
             if self.cfg.nonlinearity and s:
                 x = x + self._bend(s, x)
             noise = torch.randn(x.shape, generator=generator, device=self.device)
@@ -181,18 +186,13 @@ class ToyModel:
             empty = empty[~active[empty].any(1)]
         return active
 
-    def _seen_by(
-        self, strengths: Tensor, rows: Tensor, concepts: Tensor, generator: torch.Generator
-    ) -> Tensor:
-        """What one source makes of the strengths."""
+    def _seen_by(self, strengths: Tensor, generator: torch.Generator) -> Tensor:
+        """What one source makes of the strengths of active concepts, `[E]`."""
         cfg = self.cfg
         if not cfg.amplitude_jitter and not cfg.drop:
             return strengths
-        luck, size = torch.rand(2, len(rows), generator=generator, device=self.device)
-        scale = (1 + cfg.amplitude_jitter * (2 * size - 1)) * (luck >= cfg.drop)
-        seen = torch.zeros_like(strengths)
-        seen[rows, concepts] = strengths[rows, concepts] * scale
-        return seen
+        luck, size = torch.rand(2, len(strengths), generator=generator, device=self.device)
+        return strengths * (1 + cfg.amplitude_jitter * (2 * size - 1)) * (luck >= cfg.drop)
 
     def _bend(self, source: int, x: Tensor) -> Tensor:
         if self._bend_sizes is None:

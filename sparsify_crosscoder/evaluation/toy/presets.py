@@ -65,10 +65,13 @@ SMALL = Preset(
     num_steps=2_500,
     pairs_per_step=1_024,
     lr=1e-3,
-    dead_after=256_000,
+    dead_after=51_200,
+    # The rarest concepts fire on 1 pair in 2,000; the filter wants 200 firings.
+    evaluation_pairs=262_144,
 )
 MEDIUM = replace(
     SMALL,
+    evaluation_pairs=131_072,
     toy=ToyConfig(num_concepts=1_024, width=128, mean_active=8, decay=0.002),
     sizes=(0.25, 0.5, 1.0, 1.5),
     num_steps=20_000,
