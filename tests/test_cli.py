@@ -106,6 +106,42 @@ def test_a_runs_exclusive_latents_are_filtered(store, inputs, capsys):
     assert found["filter"]["pairs"] == 4000 and found["arch"] == "rdfc"
 
 
+LENIENT = ("--predictability", "9", "--shadow", "99", "--min_firings", "5", "--pairs", "4000")
+
+
+def test_the_same_run_twice_finds_the_same_differences_and_another_seed_others(inputs, capsys):
+    for name, seed in (("run", "0"), ("again", "0"), ("other", "1")):
+        options = ("--run_name", name, "--init_seeds", seed, "--cache", "store")
+        cli.run(command(inputs, *options, arch="dfc"))
+    runs = [str(RUN.parent / name) for name in ("run", "again", "other")]
+    capsys.readouterr()
+    main(["stability", *runs[:2], *LENIENT, "--json", "twice.json"])
+    twice = json.loads(Path("twice.json").read_text())
+    assert twice["runs"] == {"run": runs[0], "again": runs[1]}
+    count = len(twice["clusters"]["run"])
+    assert count > 2 and twice["clusters"]["run"] == twice["clusters"]["again"]
+    assert all(set(one["members"]) == {"run", "again"} for one in twice["differences"])
+    assert 0 < twice["null_correlation"] < 1
+    printed = capsys.readouterr().out
+    assert f"run: {twice['verdicts']['run']['kept']} kept, {count} clusters" in printed
+    assert "| 2/2 |" in printed and "| - |" not in printed
+    main(["stability", *runs, *LENIENT, "--json", "three.json"])
+    three = json.loads(Path("three.json").read_text())
+    in_all = [one for one in three["differences"] if len(one["members"]) == 3]
+    assert len(in_all) < len(three["differences"])
+
+
+@pytest.mark.parametrize(
+    "runs, complaint", [(["run"], "two runs or more"), (["run", "nowhere"], "holds no run")]
+)
+def test_stability_without_two_runs_ends_with_1(runs, complaint, inputs, capsys):
+    cli.run(command(inputs, arch="dfc"))
+    with pytest.raises(SystemExit) as stop:
+        main(["stability", *(str(RUN.parent / run) for run in runs)])
+    assert stop.value.code == 1
+    assert complaint in capsys.readouterr().err
+
+
 def test_filtering_what_is_no_run_ends_with_1(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["filter", str(tmp_path)])

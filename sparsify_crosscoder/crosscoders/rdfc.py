@@ -12,7 +12,6 @@ from ..config import RDFCConfig
 from ..world import ALONE, World
 from .dfc import DedicatedFeatureCrosscoder
 
-
 MAX_BOOST = 4.0  # what is nearly all predicted stays quiet
 
 
