@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -190,7 +191,7 @@ def find_plant(
 ) -> dict[str, Any]:
     """How well the best cluster of the first source is what was planted.
 
-    It is present where one of its latents reaches its level. `echoes` are clusters of the other
+    `echoes` are clusters of the other
     source of whose pairs a tenth or more are planted, ten times what chance gives.
     """
     assert control.planted is not None
@@ -219,17 +220,18 @@ def presence(
     crosscoder: Crosscoder, listed: Sequence[Cluster], activations: Sequence[Tensor]
 ) -> Tensor:
     """On which pairs each of C clusters is present, a boolean `[N, C]`."""
-    present = torch.zeros(len(activations[0]), len(listed), dtype=torch.bool)
-    level = torch.full((crosscoder.num_latents,), torch.inf)
-    owner = torch.zeros(crosscoder.num_latents, dtype=torch.long)
+    weights = torch.zeros(crosscoder.num_latents, len(listed))
     for c, cluster in enumerate(listed):
-        level[cluster.latents] = torch.tensor(cluster.levels)
-        owner[cluster.latents] = c
-    for start in range(0, len(present), 8192):
-        code = crosscoder.encode_sparse([x[start : start + 8192] for x in activations])
-        reached = code.acts >= level[code.indices]
-        present[start + code.rows[reached], owner[code.indices[reached]]] = True
-    return present
+        weights[cluster.latents, c] = torch.tensor(cluster.weights)
+    levels = torch.tensor([cluster.level for cluster in listed])
+    present = []
+    for parts in zip(*(x.split(8192) for x in activations), strict=True):
+        code = crosscoder.encode_sparse(parts)
+        strengths = F.embedding_bag(
+            code.indices, weights, code.offsets, mode="sum", per_sample_weights=code.acts
+        )
+        present.append(strengths >= levels)
+    return torch.cat(present)
 
 
 def pair_table(results: Sequence[dict[str, Any]]) -> str:

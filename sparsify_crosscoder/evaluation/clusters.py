@@ -36,15 +36,19 @@ class Cluster:
     dense: bool
     """Whether that is over a tenth of the pairs."""
 
-    levels: list[float]
-    """Activation of each latent from which the difference counts as present."""
+    weights: list[float]
+    """What an activation of 1 of each latent adds to the strength of the difference."""
+
+    level: float
+    """Strength from which the difference counts as present: half of its mean, weighted by itself.
+    Latents also fire a little where it is absent; this tells one from the other."""
 
     direction: Tensor
     """What the latents write together, on average, `[D]`, a unit vector in normalised space."""
 
     def to_dict(self) -> dict[str, Any]:
         """All but the direction."""
-        fields = ("source", "latents", "score", "energy", "firings", "dense", "levels")
+        fields = ("source", "latents", "score", "energy", "firings", "dense", "weights", "level")
         return {name: getattr(self, name) for name in fields}
 
 
@@ -89,7 +93,11 @@ def _cluster(
     gram = torch.from_numpy(moments.gram[members.numpy()][:, members.numpy()].toarray())
     energy = (gram * (decoders @ decoders.T)).sum() / max(moments.pairs, 1)
     shares = filtered.energy[members] / filtered.energy[members].sum().clamp_min(1e-30)
-    direction = (moments.z_sum[members, None] * decoders).sum(0)
+    total = (moments.z_sum[members, None] * decoders).sum(0)
+    direction = total / total.norm().clamp_min(1e-30)
+    weights = decoders @ direction
+    strength = (weights * moments.z_sum[members]).sum()
+    level = 0.5 * (weights @ gram @ weights) / strength.clamp_min(1e-30)
     return Cluster(
         source=s,
         latents=latents.tolist(),
@@ -97,8 +105,9 @@ def _cluster(
         energy=energy.item(),
         firings=int(filtered.firings[members].max()),
         dense=bool(filtered.dense[members].any()),
-        levels=filtered.level[members].tolist(),
-        direction=(direction / direction.norm().clamp_min(1e-30)).float(),
+        weights=weights.tolist(),
+        level=level.item(),
+        direction=direction.float(),
     )
 
 

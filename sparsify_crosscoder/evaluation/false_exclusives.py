@@ -122,11 +122,6 @@ class FilteredLatents:
     energy: Tensor
     """Mean squared norm of what it writes into its source, normalised."""
 
-    level: Tensor
-    """Activation from which it counts as present: half of its mean, weighted by energy. BatchTopK
-    lets the exclusive latents fire on more pairs than a rare difference has; this tells them apart.
-    """
-
     verdicts: Tensor
     pairs: int
     """Pairs that were looked at."""
@@ -178,7 +173,6 @@ class FilteredLatents:
                 "shadow": self.shadow[i].item(),
                 "energy": self.energy[i].item(),
                 "firings": int(self.firings[i]),
-                "level": self.level[i].item(),
             }
             for i in self.order()
         ]
@@ -267,7 +261,6 @@ def _judge(
     verdicts[others >= cfg.predictability * own] = Verdict.PREDICTABLE
     verdicts[own < cfg.min_own] = Verdict.NOT_LINEAR
     verdicts[together.firings < cfg.min_firings] = Verdict.TOO_RARE
-    level = 0.5 * together.z_cubes / together.z_squares.clamp_min(1e-30)
     return FilteredLatents(
         latents=latents,
         sources=sources,
@@ -276,7 +269,6 @@ def _judge(
         others=others,
         shadow=shadow,
         energy=energy,
-        level=level,
         verdicts=verdicts,
         pairs=together.pairs,
         moments=together,

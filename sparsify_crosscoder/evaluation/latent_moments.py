@@ -29,8 +29,7 @@ class LatentMoments:
     Attributes:
         pairs: N.
         x_sum, x_products: sums of x `[D]` and of its products `[D, D]`, in float64.
-        z_sum, z_squares, z_cubes: sums of the latents' activations and of their squares and third
-            powers, `[L]`, float64.
+        z_sum, z_squares: sums of the latents' activations and of their squares, `[L]`, float64.
         firings: pairs on which each latent is active, `[L]`.
         cross: sums of activation times x, `[L, D]`, float32.
         gram: sums of the products of latents, a sparse `[L, L]` scipy matrix.
@@ -44,7 +43,6 @@ class LatentMoments:
         self.x_products = torch.zeros(width, width, dtype=torch.float64)
         self.z_sum = torch.zeros(num_latents, dtype=torch.float64)
         self.z_squares = torch.zeros(num_latents, dtype=torch.float64)
-        self.z_cubes = torch.zeros(num_latents, dtype=torch.float64)
         self.firings = torch.zeros(num_latents, dtype=torch.long)
         self.cross = torch.zeros(num_latents, width)
         self.gram: Any = sparse.csr_matrix((num_latents, num_latents), dtype=np.float64)
@@ -60,7 +58,6 @@ class LatentMoments:
         indices = code.indices.cpu()
         self.z_sum.index_add_(0, indices, acts)
         self.z_squares.index_add_(0, indices, acts.square())
-        self.z_cubes.index_add_(0, indices, acts.pow(3))
         self.firings += torch.bincount(indices, minlength=length)
         self.cross += sum_by_latent(code, code.acts, x).cpu()
         entries = (acts.numpy(), (code.rows.cpu().numpy(), indices.numpy()))

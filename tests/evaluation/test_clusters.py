@@ -68,11 +68,13 @@ def test_the_energy_of_a_cluster_is_that_of_the_sum(crosscoder):
     assert energy[0,] / energy[1,] == pytest.approx(17 / 9, rel=1e-3)
 
 
-def test_a_difference_counts_as_present_from_half_its_weighted_strength(crosscoder):
+def test_a_difference_counts_as_present_from_half_its_strength(crosscoder):
     judged = filtered(crosscoder)
-    # Activations are uniform from 0.5 to 1.5: E[z^3] / E[z^2] = 1.25 / (13 / 12).
-    levels = clusters(crosscoder, judged)[0].levels
-    assert levels == pytest.approx([0.5 * 15 / 13] * 2, rel=0.02)
+    found = clusters(crosscoder, judged)[0]
+    # Decoders (1, .., 4) and (3, .., 0) along (1, .., 1) / sqrt(2).
+    assert sorted(found.weights) == pytest.approx([3 / 2**0.5, 5 / 2**0.5], rel=1e-3)
+    # Activations z are uniform from 0.5 to 1.5, so E[z^2] / E[z] = 13 / 12.
+    assert found.level == pytest.approx(0.5 * 8 / 2**0.5 * 13 / 12, rel=0.02)
 
 
 def test_what_fires_on_over_a_tenth_of_the_pairs_comes_last(crosscoder):
