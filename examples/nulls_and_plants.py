@@ -51,6 +51,7 @@ NULLS = ("itself", "rotated", "noisy")
 NOISE = 0.05
 PLANTED_SHARE = 0.01
 PLANT_SIZES = (0.5, 0.125)
+PLANT_SEED = 1_000
 HELD_OUT = 32_768
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "crosscoder": ("crosscoder", {}),
@@ -92,7 +93,8 @@ def null(kind: str, x: Tensor, seed: int = 0) -> Control:
 
 def plant(pairs: Sequence[Tensor], size: float, seed: int) -> Control:
     """A direction added to the first source where chance says, `size` times its median norm."""
-    generator = torch.Generator().manual_seed(seed)
+    # Of its own, or a latent's first weights could be what is planted.
+    generator = torch.Generator().manual_seed(PLANT_SEED + seed)
     x = pairs[0].float()
     direction = torch.nn.functional.normalize(torch.randn(x.shape[1], generator=generator), dim=0)
     planted = torch.rand(len(x), generator=generator) < PLANTED_SHARE

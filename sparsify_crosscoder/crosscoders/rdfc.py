@@ -6,13 +6,18 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import RDFCConfig
 from ..world import ALONE, World
 from .dfc import DedicatedFeatureCrosscoder
 
-MAX_BOOST = 4.0  # what is nearly all predicted stays quiet
+# Directions with less than this share of a source's mean variance are not made any larger.
+SMALLEST_VARIANCE = 0.005
+# Of the search for directions to begin at: starts for each and in all, steps, and the cosine of
+# two that are the same.
+STARTS_EACH, LEAST_STARTS, SEARCH_STEPS, ALIKE = 4, 1_024, 4, 0.7
 
 
 def ridge_regression(read: Tensor, written: Tensor, ridge: float) -> Tensor:
@@ -30,11 +35,13 @@ class ResidualDedicatedFeatureCrosscoder(DedicatedFeatureCrosscoder):
     """DFC whose exclusive blocks read `x_s` minus its linear prediction from the other sources.
 
     A concept that all sources have is mostly predicted away, so an exclusive latent has little to
-    gain from it, where a plain DFC's copies what the shared block already explains. Shared latents
-    and all decoders are those of a DFC.
+    gain from it, where a plain DFC's copies what the shared block already explains. What is left is
+    whitened: a difference may be small beside a few large directions, in which a latent would have
+    to tell it from noise. Shared latents and all decoders are those of a DFC.
 
     `maps` [d_in, d_in] predict normalised activations, `x @ maps`; a source's part of it reads the
-    other sources only. They are 0, which makes this a DFC, until `fit_maps`.
+    other sources only. `whitening_{s}` [D, D] are symmetric. Until `fit_maps` they are 0 and
+    identities, which makes this a DFC.
     """
 
     arch = "rdfc"
@@ -53,14 +60,19 @@ class ResidualDedicatedFeatureCrosscoder(DedicatedFeatureCrosscoder):
         super().__init__(d_sources, cfg, device, dtype, sources=sources)
         self.maps: Tensor
         self.register_buffer("maps", torch.zeros(self.d_in, self.d_in, device=device, dtype=dtype))
+        for s, width in enumerate(self.d_sources):
+            identity = torch.eye(width, device=device, dtype=dtype)
+            self.register_buffer(f"whitening_{s}", identity)
+
+    def whitening(self, source: int) -> Tensor:
+        """What whitens the unpredicted part of a source, `[D, D]`."""
+        return getattr(self, f"whitening_{source}")
 
     @torch.no_grad()
     def fit_maps(self, batches: Iterable[Tensor], world: World = ALONE) -> None:
-        """Fit the maps by ridge regression in one pass over normalised `[n, d_in]` batches.
+        """Fit maps and whitening in one pass over normalised `[n, d_in]` batches.
 
-        Once, before training: what exclusive latents read loses variance, for which their encoders
-        are made larger. `batches` are this rank's part. Raises ValueError if there are fewer than
-        two pairs.
+        `batches` are this rank's part. Raises ValueError if there are fewer than two pairs.
         """
         total = torch.zeros(self.d_in, dtype=torch.float64, device=self.device)
         products = torch.zeros(self.d_in, self.d_in, dtype=torch.float64, device=self.device)
@@ -76,29 +88,35 @@ class ResidualDedicatedFeatureCrosscoder(DedicatedFeatureCrosscoder):
         mean = world.sum(total) / count
         covariance = world.sum(products) / count - mean.outer(mean)
         self.maps.zero_()
-        for columns in self.columns:
+        for s, columns in enumerate(self.columns):
             others = torch.ones(self.d_in, dtype=torch.bool, device=self.device)
             others[columns] = False
-            solved = ridge_regression(
-                covariance[others][:, others], covariance[others, columns], self.cfg.map_ridge
-            )
+            across = covariance[others, columns]
+            solved = ridge_regression(covariance[others][:, others], across, self.cfg.map_ridge)
             self.maps[others, columns] = solved.to(self.maps.dtype)
-        self._even_out(covariance)
+            left = covariance[columns, columns] - across.T @ solved
+            least = SMALLEST_VARIANCE * covariance[columns, columns].diagonal().mean()
+            self.whitening(s).copy_(inverse_root((left + left.T) / 2, least))
 
-    def _even_out(self, covariance: Tensor) -> None:
-        """Scale the exclusive encoders so that they are as active as shared ones at the start.
+    @torch.no_grad()
+    def start_from(self, examples: Tensor) -> None:
+        """Let the exclusive latents begin at directions in which some pairs stand out.
 
-        What they read has less variance, from one source only; without this, latents that share a
-        budget with shared ones would never fire. `covariance` [d_in, d_in] is that of the input.
+        `examples` are normalised `[n, d_in]`. No random direction is near a rare and small
+        difference, and a latent that begins far from it never finds it. Pre-activations vary as
+        much as those of shared latents do.
         """
-        seen = torch.eye(self.d_in, dtype=covariance.dtype, device=self.device) - self.maps.double()
-        unpredicted = ((covariance @ seen) * seen).sum(0)
-        variances = [covariance.diagonal()[c].mean() for c in self.columns]
-        for block, weight in zip(self.partition.blocks, self.encoder.weights, strict=True):
-            if len(block.sources) == 1:
-                own = unpredicted[self.columns[block.sources[0]]].mean()
-                ratio = (torch.stack(variances).sum() / own.clamp_min(1e-30)).sqrt()
-                weight.mul_(ratio.clamp(1, MAX_BOOST))
+        norm = self.cfg.decoder_init_norm
+        blocks = zip(self.partition.blocks, self.encoder.weights, self.decoders, strict=True)
+        for block, encoder, decoder in blocks:
+            if len(block.sources) > 1:
+                continue
+            left = self.unpredicted(examples, block.sources[0])
+            left = left - left.mean(0)
+            seen = left @ self.whitening(block.sources[0])
+            directions, strength = standing_out(seen, len(block))
+            encoder.copy_(directions * norm * len(self.d_sources) ** 0.5)
+            decoder.copy_(F.normalize(strength.T @ left, dim=1) * norm)
 
     def unpredicted(self, x: Tensor, source: int) -> Tensor:
         """What the other sources do not predict of one source of normalised x, `[N, D]`."""
@@ -111,7 +129,8 @@ class ResidualDedicatedFeatureCrosscoder(DedicatedFeatureCrosscoder):
         inputs = super().block_inputs(x)
         for b, block in enumerate(self.partition.blocks):
             if len(block.sources) == 1:
-                inputs[b] = self.unpredicted(x, block.sources[0])
+                source = block.sources[0]
+                inputs[b] = self.unpredicted(x, source) @ self.whitening(source)
         return inputs
 
     def encoder_weight(self, source: int) -> Tensor:
@@ -119,7 +138,43 @@ class ResidualDedicatedFeatureCrosscoder(DedicatedFeatureCrosscoder):
         weight = self.block_weight(source).clone()
         columns = self.columns[source]
         for block, own in zip(self.partition.blocks, self.encoder.weights, strict=True):
-            if len(block.sources) == 1 and block.sources[0] != source:
-                read = self.maps[columns, self.columns[block.sources[0]]]
-                weight[block.start : block.stop] = -own @ read.T
+            if len(block.sources) == 1:
+                reads = own @ self.whitening(block.sources[0])
+                if block.sources[0] != source:
+                    reads = -reads @ self.maps[columns, self.columns[block.sources[0]]].T
+                weight[block.start : block.stop] = reads
         return weight
+
+
+def inverse_root(covariance: Tensor, least: Tensor) -> Tensor:
+    """The symmetric matrix `[D, D]` that whitens, variances below `least` taken for `least`."""
+    variances, directions = torch.linalg.eigh(covariance)
+    scaled = directions * variances.clamp_min(least.clamp_min(1e-30)).rsqrt()
+    return scaled @ directions.T
+
+
+def standing_out(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Directions in which a hundredth of white, centred x `[n, D]` lies far from the rest.
+
+    Returns `count` unit vectors `[count, D]`, those with the farthest first, and how far each pair
+    exceeds what all but a hundredth do along them, `[n, count]`. The search begins at single pairs,
+    several for each direction, and moves each to the mean of what it has far out, as a latent in
+    training would.
+    """
+    found = F.normalize(x[: max(STARTS_EACH * count, LEAST_STARTS)], dim=1)
+    active = max(len(x) // 100, 1)
+
+    def beyond(directions: Tensor) -> Tensor:
+        along = x @ directions.T
+        return (along - along.topk(min(active + 1, len(x)), dim=0).values[-1]).relu_()
+
+    for _ in range(SEARCH_STEPS):
+        found = F.normalize(beyond(found).T @ x, dim=1)
+    order = beyond(found).sum(0).argsort(descending=True)
+    kept = [int(order[0])]
+    rest = []
+    for i in order[1:].tolist():
+        alike = (found[kept] @ found[i]).max() > ALIKE
+        (rest if alike or len(kept) == count else kept).append(i)
+    chosen = (kept + rest * count)[:count]
+    return found[chosen], beyond(found[chosen])

@@ -559,7 +559,7 @@ class DFCTrainer(CrosscoderTrainer):
 
 
 class RDFCTrainer(DFCTrainer):
-    """Trains residual DFCs: first fits the maps between the sources."""
+    """Trains residual DFCs: first fits the maps between the sources and chooses where to begin."""
 
     coder_class = ResidualDedicatedFeatureCrosscoder
 
@@ -570,6 +570,8 @@ class RDFCTrainer(DFCTrainer):
         for sae in self.saes.values():
             assert isinstance(sae, ResidualDedicatedFeatureCrosscoder)
             sae.fit_maps(self._normalized_pairs(sae, sae.cfg.map_pairs), self.world)
+            first = self._normalized_pairs(sae, self.cfg.normalization_pairs)
+            sae.start_from(torch.cat([self.world.gather_rows(batch) for batch in first]))
 
     def _normalized_pairs(self, sae: Crosscoder, num_pairs: int) -> Iterator[Tensor]:
         """This rank's part of the first pairs, without outliers, in batches."""

@@ -3,7 +3,7 @@ import torch
 from crosscoders.test_gradients import make
 
 from sparsify_crosscoder import RDFCConfig, ResidualDedicatedFeatureCrosscoder
-from sparsify_crosscoder.crosscoders.rdfc import MAX_BOOST
+from sparsify_crosscoder.crosscoders.rdfc import standing_out
 
 
 def correlated(pairs=4_000, widths=(5, 4, 3), seed=0):
@@ -51,31 +51,81 @@ def test_exclusive_latents_read_only_what_is_not_predicted_and_shared_ones_all()
     inputs = crosscoder.block_inputs(x)
     for s, block in enumerate(crosscoder.partition.blocks[:3]):
         assert block.sources == (s,)
-        assert torch.equal(inputs[s], crosscoder.unpredicted(x, s))
-        assert inputs[s].norm() < 0.5 * x[:, crosscoder.columns[s]].norm()
+        left = crosscoder.unpredicted(x, s)
+        assert left.norm() < 0.5 * x[:, crosscoder.columns[s]].norm()
+        torch.testing.assert_close(inputs[s], left @ crosscoder.whitening(s))
     assert torch.equal(inputs[3], x)
 
 
-def test_exclusive_latents_are_as_active_as_shared_ones_before_training():
-    crosscoder, x = residual_dfc(widths=(40, 30, 50)), correlated(widths=(40, 30, 50))
-    x += torch.randn(x.shape, generator=torch.Generator().manual_seed(1))  # not predicted away
+def test_what_they_read_is_white():
+    crosscoder, x = residual_dfc(), correlated()
+    crosscoder.fit_maps(x.split(900))
+    for s, width in enumerate(crosscoder.d_sources):
+        covariance = torch.cov(crosscoder.block_inputs(x)[s].T, correction=0)
+        torch.testing.assert_close(covariance, torch.eye(width).double(), rtol=0, atol=0.02)
+        torch.testing.assert_close(crosscoder.whitening(s), crosscoder.whitening(s).T)
+
+
+def test_where_all_is_predicted_nothing_is_blown_up():
+    crosscoder = residual_dfc(widths=(5, 5), map_ridge=1e-9)
+    x = correlated(widths=(5, 5))[:, :5]
+    crosscoder.fit_maps([torch.cat([x, x], 1)])
+    seen = crosscoder.block_inputs(torch.cat([x, x], 1))[0]
+    assert seen.std() < 0.01
+
+
+def with_rare_differences(count, size, pairs=6_000, width=40):
+    """White pairs, and directions along each of which 1% lie `size` deviations further out."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(pairs, width, generator=generator, dtype=torch.float64)
+    mixed = torch.randn(width, count, generator=generator, dtype=torch.float64)
+    directions = torch.linalg.qr(mixed).Q.T
+    for direction in directions:
+        rare = torch.rand(pairs, 1, generator=generator) < 0.01
+        x += size * rare * direction
+    return x - x.mean(0), directions
+
+
+def test_the_search_finds_what_stands_out_on_a_hundredth_of_the_pairs():
+    x, directions = with_rare_differences(count=6, size=6.0)
+    found, strength = standing_out(x, 20)
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(20).double())
+    cosines = directions @ found.T
+    assert cosines.max(1).values.min() > 0.95
+    assert sorted(cosines.argmax(1).tolist()) == list(range(6))
+    assert strength.shape == (len(x), 20) and strength.min() == 0
+    along = x @ found.T
+    assert ((along > along.quantile(0.991, dim=0)) <= (strength > 0)).all()
+
+
+def test_the_search_gives_as_many_directions_as_asked_for():
+    x, _ = with_rare_differences(count=1, size=3.0, pairs=30, width=4)
+    found, _ = standing_out(x, 50)
+    assert found.shape == (50, 4) and found.isfinite().all()
+
+
+def test_latents_begin_where_pairs_stand_out_and_as_active_as_shared_ones():
+    rare, directions = with_rare_differences(count=2, size=8.0)
+    common = correlated(pairs=len(rare), widths=(40, 30, 50))
+    x = torch.cat([rare / rare.std(), common[:, 40:] / common.std()], 1)
+    crosscoder = residual_dfc(widths=(40, 30, 50))
+    shared = [w[-1].clone() for w in (crosscoder.encoder.weights[3], crosscoder.decoders[3])]
     crosscoder.fit_maps([x])
+    crosscoder.start_from(x)
+    assert torch.equal(crosscoder.encoder.weights[3][-1], shared[0])
+    assert torch.equal(crosscoder.decoders[3][-1], shared[1])
+    written = torch.nn.functional.normalize(crosscoder.decoders[0], dim=1) @ directions.T
+    assert written.max(0).values.min() > 0.95
+    for decoder in crosscoder.decoders[:3]:
+        norms = decoder.norm(dim=1)
+        torch.testing.assert_close(norms, torch.full_like(norms, 0.4))
     spread = [
         (part @ weight.T).std().item()
         for part, weight in zip(
             crosscoder.block_inputs(x - x.mean(0)), crosscoder.encoder.weights, strict=True
         )
     ]
-    assert spread[:3] == pytest.approx([spread[3]] * 3, rel=0.3)
-
-
-def test_where_all_is_predicted_exclusive_latents_stay_quiet():
-    crosscoder = residual_dfc(widths=(5, 5))
-    x = correlated(widths=(5, 5))
-    before = [weight.norm().item() for weight in crosscoder.encoder.weights]
-    crosscoder.fit_maps([torch.cat([x[:, :5], x[:, :5]], 1)])
-    after = [weight.norm().item() for weight in crosscoder.encoder.weights]
-    assert after == pytest.approx([MAX_BOOST * before[0], MAX_BOOST * before[1], before[2]])
+    assert spread[:3] == pytest.approx([spread[3]] * 3, rel=0.35)
 
 
 def test_without_maps_it_is_a_dfc():

@@ -28,7 +28,7 @@ def controls():
 def pairs():
     """Sparse concepts seen by two sources of different width."""
     generator = torch.Generator().manual_seed(0)
-    active = torch.rand(12_000, 40, generator=generator) < 0.06
+    active = torch.rand(30_000, 40, generator=generator) < 0.06
     strengths = active * (0.5 + torch.rand(active.shape, generator=generator))
     sources = []
     for width in (20, 24):
@@ -42,7 +42,7 @@ def pairs():
 
 @pytest.fixture
 def args():
-    return argparse.Namespace(num_latents=80, k=4, max_steps=250, pairs=12_000)
+    return argparse.Namespace(num_latents=80, k=4, max_steps=250, pairs=30_000)
 
 
 def test_a_model_against_itself_differs_in_nothing_but_the_basis(controls, pairs):
