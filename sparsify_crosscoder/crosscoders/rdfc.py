@@ -109,11 +109,12 @@ class ResidualDedicatedFeatureCrosscoder(DedicatedFeatureCrosscoder):
         norm = self.cfg.decoder_init_norm
         blocks = zip(self.partition.blocks, self.encoder.weights, self.decoders, strict=True)
         for block, encoder, decoder in blocks:
-            if len(block.sources) > 1:
+            source, *others = block.sources
+            if others:
                 continue
-            left = self.unpredicted(examples, block.sources[0])
+            left = self.unpredicted(examples, source)
             left = left - left.mean(0)
-            seen = left @ self.whitening(block.sources[0])
+            seen = left @ self.whitening(source)
             directions, strength = standing_out(seen, len(block))
             encoder.copy_(directions * norm * len(self.d_sources) ** 0.5)
             decoder.copy_(F.normalize(strength.T @ left, dim=1) * norm)
