@@ -65,7 +65,7 @@ SMALL = Preset(
     num_steps=2_500,
     pairs_per_step=1_024,
     lr=1e-3,
-    dead_after=51_200,
+    dead_after=256_000,
     # The rarest concepts fire on 1 pair in 2,000; the filter wants 200 firings.
     evaluation_pairs=262_144,
 )
