@@ -33,6 +33,7 @@ from .latent_moments import (
 )
 
 EXCLUSIVE_NORM = 0.8  # equation 12
+ERRORS = 3  # standard errors that are no evidence of a shadow
 
 
 class Verdict(IntEnum):
@@ -117,7 +118,8 @@ class FilteredLatents:
     """R2 of its activation predicted from the other sources."""
 
     shadow: Tensor
-    """Effect on what is left of the other sources, as a multiple of that on its own."""
+    """Effect on what is left of the other sources, less three standard errors, as a multiple of
+    that on its own."""
 
     energy: Tensor
     """Mean squared norm of what it writes into its source, normalised."""
@@ -254,7 +256,7 @@ def _judge(
         squares = crosscoder.decoder_norms()[latents[mine].to(crosscoder.device), s].square()
         mean_squares = together.z_squares[mine] / max(together.pairs, 1)
         energy[mine] = mean_squares * squares.double().cpu()
-    shadow = _shadows(folds, together.x_covariance, crosscoder.columns, sources, cfg.ridge)
+    shadow = _shadows(folds, together, crosscoder.columns, sources, cfg.ridge)
 
     verdicts = torch.full((size,), int(Verdict.KEPT))
     verdicts[shadow >= cfg.shadow] = Verdict.SHADOW
@@ -277,7 +279,7 @@ def _judge(
 
 def _shadows(
     folds: Sequence[LatentMoments],
-    covariance: Tensor,
+    together: LatentMoments,
     columns: Sequence[slice],
     sources: Tensor,
     ridge: float,
@@ -291,7 +293,10 @@ def _shadows(
 
     Squared lengths are products of two folds' covariances, whose errors are independent: the
     length of one estimate grows with its error, and a rare latent would always seem to move r.
+    From what it moves of r, three standard errors are taken.
     """
+    covariance = together.x_covariance
+    pairs_of_folds = (folds[0].pairs * folds[1].pairs) ** 0.5
     result = torch.zeros(len(sources), dtype=torch.float64)
     for s, own in enumerate(columns):
         mine = sources == s
@@ -305,8 +310,12 @@ def _shadows(
                 [fold.covariance[mine][:, part] for fold in folds] for part in (own, other)
             )
             home = [a - b @ back for a, b in zip(at_home, abroad, strict=True)]
-            away = [b - b @ back @ there for b in abroad]
-            ratio = (away[0] * away[1]).sum(1).clamp_min(0)
+            remains = torch.eye(len(back), dtype=back.dtype) - back @ there
+            away = [b @ remains for b in abroad]
+            # Of the product for a latent that is independent of r.
+            spread = (remains.T @ covariance[other, other] @ remains).norm()
+            error = together.z_variance[mine] * spread / pairs_of_folds
+            ratio = ((away[0] * away[1]).sum(1) - ERRORS * error).clamp_min(0)
             ratio /= (home[0] * home[1]).sum(1).clamp_min(1e-30)
             result[mine] = torch.maximum(result[mine], ratio.sqrt())
     return result
