@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ class CrosscoderLatentCache:
         folder: delphi's raw directory; a cache that was begun there is continued.
         source: whose tokens the latents are shown on.
         latents: those to keep; all by default.
-        name: says which coder this is, so that no other one's cache is continued.
+        name: of the coder, kept in the cache's settings beside a digest of its weights.
 
     Raises ValueError if the folder holds a cache of other settings.
     """
@@ -70,6 +71,7 @@ class CrosscoderLatentCache:
             layout,
             {
                 "coder": name,
+                "weights": digest(coder),
                 "source": source,
                 "text": text.fingerprint,
                 "windows": self.num_windows,
@@ -174,6 +176,15 @@ class CrosscoderLatentCache:
         for buffer in self.dataset().buffers:
             for data in buffer:
                 yield data.latent.latent_index, data.activation_data
+
+
+def digest(coder: SparseCoder) -> str:
+    """Changes with the weights of a coder; made of sums, since hashing all of them takes long."""
+    sums = [
+        (name, value.double().sum().item(), value.double().square().sum().item())
+        for name, value in coder.state_dict().items()
+    ]
+    return sha256(repr(sums).encode()).hexdigest()[:16]
 
 
 def sae_code(sae: SparseCoder, x: Tensor) -> SparseCode:

@@ -273,10 +273,9 @@ class LatentCacheWriter:
                 f"text or a shorter ctx_len."
             )
         length = num_rows * self.layout.ctx_len
-        tokens = np.concatenate([self._read(p, "tokens") for p in range(self.num_parts)])
-        sizes = [len(self._read(p, "tokens")) for p in range(self.num_parts)]
-        firsts = np.cumsum([0, *sizes])
-        rows_of_tokens = tokens[:length].reshape(num_rows, self.layout.ctx_len)
+        tokens = [self._read(p, "tokens") for p in range(self.num_parts)]
+        firsts = np.cumsum([0, *map(len, tokens)])
+        rows_of_tokens = np.concatenate(tokens)[:length].reshape(num_rows, self.layout.ctx_len)
         for split, name in enumerate(self.layout.files):
             pieces = [self._split_of(p, split, int(firsts[p])) for p in range(self.num_parts)]
             offsets, latents, acts = (np.concatenate(x) for x in zip(*pieces, strict=True))

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +11,9 @@ import torch
 from tqdm.auto import tqdm
 
 from ..crosscoders import Crosscoder
-from ..files import atomic_write_json
 from .clusters import clusters
 from .false_exclusives import filter_exclusives
-from .filter_command import add_filter_options, filter_config
+from .filter_command import add_filter_options, execute, filter_config
 from .stability import FoundClusters, stability
 
 SHOWN = 20
@@ -24,14 +21,7 @@ SHOWN = 20
 
 def main(argv: Sequence[str]) -> None:
     """Run the command; the process exits with 0, 1 (failed) or 2 (wrong use)."""
-    args = _parser().parse_args(list(argv))
-    try:
-        result = run(args)
-        if args.json is not None:
-            atomic_write_json(args.json, result)
-    except (ValueError, OSError) as error:
-        print(f"sparsify-crosscoder stability: error: {error}", file=sys.stderr)
-        raise SystemExit(1) from error
+    execute(_parser(), run, argv)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -74,7 +64,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "verdicts": verdicts,
         "clusters": {one.name: [cluster.to_dict() for cluster in one.clusters] for one in found},
         "null_correlation": outcome.null_correlation,
-        "differences": [asdict(one) for one in outcome.differences],
+        "differences": [one.to_dict() for one in outcome.differences],
     }
 
 

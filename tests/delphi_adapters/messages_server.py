@@ -12,6 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+KEY = "sk-ant-test-0123456789"
+
 CUT = "cut"
 """Close the connection without a response."""
 HANG = "hang"

@@ -3,13 +3,12 @@
 import asyncio
 import json
 import logging
-import sys
 import threading
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
+from messages_server import CUT, HANG, KEY, Reply, error, message
 
 from delphi_adapters.clients import (
     AnthropicClient,
@@ -25,43 +24,17 @@ from delphi_adapters.clients import (
 )
 from delphi_adapters.clients.retries import retry_after
 
-sys.path.append(str(Path(__file__).parent))
-from messages_server import CUT, HANG, MessagesServer, Reply, error, message
-
 # isort: split
 from delphi.clients.client import Client, Response
 from delphi.scorers import DetectionScorer
 from delphi.scorers.classifier.sample import ClassifierOutput, Sample
 
-KEY = "sk-ant-test-0123456789"
 PRICES = {"claude-test": {"input": 1.0, "output": 10.0, "cache_write": 1.25, "cache_read": 0.1}}
 
 
-@pytest.fixture(autouse=True)
-def key(monkeypatch, tmp_path):
-    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
-    monkeypatch.delenv("ANTHROPIC_AUTH_TOKEN", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))  # the SDK also looks for a profile there
-
-
 @pytest.fixture
-def server():
-    with MessagesServer() as server:
-        yield server
-
-
-@pytest.fixture
-def sleeps():
-    return []
-
-
-@pytest.fixture
-def make(server, sleeps):
+def make(server, sleep):
     """A client of the server that notes its delays instead of waiting."""
-
-    async def sleep(seconds: float) -> None:
-        sleeps.append(seconds)
-        await asyncio.sleep(0)
 
     def make(attempts: int = 4, **kwargs) -> AnthropicClient:
         retries = RetryPolicy(attempts, first_delay=2.0, jitter=lambda: 0.0, sleep=sleep)

@@ -7,9 +7,9 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
+from messages_server import CUT, KEY, MessagesServer, Reply, error, message, text_of
 
 from delphi_adapters.clients import (
     BatchAnthropicClient,
@@ -19,10 +19,6 @@ from delphi_adapters.clients import (
     RetryPolicy,
 )
 
-sys.path.append(str(Path(__file__).parent))
-from messages_server import CUT, MessagesServer, Reply, error, message, text_of
-
-KEY = "sk-ant-test-0123456789"
 PRICES = {"claude-test": {"input": 1.0, "output": 10.0}}
 CREATE = "POST /v1/messages/batches"
 
@@ -31,30 +27,9 @@ def results_of(number: int) -> str:
     return f"GET /v1/messages/batches/msgbatch_{number}/results"
 
 
-@pytest.fixture(autouse=True)
-def key(monkeypatch, tmp_path):
-    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
-    monkeypatch.delenv("ANTHROPIC_AUTH_TOKEN", raising=False)
-
-
 @pytest.fixture
-def server():
-    with MessagesServer() as server:
-        yield server
-
-
-@pytest.fixture
-def sleeps():
-    return []
-
-
-@pytest.fixture
-def make(server, sleeps, tmp_path):
+def make(server, sleep, tmp_path):
     """A client of the server that notes its delays instead of waiting."""
-
-    async def sleep(seconds: float) -> None:
-        sleeps.append(seconds)
-        await asyncio.sleep(0)
 
     def make(attempts: int = 3, sleep=sleep, **kwargs) -> BatchAnthropicClient:
         retries = RetryPolicy(attempts, first_delay=2.0, jitter=lambda: 0.0, sleep=sleep)

@@ -1,5 +1,7 @@
 """A crosscoder over two tiny models on real text, cached and read by delphi."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -126,6 +128,11 @@ def test_a_cache_that_was_stopped_goes_on(coder, text, tmp_path):
         assert file.read_bytes() == other.read_bytes()
     with pytest.raises(ValueError, match="coder"):
         CrosscoderLatentCache(coder, text, tmp_path / "stopped", ctx_len=CTX, name="y")
+    other = copy.deepcopy(coder)
+    with torch.no_grad():
+        other.b_dec[0] += 0.1
+    with pytest.raises(ValueError, match="weights"):
+        CrosscoderLatentCache(other, text, tmp_path / "stopped", ctx_len=CTX, name="x")
 
 
 def test_prompts_mark_the_tokens_and_would_not_with_a_plain_tokenizer(coder, text, tmp_path):
