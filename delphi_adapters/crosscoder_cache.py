@@ -15,8 +15,9 @@ from tqdm.auto import tqdm
 
 from sparsify_crosscoder.activations.normalization import within_norm
 from sparsify_crosscoder.crosscoders import Crosscoder, SparseCode
+from sparsify_crosscoder.evaluation.top import Snippet, mark_tokens
 
-from .latent_cache import CacheLayout, LatentCacheWriter, LatentStatistics
+from .latent_cache import NUM_CONTEXTS, CacheLayout, LatentCacheWriter, LatentStatistics
 from .run_text import RunText
 
 if TYPE_CHECKING:
@@ -158,6 +159,25 @@ class CrosscoderLatentCache:
             constructor_cfg,
             latents,
         )
+
+    def contexts(self, latent: int, count: int = NUM_CONTEXTS) -> list[Snippet]:
+        """Where a latent is strongest, at most once in a window, in every model's own tokens."""
+        snippets = []
+        places = zip(
+            self.statistics.context_activations[latent].tolist(),
+            self.statistics.context_pairs[latent].tolist(),
+            strict=True,
+        )
+        for activation, (window, pair) in list(places)[:count]:
+            if window < 0:
+                break
+            row = self.text.windows[window]
+            texts = [
+                mark_tokens(row, s, {pair: activation}, pair, tokenizer)
+                for s, tokenizer in enumerate(self.text.tokenizers)
+            ]
+            snippets.append(Snippet(activation, int(row["text_id"]), texts))
+        return snippets
 
     def verify(self) -> None:
         """Read the files back through delphi; raises ValueError if they hold other activations."""

@@ -36,6 +36,7 @@ from .flagging_prompt import (
     reminder,
     system_prompt,
 )
+from .result_files import file_name
 from .sections import find_sections, section_text, section_verdict
 
 Status = Literal["ok", "unparsable", "failed"]
@@ -210,6 +211,21 @@ def load_flags(results_dir: str | Path) -> dict[str, Flag]:
     return {flag.latent: flag for flag in flags}
 
 
+def load(record: LatentRecord, results_dir: str | Path) -> FlaggedResult | None:
+    """What `save` wrote of a record's latent, or None unless it is `done`."""
+    if not done(results_dir, record.latent):
+        return None
+    explanation = load_explanation(results_dir, record.latent) or UNPARSED
+    return FlaggedResult(record, explanation, _load_flag(_flag_path(results_dir, record.latent)))
+
+
+def load_explanation(results_dir: str | Path, latent: Latent | str) -> str | None:
+    """The explanation that `save` wrote, or None where there is none that could be read."""
+    path = _explanation_path(results_dir, latent)
+    explanation = orjson.loads(path.read_bytes()) if path.exists() else UNPARSED
+    return None if explanation == UNPARSED else explanation
+
+
 def done(results_dir: str | Path, latent: Latent | str) -> bool:
     """Whether a run that resumes may leave this latent out.
 
@@ -280,8 +296,7 @@ def _explanation_path(results_dir: str | Path, latent: Latent | str) -> Path:
 
 
 def _flag_path(results_dir: str | Path, latent: Latent | str) -> Path:
-    # As delphi names its files of scores.
-    return Path(results_dir) / "flags" / (str(latent).replace("/", "--") + ".json")
+    return Path(results_dir) / "flags" / f"{file_name(latent)}.json"
 
 
 def _load_flag(path: Path) -> Flag:

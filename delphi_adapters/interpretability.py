@@ -1,15 +1,27 @@
-"""Is a latent interpretable? delphi's detection score against the paper's threshold."""
+"""Is a latent interpretable? delphi's detection score against the paper's threshold.
+
+```
+results_dir/
+    scores/detection/<latent>.txt     as delphi stores them
+    interpretability/<latent>.json    an Interpretability
+```
+"""
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
+
+from sparsify_crosscoder.files import atomic_path, atomic_write_json
 
 from . import compat  # noqa: F401
 
 # isort: split
+import orjson
 from delphi.clients import Client
 from delphi.latents import ActivatingExample, LatentRecord
 from delphi.scorers import DetectionScorer, Scorer
@@ -17,6 +29,7 @@ from delphi.scorers.classifier.sample import ClassifierOutput
 from delphi.scorers.scorer import ScorerResult
 
 from .flagging import MISSING, UNPARSED
+from .result_files import file_name, read_results
 
 
 @dataclass(frozen=True)
@@ -71,6 +84,11 @@ class Interpretability:
     n_unanswered: int = 0
     not_scorable: str | None = None
     """Why there is no score."""
+
+    @property
+    def final(self) -> bool:
+        """Whether asking again is of no use: False where the judge answered for no example."""
+        return self.score is not None or not self.n_unanswered
 
 
 class InterpretabilityResult(ScorerResult):
@@ -203,3 +221,31 @@ class InterpretabilityFilter(Scorer):
                 "greatest activation: give InterpretabilityFilter the LatentDataset's tokenizer."
             )
         return replace(example, str_tokens=self.tokenizer.batch_decode(example.tokens))
+
+
+def save(result: InterpretabilityResult, results_dir: str | Path) -> Interpretability:
+    """Write a result below `results_dir` and return the decision.
+
+    The score goes where delphi's `log_results` reads it, with the bytes that delphi writes; there
+    is none for a latent that is not scorable. Each file appears whole or not at all.
+    """
+    name = file_name(result.record.latent)
+    if result.score:
+        with atomic_path(Path(results_dir, "scores", "detection", f"{name}.txt")) as temporary:
+            temporary.write_bytes(orjson.dumps(result.score))
+    decision = {"latent": str(result.record.latent), **asdict(result.interpretability)}
+    atomic_write_json(Path(results_dir, "interpretability", f"{name}.json"), decision)
+    return result.interpretability
+
+
+def load(results_dir: str | Path) -> dict[str, Interpretability]:
+    """Every decision that `save` wrote below `results_dir`, by the latent's name.
+
+    Raises ValueError for a file that is none.
+    """
+
+    def read(path: Path) -> tuple[str, Interpretability]:
+        loaded = json.loads(path.read_text(encoding="utf-8"))
+        return loaded.pop("latent"), Interpretability(**loaded)
+
+    return dict(read_results(Path(results_dir, "interpretability"), read))

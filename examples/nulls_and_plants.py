@@ -309,6 +309,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--max_steps", type=int, default=600)
     parser.add_argument("--directions", type=int, default=5, help="planted per size (default: 5)")
+    parser.add_argument("--first_direction", type=int, default=0, help="which one they begin at")
     parser.add_argument("--seeds", type=int, default=3, help="of the pair itself (default: 3)")
     parser.add_argument("--pairs", type=int, default=131_072, help="pairs that the filter looks at")
     args = parser.parse_args()
@@ -325,7 +326,7 @@ def main() -> None:
     makers = {pair.name: lambda pair=pair: pair for pair in pairs}
     makers |= {f"null-{kind}": lambda kind=kind: null(kind, everything[0]) for kind in NULLS}
     for size in PLANT_SIZES:
-        for seed in range(args.directions):
+        for seed in range(args.first_direction, args.first_direction + args.directions):
             makers[f"plant-{size:g}-{seed}"] = lambda size=size, seed=seed: plant(
                 everything, size, seed
             )

@@ -15,7 +15,15 @@ if TYPE_CHECKING:
         RequestFailed,
     )
     from .batches import BatchAnthropicClient
-    from .ledger import BudgetExceeded, Estimate, Ledger, Price, UnknownPrice, load_prices
+    from .ledger import (
+        BudgetExceeded,
+        Estimate,
+        Ledger,
+        Price,
+        RunStopped,
+        UnknownPrice,
+        load_prices,
+    )
     from .records import RequestRecord, Usage
     from .requests import Request, UnsupportedArgument
     from .results import ResultStore
@@ -37,6 +45,7 @@ __all__ = [
     "RequestRecord",
     "ResultStore",
     "RetryPolicy",
+    "RunStopped",
     "TransformersClient",
     "UnknownPrice",
     "UnsupportedArgument",
@@ -59,6 +68,7 @@ _MODULES = {
     "RequestRecord": "records",
     "ResultStore": "results",
     "RetryPolicy": "retries",
+    "RunStopped": "ledger",
     "TransformersClient": "transformers_client",
     "UnknownPrice": "ledger",
     "UnsupportedArgument": "requests",

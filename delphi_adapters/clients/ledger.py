@@ -71,6 +71,13 @@ class BudgetExceeded(BaseException):
     """
 
 
+class RunStopped(BaseException):
+    """Somebody stopped the run, and what was in flight is answered and stored.
+
+    Not an Exception, as BudgetExceeded. The same run continues from here.
+    """
+
+
 @dataclass(frozen=True)
 class Estimate:
     """What requests may cost, before any is sent."""
@@ -155,6 +162,7 @@ class Ledger:
         """Dollars that requests in flight may cost."""
         self.stopped = False
         """Whether the budget has stopped the run."""
+        self._closing = False
         self._holds = 0
         self._included: set[str] = set()
         self._settled: Future[None] = Future()
@@ -210,9 +218,14 @@ class Ledger:
         """Set dollars aside for a request about to be sent; False if they do not fit now.
 
         Raises BudgetExceeded if they cannot fit, since nothing is in flight that could cost less
-        than was set aside for it, or if the budget has stopped the run before.
+        than was set aside for it, or if the budget has stopped the run before; RunStopped after
+        `stop()` when nothing is in flight.
         """
         with self._lock:
+            if self._closing:
+                if self._holds:
+                    return False
+                raise RunStopped("The run was stopped; answers so far are kept.")
             fits = self.max_cost is None or self._total() + amount <= self.max_cost + 1e-12
             if fits and not self.stopped:
                 self.reserved += amount
@@ -234,6 +247,10 @@ class Ledger:
             if self.try_reserve(amount):
                 return
             await asyncio.shield(asyncio.wrap_future(settled))
+
+    def stop(self) -> None:
+        """Send nothing more; the run ends with RunStopped when what is in flight is answered."""
+        self._closing = True
 
     def resume(self, amount: float) -> None:
         """Set dollars aside for what an earlier process sent and is still in flight."""

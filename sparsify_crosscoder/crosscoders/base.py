@@ -493,7 +493,8 @@ class Crosscoder(SparseCoder):
     def encode(self, x: Tensor | Sequence[Tensor]) -> EncoderOutput:
         """sparsify's form of the code: `top_acts`, `top_indices` and dense `pre_acts`.
 
-        Padded with (0, 0) to the widest row: `[..., K]`, `[..., K]`, `[..., M]`.
+        `[..., K]`, `[..., K]`, `[..., M]`, padded to the widest row with activations of 0 at
+        latents that the row does not have.
         """
         normalized = self.normalize(x)
         lead = normalized.shape[:-1]

@@ -15,9 +15,11 @@ from .dfc import DedicatedFeatureCrosscoder
 
 # Directions with less than this share of a source's mean variance are not made any larger.
 SMALLEST_VARIANCE = 0.005
-# Of the search for directions to begin at: starts for each and in all, steps, and the cosine of
-# two that are the same.
-STARTS_EACH, LEAST_STARTS, SEARCH_STEPS, ALIKE = 4, 1_024, 4, 0.7
+# Of the search for directions to begin at: starts for each and in all, the share of the pairs that
+# each step looks at, and the cosine of two that are the same. Wide steps find the way from a single
+# pair, the last one says what stands out.
+STARTS_EACH, LEAST_STARTS, ALIKE = 4, 1_024, 0.7
+SHARES = (0.05, 0.05, 0.05, 0.01)
 
 
 def ridge_regression(read: Tensor, written: Tensor, ridge: float) -> Tensor:
@@ -155,27 +157,27 @@ def inverse_root(covariance: Tensor, least: Tensor) -> Tensor:
 
 
 def standing_out(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Directions in which a hundredth of white, centred x `[n, D]` lies far from the rest.
+    """Directions in which a hundredth of white, centred x `[n, D]` lies far out.
 
-    Returns `count` unit vectors `[count, D]`, those with the farthest first, and how far each pair
-    exceeds what all but a hundredth do along them, `[n, count]`. The search begins at single pairs,
-    several for each direction, and moves each to the mean of what it has far out, as a latent in
-    training would.
+    Returns `count` unit vectors `[count, D]`, those with the farthest first, and how far out the
+    hundredth is along them, `[n, count]`, 0 for all other pairs. The search begins at single pairs,
+    several for each direction, and moves each to the mean of what is farthest along it, weighted as
+    by a latent in training.
     """
     found = F.normalize(x[: max(STARTS_EACH * count, LEAST_STARTS)], dim=1)
-    active = max(len(x) // 100, 1)
 
-    def beyond(directions: Tensor) -> Tensor:
+    def far_out(directions: Tensor, share: float) -> Tensor:
         along = x @ directions.T
-        return (along - along.topk(min(active + 1, len(x)), dim=0).values[-1]).relu_()
+        number = min(max(int(share * len(x)), 1) + 1, len(x))
+        return along * (along > along.topk(number, dim=0).values[-1])
 
-    for _ in range(SEARCH_STEPS):
-        found = F.normalize(beyond(found).T @ x, dim=1)
-    order = beyond(found).sum(0).argsort(descending=True)
+    for share in SHARES:
+        found = F.normalize(far_out(found, share).T @ x, dim=1)
+    order = far_out(found, SHARES[-1]).sum(0).argsort(descending=True)
     kept = [int(order[0])]
     rest = []
     for i in order[1:].tolist():
         alike = (found[kept] @ found[i]).max() > ALIKE
         (rest if alike or len(kept) == count else kept).append(i)
     chosen = (kept + rest * count)[:count]
-    return found[chosen], beyond(found[chosen])
+    return found[chosen], far_out(found[chosen], SHARES[-1])

@@ -68,16 +68,22 @@ class SparseCode:
     def to_dense(self) -> Tensor:
         """The code as a dense `[N, M]` tensor."""
         dense = self.acts.new_zeros(self.shape)
-        return dense.index_put((self.rows, self.indices), self.acts)
+        return dense.index_put_((self.rows, self.indices), self.acts)
 
     def padded(self) -> tuple[Tensor, Tensor]:
-        """`(top_acts, top_indices)`, each `[N, width of the widest row]`; padding is (0, 0)."""
+        """`(top_acts, top_indices)`, each `[N, width of the widest row]`.
+
+        Padding is an activation of 0 at a latent that the row does not have, so that scattering it
+        into a dense tensor, as delphi does, overwrites nothing.
+        """
         width = max(int(self.counts.max()), 1) if len(self.counts) else 1
         column = torch.arange(len(self.rows), device=self.rows.device) - self.offsets[self.rows]
         acts = self.acts.new_zeros(self.shape[0], width).index_put((self.rows, column), self.acts)
-        indices = self.indices.new_zeros(self.shape[0], width)
+        indices = self.indices.new_full((self.shape[0], width), self.shape[1])
         indices[self.rows, column] = self.indices
-        return acts, indices
+        places = torch.arange(width, device=indices.device)
+        unused = (indices.sort(1).values == places).long().cumprod(1).sum(1, keepdim=True)
+        return acts, torch.where(indices == self.shape[1], unused, indices)
 
 
 def concatenate_columns(codes: list[SparseCode], starts: list[int], num_latents: int) -> SparseCode:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..activations.stream import ActivationStream
 from ..crosscoders import Crosscoder
 from ..files import atomic_write_json
 from .clusters import clusters, duplicates
@@ -50,10 +51,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     options = load_run_config(args.run)
     crosscoder = Crosscoder.load_one(args.run, args.seed, device)
     cfg = filter_config(args, options.outlier_multiple)
-    filtered = filter_exclusives(crosscoder, load_pairs(options, device), cfg)
+    result = {"run": str(args.run), **judge(crosscoder, load_pairs(options, device), cfg)}
+    show(result, [Path(source["name"]).name for source in crosscoder.sources])
+    return result
+
+
+def judge(crosscoder: Crosscoder, pairs: ActivationStream, cfg: FilterConfig) -> dict[str, Any]:
+    """Verdicts, clusters and duplicates of a crosscoder's exclusive latents, as JSON values."""
+    filtered = filter_exclusives(crosscoder, pairs, cfg)
     found = clusters(crosscoder, filtered)
-    result = {
-        "run": str(args.run),
+    return {
         "arch": crosscoder.arch,
         "filter": asdict(cfg),
         "verdicts": [filtered.counts(s) for s in range(len(crosscoder.d_sources))],
@@ -61,11 +68,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "duplicates": duplicates(filtered),
         "latents": filtered.rows(),
     }
-    _show(result, [Path(source["name"]).name for source in crosscoder.sources])
-    return result
 
 
-def _show(result: dict[str, Any], names: Sequence[str]) -> None:
+def show(result: dict[str, Any], names: Sequence[str]) -> None:
+    """Print what `judge` found, with a name for each source."""
     for name, counts in zip(names, result["verdicts"], strict=True):
         unscored = counts["too_rare"] + counts["not_linear"]
         print(

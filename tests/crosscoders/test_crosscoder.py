@@ -95,6 +95,10 @@ def test_shapes_fit_uneven_widths_and_any_leading_dimensions(widths, lead, train
     assert pre_acts.shape == (*lead, 30)
     x_hat = crosscoder.decode(acts, indices)
     assert x_hat.shape == (*lead, sum(widths))
+    # As delphi makes it dense: padding must not write over an activation.
+    scattered = torch.zeros_like(pre_acts).scatter(-1, indices, acts)
+    assert (scattered > 0).sum() == (acts > 0).sum()
+    torch.testing.assert_close(scattered.sum(-1), acts.sum(-1))
     flat = torch.cat(x, -1).reshape(-1, sum(widths))
     torch.testing.assert_close(x_hat.reshape(-1, sum(widths)), crosscoder(flat).sae_out)
 

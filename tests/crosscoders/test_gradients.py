@@ -194,7 +194,7 @@ def test_a_code_pads_to_its_widest_row_and_joins_by_columns():
     )
     acts, indices = code.padded()
     assert acts.tolist() == [[0, 0], [1, 2], [3, 0], [0, 0]]
-    assert indices.tolist() == [[0, 0], [5, 2], [0, 0], [0, 0]]
+    assert indices.tolist() == [[0, 0], [5, 2], [0, 1], [0, 0]]
     joined = sparse_ops.concatenate_columns([code, code], [0, 6], 12)
     assert joined.rows.tolist() == [1, 1, 1, 1, 2, 2]
     assert torch.equal(joined.to_dense(), torch.cat([code.to_dense()] * 2, 1))

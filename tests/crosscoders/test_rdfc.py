@@ -74,14 +74,14 @@ def test_where_all_is_predicted_nothing_is_blown_up():
     assert seen.std() < 0.01
 
 
-def with_rare_differences(count, size, pairs=6_000, width=40):
-    """White pairs, and directions along each of which 1% lie `size` deviations further out."""
+def with_rare_differences(count, size, pairs=6_000, width=40, share=0.01):
+    """White pairs, and directions along each of which a share lies `size` deviations out."""
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(pairs, width, generator=generator, dtype=torch.float64)
     mixed = torch.randn(width, count, generator=generator, dtype=torch.float64)
     directions = torch.linalg.qr(mixed).Q.T
     for direction in directions:
-        rare = torch.rand(pairs, 1, generator=generator) < 0.01
+        rare = torch.rand(pairs, 1, generator=generator) < share
         x += size * rare * direction
     return x - x.mean(0), directions
 
@@ -91,11 +91,18 @@ def test_the_search_finds_what_stands_out_on_a_hundredth_of_the_pairs():
     found, strength = standing_out(x, 20)
     torch.testing.assert_close(found.norm(dim=1), torch.ones(20).double())
     cosines = directions @ found.T
-    assert cosines.max(1).values.min() > 0.95
-    assert sorted(cosines.argmax(1).tolist()) == list(range(6))
+    assert cosines.max(1).values.median() > 0.95 and cosines.max(1).values.min() > 0.85
+    assert len(set(cosines.argmax(1).tolist())) == 6
     assert strength.shape == (len(x), 20) and strength.min() == 0
     along = x @ found.T
     assert ((along > along.quantile(0.991, dim=0)) <= (strength > 0)).all()
+
+
+@pytest.mark.parametrize("share", [0.01, 0.02, 0.05])
+def test_the_search_finds_a_difference_that_more_pairs_have(share):
+    x, directions = with_rare_differences(count=1, size=5.0, width=200, share=share)
+    found, _ = standing_out(x, 20)
+    assert (directions @ found.T).max() > 0.75
 
 
 def test_the_search_gives_as_many_directions_as_asked_for():

@@ -5,13 +5,11 @@ import copy
 import numpy as np
 import pytest
 import torch
-from models_for_tests import save_tiny_model
-from tokenizers_for_tests import SENTENCES, byte_level_tokenizer, metaspace_tokenizer
 
 from delphi_adapters.compat import TokenwiseTokenizer
 from delphi_adapters.crosscoder_cache import CrosscoderLatentCache, open_dataset
 from delphi_adapters.run_text import RunText, delphi_hookpoint
-from sparsify_crosscoder import Crosscoder, cli
+from sparsify_crosscoder import Crosscoder
 from sparsify_crosscoder.activations.normalization import within_norm
 
 from delphi.clients.client import Client, Response  # isort: skip
@@ -19,21 +17,6 @@ from delphi.config import ConstructorConfig, SamplerConfig  # isort: skip
 from delphi.explainers import DefaultExplainer  # isort: skip
 
 CTX = 32
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    save_tiny_model(folder / "llama", "llama", byte_level_tokenizer(), width=24)
-    save_tiny_model(folder / "gpt2", "gpt2", metaspace_tokenizer(bos=True), width=32)
-    texts = [" ".join(s.format(n=n * 7, m=n + 1900) for s in SENTENCES) for n in range(300)]
-    (folder / "texts.txt").write_text("\n".join(texts))
-    options = "--hookpoints layers.1 h.2 --num_latents 64 --k 4 --pairs_per_step 128 --lr 1e-3"
-    options += " --max_steps 30 --ctx_len 64 --run_name run --log_to_wandb False --device cpu"
-    places = ["--save_dir", str(folder), "--cache", str(folder / "store")]
-    models = [str(folder / "llama"), str(folder / "texts.txt"), "--partners", str(folder / "gpt2")]
-    cli.run([*models, "--arch", "dfc", *options.split(), *places])
-    return folder / "run"
 
 
 @pytest.fixture(scope="module")

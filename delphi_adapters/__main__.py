@@ -1,0 +1,18 @@
+"""`python -m delphi_adapters SUBCOMMAND`."""
+
+from __future__ import annotations
+
+from sparsify_crosscoder.subcommands import dispatch
+
+COMMANDS = {
+    "explain": ("delphi_adapters.explain_command", "main", "explain, flag and score latents"),
+}
+
+
+def main() -> None:
+    """Run a subcommand; the process exits with 0, 1 (failed) or 2 (wrong use)."""
+    dispatch("delphi_adapters", COMMANDS)
+
+
+if __name__ == "__main__":
+    main()

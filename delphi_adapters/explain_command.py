@@ -1,0 +1,354 @@
+"""`python -m delphi_adapters explain RUN`: what latents stand for, and which of them matter."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+from collections.abc import Awaitable, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from sparsify_crosscoder.crosscoders import Crosscoder
+from sparsify_crosscoder.evaluation.false_exclusives import called_exclusive
+from sparsify_crosscoder.evaluation.filter_command import (
+    add_filter_options,
+    filter_config,
+    judge,
+)
+from sparsify_crosscoder.files import atomic_write_json
+
+from . import categories, compat, flagging  # noqa: F401
+from .autointerp import RAW, Autointerp, JudgingConfig
+from .categories import CategoryJudge
+from .clients import AnthropicClient, BatchAnthropicClient, BudgetExceeded, RunStopped, Usage
+from .clients.anthropic_client import MissingAPIKey
+from .crosscoder_cache import CrosscoderLatentCache, digest
+from .run_text import RunText
+from .summary import summarise
+
+# isort: split
+from delphi.clients import Client
+
+USUAL_ANSWER = 200  # tokens, for the likely cost
+SAMPLED = 24  # latents that an estimate looks at
+FAILED = 1
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command; the process exits with 0, 1 (failed) or 2 (wrong use)."""
+    parser = _parser()
+    args = parser.parse_args(list(argv))
+    if args.provider is None:
+        args.provider = "anthropic" if args.judge.startswith("claude") else "transformers"
+    try:
+        result = run(args)
+        if args.json is not None:
+            atomic_write_json(args.json, result)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        raise SystemExit(FAILED) from error
+    if result["stopped"] is not None:
+        print(f"{parser.prog}: stopped: {result['stopped']}", file=sys.stderr)
+        raise SystemExit(FAILED)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Cache, filter, explain, flag, score and sort; print a summary and return it."""
+    from sparsify_crosscoder.activations.sources import pick_device
+    from sparsify_crosscoder.cli import load_run_config
+
+    device = torch.device(args.device) if args.device else pick_device()
+    folder = args.out or args.run / "delphi"
+    crosscoder = Crosscoder.load_one(args.run, args.seed, device)
+    load_run_config(args.run)  # says what is wrong with the run before anything is made
+    latents = _chosen(args.latents, crosscoder)
+    client = None if args.dry_run and args.provider == "transformers" else make_client(args, folder)
+
+    text = RunText.of_run(args.run, device)
+    cache = CrosscoderLatentCache(
+        crosscoder,
+        text,
+        folder / RAW,
+        source=args.source,
+        ctx_len=args.ctx_len,
+        windows=args.windows,
+        name=str(args.run),
+    )
+    cache.run()
+    autointerp = Autointerp(cache, folder, judging_config(args), run=args.run, judge=args.judge)
+    pending = autointerp.pending(latents)
+    dead = int(cache.statistics.dead[latents].sum())
+    print(
+        f"{len(latents):,} latents, {dead:,} of them dead; {len(pending):,} to ask "
+        f"{args.judge} about"
+    )
+    estimate = _estimate(autointerp, client, pending)
+    if args.dry_run:
+        return {"pending": len(pending), "estimate": estimate, "stopped": None}
+
+    assert client is not None
+    filtered = None if args.no_filter else _filtered(args, crosscoder, folder, device)
+    stopped = _interruptible(_ask(autointerp, client, latents, args), client)
+    result = {
+        "run": str(args.run),
+        "judge": args.judge,
+        **summarise(autointerp, crosscoder, latents, filtered),
+        "estimate": estimate,
+        "stopped": stopped,
+    }
+    if isinstance(client, AnthropicClient):
+        result["ledger"] = client.ledger.summary()
+        print(f"Answers cost ${client.ledger.cost:.4f}, those of earlier runs included.")
+    print(f"Everything is in '{folder}'; the table of all latents is features.parquet.")
+    atomic_write_json(folder / "summary.json", result)
+    return result
+
+
+async def _ask(
+    autointerp: Autointerp, client: Client, latents: Sequence[int], args: argparse.Namespace
+) -> None:
+    most = args.max_concurrent or _fitting(client)
+    await autointerp.run(client, latents, most)
+    folder = autointerp.folder
+    sorter = CategoryJudge(client)
+    flags = flagging.load_flags(folder)
+    todo = [
+        name
+        for name in map(autointerp.name, latents)
+        if name in flags and flags[name].harmful and not categories.done(folder, name)
+    ]
+    slots = asyncio.Semaphore(most)
+
+    async def sort(name: str) -> None:
+        async with slots:
+            explanation = flagging.load_explanation(folder, name) or flagging.UNPARSED
+            categories.save(folder, await sorter(name, explanation, flags[name].reason))
+
+    progress = tqdm(total=len(todo), desc="Sorting flagged latents", disable=not todo)
+    for task in asyncio.as_completed([sort(name) for name in todo]):
+        await task
+        progress.update()
+    progress.close()
+    if isinstance(client, AnthropicClient):
+        await client.aclose()
+
+
+def _fitting(client: Client) -> int:
+    """Latents at a time: each asks for one answer after another."""
+    if isinstance(client, BatchAnthropicClient):
+        return 20_000
+    return 2 * getattr(client, "concurrency", 0) or getattr(client, "batch_size", 8)
+
+
+def _interruptible(work: Awaitable[None], client: Client) -> str | None:
+    """Run to the end or until a budget or somebody stops it, and say why it stopped.
+
+    The first interrupt lets requests in flight be answered, since they are paid for.
+    """
+    ledger = None if isinstance(client, BatchAnthropicClient) else getattr(client, "ledger", None)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        signals = (signal.SIGINT, signal.SIGTERM) if ledger is not None else ()
+
+        def stop() -> None:
+            assert ledger is not None
+            print("Waiting for the requests in flight; once more to stop at once.", file=sys.stderr)
+            ledger.stop()
+            for one in signals:
+                loop.remove_signal_handler(one)
+
+        def quiet(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+            if not isinstance(context.get("exception"), BudgetExceeded | RunStopped):
+                loop.default_exception_handler(context)
+
+        loop.set_exception_handler(quiet)
+        for one in signals:
+            with suppress(NotImplementedError, RuntimeError):  # Windows, or not the main thread
+                loop.add_signal_handler(one, stop)
+        await work
+
+    try:
+        asyncio.run(main())
+    except (BudgetExceeded, RunStopped) as reason:
+        return str(reason)
+    return None
+
+
+def make_client(args: argparse.Namespace, folder: Path) -> Client:
+    """The judge that the options ask for."""
+    if args.provider == "transformers":
+        from .clients import TransformersClient
+
+        for option in ("batch", "max_cost", "prices"):
+            if getattr(args, option):
+                raise ValueError(f"--{option} is for Claude models; a local model costs nothing.")
+        return TransformersClient(
+            args.judge, max_new_tokens=args.max_tokens or 512, device=args.device
+        )
+    if args.max_cost is None and not args.dry_run:
+        raise ValueError(
+            "Give --max_cost, the dollars that the judge may cost at most; --dry_run says how many "
+            "that will be."
+        )
+    kind = BatchAnthropicClient if args.batch else AnthropicClient
+    try:
+        return kind(
+            args.judge,
+            store=args.answers or folder / "answers",
+            prices=args.prices,
+            max_cost=args.max_cost,
+            max_tokens=args.max_tokens or 1024,
+            concurrency=args.concurrency,
+        )
+    except MissingAPIKey as error:
+        raise ValueError(str(error)) from None
+
+
+def judging_config(args: argparse.Namespace) -> JudgingConfig:
+    return JudgingConfig(
+        num_examples=args.num_examples,
+        example_ctx_len=args.example_ctx_len,
+        n_examples_shown=args.n_examples_shown,
+        threshold=args.threshold,
+    )
+
+
+def _chosen(asked: Sequence[str], crosscoder: Crosscoder) -> list[int]:
+    if list(asked) == ["exclusive"]:
+        chosen = torch.cat(called_exclusive(crosscoder)).unique().tolist()
+        if not chosen:
+            raise ValueError(
+                "No latent of this crosscoder is exclusive by its norm (equation 12): name some "
+                "with --latents, or give --latents all."
+            )
+        return chosen
+    if list(asked) == ["all"]:
+        return list(range(crosscoder.num_latents))
+    if not all(one.isdecimal() for one in asked):
+        raise ValueError("--latents takes numbers, 'exclusive' or 'all'.")
+    chosen = sorted({int(one) for one in asked})
+    if chosen[-1] >= crosscoder.num_latents:
+        raise ValueError(f"There are latents 0..{crosscoder.num_latents - 1}, not {chosen[-1]}.")
+    return chosen
+
+
+def _estimate(
+    autointerp: Autointerp, client: Client | None, pending: Sequence[int]
+) -> dict[str, Any]:
+    """Requests, tokens and dollars that the pending latents need, from a sample of them."""
+    sample = pending[:: max(len(pending) // SAMPLED, 1)][:SAMPLED]
+    prompts = autointerp.prompts(sample)
+    scale = len(pending) / max(len(sample), 1)
+    result: dict[str, Any] = {"requests": round(len(prompts) * scale)}
+    line = f"about {result['requests']:,} requests"
+    if isinstance(client, AnthropicClient):
+        most = client.estimate(prompts)
+        requests = [client.request(prompt) for prompt in prompts]
+        usual = client.ledger.estimate_usage(
+            [
+                (one, Usage(input=one.estimated_tokens, output=min(USUAL_ANSWER, one.max_tokens)))
+                for one in requests
+                if client.store.get(one.key) is None
+            ],
+            batch=client.batch,
+        )
+        result |= {
+            "input_tokens": round(most.input_tokens * scale),
+            "likely_cost": None if usual.cost is None else usual.cost * scale,
+            "most_cost": None if most.cost is None else most.cost * scale,
+        }
+        line += f", {result['input_tokens']:,} tokens of prompts"
+        if usual.cost is not None and most.cost is not None:
+            line += (
+                f", ${result['likely_cost']:,.2f} if answers have {USUAL_ANSWER} tokens and "
+                f"${result['most_cost']:,.2f} if all have {client.max_tokens:,}"
+            )
+    print(line, flush=True)
+    return result
+
+
+def _filtered(
+    args: argparse.Namespace, crosscoder: Crosscoder, folder: Path, device: torch.device
+) -> dict[str, Any]:
+    """What the false-exclusive filter says, kept in the folder for the next start."""
+    import json
+
+    from sparsify_crosscoder.cli import load_run_config
+    from sparsify_crosscoder.training.artifacts import load_pairs
+
+    options = load_run_config(args.run)
+    cfg = filter_config(args, options.outlier_multiple)
+    settings = {"weights": digest(crosscoder), "filter": asdict(cfg)}
+    path = folder / "filter.json"
+    if path.exists():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if kept["settings"] == settings:
+            return kept
+    result = {"settings": settings, **judge(crosscoder, load_pairs(options, device), cfg)}
+    atomic_write_json(path, result)
+    return result
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="delphi_adapters explain",
+        description="Explain, flag and score latents of a run with a language model as the judge "
+        "(B.4.1, B.4.2), through delphi's pipeline. A run that was stopped goes on; no answer is "
+        "paid for twice. Without --latents: those that are exclusive by their norm.",
+    )
+    default = JudgingConfig()
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument(
+        "--judge",
+        required=True,
+        help="a Claude model, asked through the API with the key in ANTHROPIC_API_KEY, or the "
+        "folder or name of a local chat model",
+    )
+    parser.add_argument(
+        "--provider",
+        choices=["anthropic", "transformers"],
+        help="where the judge is (anthropic if its name begins with claude)",
+    )
+    parser.add_argument("--out", type=Path, help="folder for the results (RUN/delphi)")
+    parser.add_argument(
+        "--latents",
+        nargs="+",
+        default=["exclusive"],
+        help="numbers of latents, 'exclusive' or 'all' (exclusive)",
+    )
+    parser.add_argument("--dry_run", action="store_true", help="cache, print the cost and stop")
+    parser.add_argument("--max_cost", type=float, help="dollars at most, for good")
+    parser.add_argument("--prices", type=Path, help="JSON file of prices, see the README")
+    parser.add_argument("--batch", action="store_true", help="by Message Batches, at half price")
+    parser.add_argument("--answers", type=Path, help="folder for answers (OUT/answers)")
+    parser.add_argument("--max_tokens", type=int, help="of an answer (1,024; local models 512)")
+    parser.add_argument("--concurrency", type=int, default=8, help="requests at a time (8)")
+    parser.add_argument("--max_concurrent", type=int, help="latents at a time (fits the judge)")
+    parser.add_argument("--source", type=int, default=0, help="whose tokens are shown (0)")
+    parser.add_argument("--ctx_len", type=int, default=256, help="tokens of a cached row (256)")
+    parser.add_argument("--windows", type=int, help="windows of the text to cache (all)")
+    for name, meaning in (
+        ("num_examples", "examples that an explanation is made from"),
+        ("example_ctx_len", "tokens of an example"),
+        ("n_examples_shown", "examples in one request of the detection test"),
+    ):
+        value = getattr(default, name)
+        parser.add_argument(f"--{name}", type=int, default=value, help=f"{meaning} ({value})")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        default=default.threshold,
+        help=f"least detection score of an interpretable latent ({default.threshold})",
+    )
+    parser.add_argument("--seed", type=int, help="which of several --init_seeds")
+    parser.add_argument("--no_filter", action="store_true", help="without the filter's verdicts")
+    add_filter_options(parser)
+    return parser

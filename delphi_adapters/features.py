@@ -1,0 +1,111 @@
+"""The table of all latents: what the crosscoder, the text, the judge and the filter say of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparsify_crosscoder.crosscoders import Crosscoder
+from sparsify_crosscoder.files import atomic_path
+
+from . import flagging, interpretability
+from .autointerp import Autointerp
+from .categories import load_categories
+
+if TYPE_CHECKING:
+    from pyarrow import Table
+
+COLUMNS: dict[str, tuple[str, str]] = {
+    "latent": ("int64", "index in the crosscoder"),
+    "name": ("string", "delphi's name, as in the names of files"),
+    "partition": ("string", "block of the dictionary"),
+    "source": ("int64", "source that equation 12 calls it exclusive to; none if shared"),
+    "relative_decoder_norm": ("float64", "share of source 0 in its decoder norms (equation 1)"),
+    "firings": ("int64", "pairs of the cached text on which it fires"),
+    "frequency": ("float64", "the same per token of the cached text"),
+    "dead": ("bool", "it never fires"),
+    "s_max": ("float64", "largest activation, in normalised units (B.5)"),
+    "explanation": ("string", "the judge's; none if it gave none"),
+    "flag_status": ("string", "ok, unparsable or failed; none if the judge was not asked"),
+    "harmful": ("bool", "whether it matters for an audit (B.4.2)"),
+    "reason": ("string", "the judge's reason for that"),
+    "category": ("string", "of those that matter (Tables 9 and 10)"),
+    "detection_score": ("float64", "share of examples that the judge told apart (B.4.4)"),
+    "interpretable": ("bool", "whether that reaches the threshold; none if not scorable"),
+    "not_scorable": ("string", "why there is no detection score"),
+    "unanswered": ("int64", "examples of the detection test without an answer"),
+    "filter_verdict": ("string", "what the false-exclusive filter says; none if it was not judged"),
+    "filter_score": ("float64", "how exclusive the difference is; 0 unless kept"),
+    "cluster": ("int64", "rank of the cluster of copies that it is in; none unless kept"),
+}
+"""Columns of features.parquet: type and meaning, which the file also has."""
+
+
+def features(
+    autointerp: Autointerp, crosscoder: Crosscoder, filtered: Mapping[str, Any] | None = None
+) -> Table:
+    """One row per latent, in order; `filtered` is what `filter_command.judge` returned."""
+    import pyarrow as pa
+
+    from sparsify_crosscoder.evaluation.false_exclusives import called_exclusive
+
+    statistics = autointerp.cache.statistics
+    flags = flagging.load_flags(autointerp.folder)
+    decisions = interpretability.load(autointerp.folder)
+    categories = load_categories(autointerp.folder)
+    tokens = autointerp.cache.writer.num_tokens
+    sources = {
+        int(latent): s for s, some in enumerate(called_exclusive(crosscoder)) for latent in some
+    }
+    judged = {row["latent"]: row for row in (filtered or {}).get("latents", [])}
+    clusters = {
+        latent: rank
+        for rank, cluster in enumerate((filtered or {}).get("clusters", []), 1)
+        for latent in cluster["latents"]
+    }
+    norms = crosscoder.relative_decoder_norm().tolist()
+    rows = []
+    for block in crosscoder.partition.blocks:
+        for latent in range(block.start, block.stop):
+            name = autointerp.name(latent)
+            flag, decision = flags.get(name), decisions.get(name)
+            category, verdict = categories.get(name), judged.get(latent)
+            rows.append(
+                {
+                    "latent": latent,
+                    "name": name,
+                    "partition": block.name,
+                    "source": sources.get(latent),
+                    "relative_decoder_norm": norms[latent],
+                    "firings": int(statistics.firings[latent]),
+                    "frequency": int(statistics.firings[latent]) / tokens,
+                    "dead": bool(statistics.dead[latent]),
+                    "s_max": float(statistics.max_activation[latent]),
+                    "explanation": flag and flagging.load_explanation(autointerp.folder, name),
+                    "flag_status": flag and flag.status,
+                    "harmful": flag and flag.harmful,
+                    "reason": flag and flag.reason,
+                    "category": category and category.category,
+                    "detection_score": decision and decision.score,
+                    "interpretable": decision and decision.interpretable,
+                    "not_scorable": decision and decision.not_scorable,
+                    "unanswered": decision and decision.n_unanswered,
+                    "filter_verdict": verdict and verdict["verdict"],
+                    "filter_score": verdict and verdict["score"],
+                    "cluster": clusters.get(latent),
+                }
+            )
+    fields = [
+        pa.field(column, pa.type_for_alias(kind), metadata={"meaning": meaning})
+        for column, (kind, meaning) in COLUMNS.items()
+    ]
+    return pa.Table.from_pylist(rows, schema=pa.schema(fields))
+
+
+def write_features(table: Table, path: Path) -> None:
+    """Write the table, whole or not at all."""
+    import pyarrow.parquet as pq
+
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary)

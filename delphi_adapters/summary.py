@@ -1,0 +1,106 @@
+"""What a run of the judge came to: tables in its folder, and a summary."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from sparsify_crosscoder.crosscoders import Crosscoder
+from sparsify_crosscoder.evaluation import filter_command
+
+from . import categories, similar_explanations
+from .autointerp import RAW, Autointerp
+from .features import features, write_features
+from .similar_explanations import SimilarPair
+
+
+def summarise(
+    autointerp: Autointerp,
+    crosscoder: Crosscoder,
+    latents: Sequence[int],
+    filtered: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write the tables, print a summary of these latents and return it as JSON values.
+
+    `filtered` is what `filter_command.judge` returned.
+    """
+    folder = autointerp.folder
+    names = [Path(source["name"]).name for source in crosscoder.sources]
+    table = features(autointerp, crosscoder, filtered)
+    write_features(table, folder / "features.parquet")
+    rows = [row for row in table.take(list(latents)).to_pylist() if not row["dead"]]
+    result: dict[str, Any] = {
+        "latents": len(latents),
+        "dead": len(latents) - len(rows),
+        "flags": dict(Counter(row["flag_status"] or "not asked" for row in rows)),
+        "explained": sum(row["explanation"] is not None for row in rows),
+        "harmful": sum(bool(row["harmful"]) for row in rows),
+        "scored": sum(row["detection_score"] is not None for row in rows),
+        "interpretable": sum(bool(row["interpretable"]) for row in rows),
+        "unanswered": sum(row["unanswered"] or 0 for row in rows),
+    }
+    if filtered is not None:
+        result["verdicts"] = filtered["verdicts"]
+        filter_command.show(dict(filtered), names)
+    print(
+        f"{len(rows):,} alive latents: {result['explained']:,} explained, "
+        f"{result['harmful']:,} flagged, {result['scored']:,} scored, "
+        f"{result['interpretable']:,} interpretable (detection score of at least "
+        f"{autointerp.cfg.threshold:g}), {result['unanswered']:,} examples without an answer"
+    )
+    result["categories"] = _categories(folder, rows, names)
+    result["similar"] = []
+    for first, second in combinations(range(len(names)), 2):
+        pairs = _similar(autointerp, rows, (first, second))
+        result["similar"] += [asdict(pair) for pair in pairs]
+        if not pairs:
+            continue
+        path = folder / f"similar_{first}_{second}.md"
+        text = similar_explanations.markdown(pairs, (names[first], names[second]))
+        path.write_text(text + "\n", encoding="utf-8")
+        print(
+            f"{len(pairs):,} pairs of explanations of {names[first]} and {names[second]} are "
+            f"alike, of which {sum(bool(pair.confirmed) for pair in pairs):,} fire together: {path}"
+        )
+    return result
+
+
+def _categories(
+    folder: Path, rows: Sequence[Mapping[str, Any]], names: Sequence[str]
+) -> dict[str, list[dict[str, Any]]]:
+    found = categories.load_categories(folder)
+    counts = {
+        name: categories.counts(
+            found[row["name"]] for row in rows if row["source"] == s and row["name"] in found
+        )
+        for s, name in enumerate(names)
+    }
+    if shown := {name: some for name, some in counts.items() if some}:
+        text = categories.table(shown)
+        (folder / "categories.md").write_text(text + "\n", encoding="utf-8")
+        print(f"\n{text}\n")
+    return {name: [asdict(one) for one in some] for name, some in counts.items()}
+
+
+def _similar(
+    autointerp: Autointerp, rows: Sequence[Mapping[str, Any]], sources: tuple[int, int]
+) -> list[SimilarPair]:
+    sides = [
+        {
+            row["latent"]: row["explanation"]
+            for row in rows
+            if row["source"] == s and row["explanation"] is not None
+        }
+        for s in sources
+    ]
+    if not all(sides):
+        return []
+    found = similar_explanations.similar_pairs(*sides)
+    correlations = similar_explanations.activation_correlations(
+        autointerp.folder / RAW, autointerp.hookpoint, [pair.latents for pair in found]
+    )
+    return similar_explanations.confirm(found, correlations)

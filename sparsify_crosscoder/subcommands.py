@@ -1,0 +1,33 @@
+"""Running one of a program's subcommands by name."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+
+
+def dispatch(
+    program: str, commands: Mapping[str, tuple[str, str, str]], argv: Sequence[str] | None = None
+) -> None:
+    """Call the subcommand that the first argument names with the other arguments.
+
+    `commands` gives the module, the function and a description of each. The process exits with 0,
+    1 (failed) or 2 (wrong use).
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(f"usage: {program} SUBCOMMAND ...\n")
+        for name, (_, _, description) in commands.items():
+            print(f"  {name:<10} {description}")
+        print(f"\n{program} SUBCOMMAND --help lists the options of one.")
+        raise SystemExit(0 if argv else 2)
+    if argv[0] not in commands:
+        known = ", ".join(commands)
+        print(
+            f"{program}: error: unknown subcommand '{argv[0]}'; there are {known}.",
+            file=sys.stderr,
+        )
+        raise SystemExit(2)
+    module, function, _ = commands[argv[0]]
+    getattr(import_module(module), function)(argv[1:])
