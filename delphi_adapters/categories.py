@@ -24,10 +24,11 @@ from . import compat  # noqa: F401
 
 # isort: split
 from delphi import logger
-from delphi.clients.client import Client, Response
+from delphi.clients.client import Client
 
-from .flagging import ATTEMPTS, MISSING, UNPARSED, Status
-from .result_files import file_name
+from .answers import ATTEMPTS, ask, continued, encodable
+from .flagging import MISSING, UNPARSED, Status
+from .result_files import file_name, read_result, read_results
 from .sections import find_sections
 
 _COVERS = {
@@ -124,31 +125,14 @@ class CategoryJudge:
         while attempts < ATTEMPTS and category is None:
             attempts += 1
             try:
-                answer, cut = await self._ask(messages)
+                answer = await ask(self.client, messages, self.temperature, self.generation_kwargs)
             except Exception as exception:
-                error = _encodable(f"{type(exception).__name__}: {exception}")
+                error = encodable(f"{type(exception).__name__}: {exception}")
                 break
-            answers.append(answer)
-            # The last line of an answer that was cut may go on: "1" may have become "12".
-            category = _read(answer.rpartition("\n")[0] if cut else answer)
-            messages = [
-                *messages,
-                # Some clients refuse an empty message.
-                {"role": "assistant", "content": answer.strip() or "(no answer)"},
-                {"role": "user", "content": REMINDER},
-            ]
+            answers.append(answer.text)
+            category = _read(answer.whole_lines)
+            messages = continued(messages, answer.text, REMINDER)
         return _result(latent, category, answers, attempts, error)
-
-    async def _ask(self, messages: list[dict[str, str]]) -> tuple[str, bool]:
-        """An answer, and whether it is known to have been cut."""
-        response = await self.client.generate(
-            messages, temperature=self.temperature, **self.generation_kwargs
-        )
-        text = response.text if isinstance(response, Response) else response
-        if not isinstance(text, str):
-            raise TypeError(f"the client gave {type(text).__name__}, not text.")
-        stop_reason = getattr(getattr(response, "record", None), "stop_reason", None)
-        return _encodable(text), stop_reason not in (None, "end_turn", "stop_sequence")
 
 
 REMINDER = (
@@ -211,7 +195,7 @@ def load_categories(results_dir: str | Path) -> dict[str, Categorized]:
     results_dir = Path(results_dir)
     if not results_dir.is_dir():
         raise FileNotFoundError(f"There is no folder {results_dir} to load categories from.")
-    found = [_load(path) for path in sorted((results_dir / "categories").glob("[!.]*.json"))]
+    found = read_results(results_dir / "categories", _categorized, "a category")
     return {one.latent: one for one in found}
 
 
@@ -222,7 +206,7 @@ def done(results_dir: str | Path, latent: object) -> bool:
     first attempt. Raises ValueError for a file that is no result.
     """
     path = _path(results_dir, latent)
-    return path.exists() and _load(path).status != "failed"
+    return path.exists() and read_result(path, _categorized, "a category").status != "failed"
 
 
 @dataclass(frozen=True)
@@ -303,19 +287,8 @@ def _path(results_dir: str | Path, latent: object) -> Path:
     return Path(results_dir) / "categories" / f"{file_name(latent)}.json"
 
 
-def _load(path: Path) -> Categorized:
-    try:
-        loaded: Any = json.loads(path.read_text(encoding="utf-8"))
-        return Categorized(**{one.name: loaded[one.name] for one in fields(Categorized)})
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is not a category ({error!r}): delete it, and the run will ask again."
-        ) from error
-
-
-def _encodable(text: str) -> str:
-    # Half a surrogate pair, as where an emoji was cut, can be written to no file.
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+def _categorized(loaded: dict[str, Any]) -> Categorized:
+    return Categorized(**{one.name: loaded[one.name] for one in fields(Categorized)})
 
 
 _NAMES = {_plain(name): name for name in CATEGORIES}

@@ -17,13 +17,14 @@ from sparsify_crosscoder.activations.normalization import within_norm
 from sparsify_crosscoder.crosscoders import Crosscoder, SparseCode
 from sparsify_crosscoder.evaluation.top import Snippet, mark_tokens
 
-from .latent_cache import NUM_CONTEXTS, CacheLayout, LatentCacheWriter, LatentStatistics
+from .latent_cache import CacheLayout, LatentCacheWriter
+from .latent_statistics import NUM_CONTEXTS, LatentStatistics
 from .run_text import RunText
 
 if TYPE_CHECKING:
     from delphi.latents import LatentDataset
 
-WINDOWS_PER_PART = 64
+WINDOWS_PER_PART = 16
 
 
 class CrosscoderLatentCache:

@@ -9,7 +9,6 @@ results_dir/
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -21,12 +20,12 @@ from . import compat  # noqa: F401
 # isort: split
 import orjson
 from delphi import logger
-from delphi.clients.client import Response
 from delphi.explainers import DefaultExplainer
 from delphi.explainers.explainer import ExplainerResult
 from delphi.latents import ActivatingExample, LatentRecord
 from delphi.latents.latents import Latent
 
+from .answers import ATTEMPTS, ask, continued, encodable
 from .flagging_prompt import (
     EXPLANATION,
     HARMFUL,
@@ -36,7 +35,7 @@ from .flagging_prompt import (
     reminder,
     system_prompt,
 )
-from .result_files import file_name
+from .result_files import file_name, read_result, read_results
 from .sections import find_sections, section_text, section_verdict
 
 Status = Literal["ok", "unparsable", "failed"]
@@ -46,9 +45,6 @@ UNPARSED = "Explanation could not be parsed."
 
 MISSING = "No explanation found"
 """delphi's words for a latent that has none."""
-
-ATTEMPTS = 2
-"""Answers asked for: the first, and one more after a reminder."""
 
 
 @dataclass(frozen=True)
@@ -121,18 +117,13 @@ class FlaggingExplainer(DefaultExplainer):
         while attempts < ATTEMPTS and not reading.complete:
             attempts += 1
             try:
-                answer = await self._ask(messages)
+                answer = await ask(self.client, messages, self.temperature, self.generation_kwargs)
             except Exception as exception:
-                error = _encodable(f"{type(exception).__name__}: {exception}")
+                error = encodable(f"{type(exception).__name__}: {exception}")
                 break
-            answers.append(answer)
-            reading = reading.then(_read(answer))
-            messages = [
-                *messages,
-                # Some clients refuse an empty message.
-                {"role": "assistant", "content": answer.strip() or "(no answer)"},
-                {"role": "user", "content": reminder(reading.missing)},
-            ]
+            answers.append(answer.text)
+            reading = reading.then(_read(answer.whole_lines))
+            messages = continued(messages, answer.text, reminder(reading.missing))
         return self._result(record, reading, answers, attempts, error)
 
     def parse_explanation(self, text: str) -> str:
@@ -146,15 +137,6 @@ class FlaggingExplainer(DefaultExplainer):
             *few_shots(self.activations, self.cot),
             question,
         ]
-
-    async def _ask(self, messages: list[dict]) -> str:
-        response = await self.client.generate(
-            messages, temperature=self.temperature, **self.generation_kwargs
-        )
-        text = response.text if isinstance(response, Response) else response
-        if not isinstance(text, str):
-            raise TypeError(f"the client gave {type(text).__name__}, not text.")
-        return _encodable(text)
 
     def _result(
         self,
@@ -207,7 +189,7 @@ def load_flags(results_dir: str | Path) -> dict[str, Flag]:
     results_dir = Path(results_dir)
     if not results_dir.is_dir():
         raise FileNotFoundError(f"There is no folder {results_dir} to load flags from.")
-    flags = [_load_flag(path) for path in sorted((results_dir / "flags").glob("[!.]*.json"))]
+    flags = read_results(results_dir / "flags", _flag, "a flag")
     return {flag.latent: flag for flag in flags}
 
 
@@ -216,7 +198,8 @@ def load(record: LatentRecord, results_dir: str | Path) -> FlaggedResult | None:
     if not done(results_dir, record.latent):
         return None
     explanation = load_explanation(results_dir, record.latent) or UNPARSED
-    return FlaggedResult(record, explanation, _load_flag(_flag_path(results_dir, record.latent)))
+    flag = read_result(_flag_path(results_dir, record.latent), _flag, "a flag")
+    return FlaggedResult(record, explanation, flag)
 
 
 def load_explanation(results_dir: str | Path, latent: Latent | str) -> str | None:
@@ -235,7 +218,7 @@ def done(results_dir: str | Path, latent: Latent | str) -> bool:
     path = _flag_path(results_dir, latent)
     if not path.exists() or not _explanation_path(results_dir, latent).exists():
         return False
-    return _load_flag(path).status != "failed"
+    return read_result(path, _flag, "a flag").status != "failed"
 
 
 @dataclass(frozen=True)
@@ -285,11 +268,6 @@ def _read(answer: str) -> _Reading:
     )
 
 
-def _encodable(text: str) -> str:
-    # Half a surrogate pair, as where an emoji was cut, can be written to no file.
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
 def _explanation_path(results_dir: str | Path, latent: Latent | str) -> Path:
     # A "/" in a module's name stays, since delphi's explanation_loader looks for it there.
     return Path(results_dir) / "explanations" / f"{latent}.txt"
@@ -299,14 +277,8 @@ def _flag_path(results_dir: str | Path, latent: Latent | str) -> Path:
     return Path(results_dir) / "flags" / f"{file_name(latent)}.json"
 
 
-def _load_flag(path: Path) -> Flag:
-    try:
-        loaded: Any = json.loads(path.read_text(encoding="utf-8"))
-        flag = Flag(**{one.name: loaded[one.name] for one in fields(Flag)})
-        if flag.status not in get_args(Status):
-            raise ValueError(f"unknown status {flag.status!r}")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is not a flag ({error!r}): delete it, and the run will ask again."
-        ) from error
+def _flag(loaded: dict[str, Any]) -> Flag:
+    flag = Flag(**{one.name: loaded[one.name] for one in fields(Flag)})
+    if flag.status not in get_args(Status):
+        raise ValueError(f"unknown status {flag.status!r}")
     return flag

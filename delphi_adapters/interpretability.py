@@ -9,7 +9,6 @@ results_dir/
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -244,8 +243,7 @@ def load(results_dir: str | Path) -> dict[str, Interpretability]:
     Raises ValueError for a file that is none.
     """
 
-    def read(path: Path) -> tuple[str, Interpretability]:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
+    def make(loaded: dict[str, Any]) -> tuple[str, Interpretability]:
         return loaded.pop("latent"), Interpretability(**loaded)
 
-    return dict(read_results(Path(results_dir, "interpretability"), read))
+    return dict(read_results(Path(results_dir, "interpretability"), make, "a decision"))

@@ -1,16 +1,18 @@
 """Latent activations in delphi's own files, written straight from sparse codes.
 
 delphi keeps activations of a dense `[batch, ctx_len, num_latents]` tensor. Here a code's entries go
-to disk as they are, in parts, and the parts are sorted into delphi's splits at the end, so memory
-does not depend on the number of latents.
+to disk as they are, in parts, and delphi's splits are put together from the parts at the end.
 
-T tokens of the source on which latents are shown, N pairs of a part, E entries, M latents.
+T tokens of the source on which latents are shown, N pairs of a part, E entries, M latents. Memory
+grows with E / n_splits of a part and with M.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,15 +21,18 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 from torch import Tensor
 
 from sparsify_crosscoder.crosscoders import SparseCode
-from sparsify_crosscoder.files import atomic_path, atomic_write_json
+from sparsify_crosscoder.files import atomic_path, atomic_write_json, remove_leftovers
 
+from .latent_statistics import LatentStatistics
+
+COUNTED_AT_ONCE = 2**20  # entries
 SMALLEST = 1e-5  # delphi keeps no activation below
-NUM_CONTEXTS = 10
-_PARTS, _STATE = "parts", "state.json"
+_KINDS = {"i": "I", "u": "U", "f": "F"}  # numpy's and safetensors' names of dtypes
+_SETTINGS = "settings.json"
 _STATISTICS = "statistics/latents.safetensors"  # delphi takes all beside its own for splits
 
 
@@ -64,78 +69,6 @@ class CacheLayout:
         return [f"{start}_{stop - 1}.safetensors" for start, stop in ends]
 
 
-@dataclass
-class LatentStatistics:
-    """What the cache knows of every latent beside its activations, `[M]` each."""
-
-    firings: np.ndarray
-    """Pairs on which it fires."""
-
-    max_activation: np.ndarray
-    """Its largest activation, in float32: the s_max of steering (B.5)."""
-
-    context_activations: np.ndarray
-    """Its strongest activations, at most one from a window, `[M, C]`, 0 where it has fewer."""
-
-    context_pairs: np.ndarray
-    """Where these are: window and number of the pair in it, `[M, C, 2]`; -1 where it has fewer."""
-
-    @property
-    def dead(self) -> np.ndarray:
-        """Whether a latent never fires."""
-        return self.firings == 0
-
-    @classmethod
-    def empty(cls, num_latents: int, num_contexts: int = NUM_CONTEXTS) -> LatentStatistics:
-        return cls(
-            np.zeros(num_latents, dtype=np.int64),
-            np.zeros(num_latents, dtype=np.float32),
-            np.zeros((num_latents, num_contexts), dtype=np.float32),
-            np.full((num_latents, num_contexts, 2), -1, dtype=np.int64),
-        )
-
-    def update(
-        self, latents: np.ndarray, acts: np.ndarray, windows: np.ndarray, pairs: np.ndarray
-    ) -> None:
-        """Add entries `[E]` of new windows: latent, activation, window and pair in it."""
-        if not len(latents):
-            return
-        self.firings += np.bincount(latents, minlength=len(self.firings))
-        order = np.lexsort((pairs, windows, -acts, latents))
-        latents, acts, windows, pairs = (x[order] for x in (latents, acts, windows, pairs))
-        first = np.flatnonzero(np.diff(latents, prepend=-1))
-        present = latents[first]
-        self.max_activation[present] = np.maximum(self.max_activation[present], acts[first])
-
-        # The strongest of each window, then the first C of each latent.
-        _, kept = np.unique(np.stack([latents, windows]), axis=1, return_index=True)
-        kept.sort()
-        starts = np.searchsorted(latents[kept], present)
-        place = np.arange(len(kept)) - np.repeat(starts, np.diff([*starts, len(kept)]))
-        count = self.context_activations.shape[1]
-        kept, place = kept[place < count], place[place < count]
-        new_acts = np.zeros((len(present), count), dtype=np.float32)
-        new_pairs = np.full((len(present), count, 2), -1, dtype=np.int64)
-        row = np.searchsorted(present, latents[kept])
-        new_acts[row, place] = acts[kept]
-        new_pairs[row, place] = np.stack([windows[kept], pairs[kept]], axis=1)
-
-        acts = np.concatenate([self.context_activations[present], new_acts], axis=1)
-        where = np.concatenate([self.context_pairs[present], new_pairs], axis=1)
-        best = np.argsort(-acts, axis=1, kind="stable")[:, :count]
-        self.context_activations[present] = np.take_along_axis(acts, best, 1)
-        self.context_pairs[present] = np.take_along_axis(where, best[:, :, None], 1)
-
-    def save(self, path: Path) -> None:
-        """Write all to a safetensors file, whole or not at all."""
-        with atomic_path(path) as temporary:
-            save_file({k: np.ascontiguousarray(v) for k, v in vars(self).items()}, temporary)
-
-    @classmethod
-    def load(cls, path: Path) -> LatentStatistics:
-        return cls(**load_file(path))
-
-
 class LatentCacheWriter:
     """Writes sparse codes into delphi's cache files, part by part.
 
@@ -162,32 +95,46 @@ class LatentCacheWriter:
         state = {**asdict(layout), "latents": chosen, **(settings or {})}
         self._settings = json.loads(json.dumps(state))
         self.num_parts, self.num_tokens = 0, 0
-        self.statistics = LatentStatistics.empty(layout.num_latents)
+        self._statistics: LatentStatistics | None = None
         self.finished = False
-        if (self._parts / _STATE).exists():
-            self._open()
-        elif (self.folder / "config.json").exists():
+        if (self.folder / "config.json").exists():
             self._open_finished()
+        elif (self._parts / _SETTINGS).exists():
+            self._open()
         else:
-            self._parts.mkdir(parents=True, exist_ok=True)
-            self._write_state()
+            atomic_write_json(self._parts / _SETTINGS, self._settings)
+
+    @property
+    def statistics(self) -> LatentStatistics:
+        """Of all activations, also those behind the last whole row.
+
+        Raises ValueError before the cache is finished.
+        """
+        if self._statistics is None:
+            raise ValueError(f"The cache in '{self.folder}' is not finished; finish it first.")
+        return self._statistics
 
     @property
     def _parts(self) -> Path:
-        return self.folder / _PARTS
+        return self.folder / "parts"
+
+    def _part(self, number: int) -> Path:
+        return self._parts / f"{number}.safetensors"
 
     def _open(self) -> None:
-        state = json.loads((self._parts / _STATE).read_text())
-        self._compare(state["settings"])
-        self.num_parts, self.num_tokens = state["num_parts"], state["num_tokens"]
-        if self.num_parts:
-            self.statistics = LatentStatistics.load(self._statistics_of(self.num_parts))
+        self._compare(json.loads((self._parts / _SETTINGS).read_text()))
+        remove_leftovers(self._parts)
+        while (path := self._part(self.num_parts)).exists():
+            with safe_open(path, "np") as file:
+                self.num_tokens += file.get_slice("tokens").get_shape()[0]
+            self.num_parts += 1
 
     def _open_finished(self) -> None:
         config = json.loads((self.folder / "config.json").read_text())
         self._compare(config.get("settings", {}))
+        shutil.rmtree(self._parts, ignore_errors=True)  # if the process was killed just then
         self.finished = True
-        self.statistics = LatentStatistics.load(self.folder / _STATISTICS)
+        self._statistics = LatentStatistics.load(self.folder / _STATISTICS)
         self.num_parts, self.num_tokens = config["num_parts"], config["n_tokens"]
 
     def _compare(self, found: dict[str, Any]) -> None:
@@ -198,18 +145,6 @@ class LatentCacheWriter:
                 f"'{self.folder}' holds a latent cache with other settings "
                 f"({', '.join(different)}). Choose another folder, or delete this one."
             )
-
-    def _statistics_of(self, num_parts: int) -> Path:
-        # Two take turns, so that the one that the state names is always whole.
-        return self._parts / f"statistics_{num_parts % 2}.safetensors"
-
-    def _write_state(self) -> None:
-        state = {
-            "settings": self._settings,
-            "num_parts": self.num_parts,
-            "num_tokens": self.num_tokens,
-        }
-        atomic_write_json(self._parts / _STATE, state)
 
     def add(
         self, code: SparseCode, tokens: Tensor, positions: Tensor, windows: Tensor, pairs: Tensor
@@ -232,31 +167,31 @@ class LatentCacheWriter:
         kept = np.abs(acts) > SMALLEST
         if self.wanted is not None:
             kept &= self.wanted[latents]
-        acts, latents, rows = acts[kept], latents[kept], rows[kept]
+        if not kept.all():
+            acts, latents, rows = acts[kept], latents[kept], rows[kept]
         offsets = positions.cpu().numpy()[rows]
         bounds = self.layout.bounds
         split = np.searchsorted(bounds, latents, side="right") - 1
         # delphi's order in a split: by token, then by latent.
-        order = np.lexsort((latents, offsets, split))
-        starts = np.searchsorted(split[order], np.arange(len(bounds)))
-        with atomic_path(self._parts / f"{self.num_parts}.safetensors") as temporary:
+        key = (split * len(tokens) + offsets) * self.layout.num_latents + latents
+        order = np.argsort(key)
+        starts = np.cumsum([0, *np.bincount(split, minlength=self.layout.n_splits)])
+        with atomic_path(self._part(self.num_parts)) as temporary:
             save_file(
                 {
                     "tokens": tokens.cpu().numpy().astype(np.int32),
-                    "offsets": offsets[order].astype(np.int64),
+                    "offsets": offsets[order].astype(np.int32),
                     "latents": latents[order].astype(np.int32),
-                    "activations": acts[order].astype(np.float16),
+                    "activations": acts[order],
                     "starts": starts.astype(np.int64),
+                    "positions": positions.cpu().numpy().astype(np.int32),
+                    "windows": windows.cpu().numpy().astype(np.int32),
+                    "pairs": pairs.cpu().numpy().astype(np.int32),
                 },
                 temporary,
             )
-        self.statistics.update(
-            latents, acts, windows.cpu().numpy()[rows], pairs.cpu().numpy()[rows]
-        )
-        self.statistics.save(self._statistics_of(self.num_parts + 1))
         self.num_parts += 1
         self.num_tokens += len(tokens)
-        self._write_state()
 
     def finish(self, config: dict[str, Any]) -> None:
         """Sort the parts into delphi's splits and remove them.
@@ -272,48 +207,140 @@ class LatentCacheWriter:
                 f"{self.num_tokens} tokens make no whole row of {self.layout.ctx_len}: give more "
                 f"text or a shorter ctx_len."
             )
-        length = num_rows * self.layout.ctx_len
-        tokens = [self._read(p, "tokens") for p in range(self.num_parts)]
-        firsts = np.cumsum([0, *map(len, tokens)])
-        rows_of_tokens = np.concatenate(tokens)[:length].reshape(num_rows, self.layout.ctx_len)
-        for split, name in enumerate(self.layout.files):
-            pieces = [self._split_of(p, split, int(firsts[p])) for p in range(self.num_parts)]
-            offsets, latents, acts = (np.concatenate(x) for x in zip(*pieces, strict=True))
-            inside = offsets < length
-            row, position = np.divmod(offsets[inside], self.layout.ctx_len)
-            latents = latents[inside] - self.layout.bounds[split]
-            locations = np.stack([row, position, latents], axis=1)
-            small = locations.size == 0 or locations[:, [0, 2]].max() < 2**16
-            with atomic_path(self.folder / name) as temporary:
-                save_file(
-                    {
-                        "locations": locations.astype(np.uint16 if small else np.uint32),
-                        "activations": acts[inside],
-                        "tokens": rows_of_tokens.astype(np.int64),
-                    },
-                    temporary,
-                )
+        self._statistics = LatentStatistics.empty(self.layout.num_latents)
+        for split in range(self.layout.n_splits):
+            self._write_split(split, num_rows)
         (self.folder / _STATISTICS).parent.mkdir(exist_ok=True)
-        self.statistics.save(self.folder / _STATISTICS)
+        self._statistics.save(self.folder / _STATISTICS)
         facts = {"n_tokens": self.num_tokens, "num_parts": self.num_parts}
         facts |= {"ctx_len": self.layout.ctx_len, "settings": self._settings}
         atomic_write_json(self.folder / "config.json", {**config, **facts})
         self.finished = True
-        for file in self._parts.iterdir():
-            file.unlink()
-        self._parts.rmdir()
+        shutil.rmtree(self._parts, ignore_errors=True)
 
-    def _read(self, part: int, name: str) -> np.ndarray:
-        with safe_open(self._parts / f"{part}.safetensors", "np") as file:
-            return file.get_tensor(name)
+    def _write_split(self, split: int, num_rows: int) -> None:
+        """Put a split's file together part by part, and count its latents' activations."""
+        ctx_len, start = self.layout.ctx_len, int(self.layout.bounds[split])
+        width = int(self.layout.bounds[split + 1]) - start
+        length = num_rows * ctx_len
+        sizes, last, widest = [], 0, 0
+        for first, part in self._parts_with_first_token():
+            offsets = part.slice("offsets", split)
+            inside = int(np.searchsorted(offsets, length - first))
+            sizes.append(inside)
+            if inside:
+                last = first + int(offsets[inside - 1])
+                if width > 2**16:
+                    widest = max(widest, int(part.slice("latents", split)[:inside].max()) - start)
+        small = max(last // ctx_len, widest) < 2**16
+        kind = np.dtype(np.uint16 if small else np.uint32)
+        total = sum(sizes)
+        layout = {
+            "tokens": (np.dtype(np.int64), (num_rows, ctx_len)),
+            "locations": (kind, (total, 3)),
+            "activations": (np.dtype(np.float16), (total,)),
+        }
+        with (
+            atomic_path(self.folder / self.layout.files[split]) as temporary,
+            TensorFile(temporary, layout) as file,
+        ):
+            counted: list[Sequence[np.ndarray]] = []
+            for (first, part), inside in zip(self._parts_with_first_token(), sizes, strict=True):
+                offsets, latents, acts = (
+                    part.slice(name, split) for name in ("offsets", "latents", "activations")
+                )
+                counted.append(self._places(part, offsets, latents, acts))
+                if sum(len(one[0]) for one in counted) >= COUNTED_AT_ONCE:
+                    self._count(counted)
+                row, position = np.divmod(offsets[:inside].astype(np.int64) + first, ctx_len)
+                locations = np.empty((inside, 3), dtype=kind)
+                for column, values in enumerate((row, position, latents[:inside] - start)):
+                    locations[:, column] = values
+                file.append("locations", locations)
+                file.append("activations", acts[:inside].astype(np.float16))
+                tokens = part.read("tokens")[: max(length - first, 0)]
+                file.append("tokens", tokens.astype(np.int64))
+            self._count(counted)
 
-    def _split_of(self, part: int, split: int, first_token: int) -> Sequence[np.ndarray]:
-        with safe_open(self._parts / f"{part}.safetensors", "np") as file:
-            start, stop = file.get_tensor("starts")[split : split + 2].tolist()
-            offsets, latents, acts = (
-                file.get_slice(name)[start:stop] for name in ("offsets", "latents", "activations")
-            )
-        return offsets + first_token, latents, acts
+    def _places(
+        self, part: _Part, offsets: np.ndarray, latents: np.ndarray, acts: np.ndarray
+    ) -> Sequence[np.ndarray]:
+        """Latent, activation, window and pair of entries `[E]`."""
+        positions = part.read("positions")
+        pair_at = np.empty(int(positions.max(initial=-1)) + 1, dtype=np.int32)
+        pair_at[positions] = np.arange(len(positions))
+        pair = pair_at[offsets]
+        return latents, acts, part.read("windows")[pair], part.read("pairs")[pair]
+
+    def _count(self, counted: list[Sequence[np.ndarray]]) -> None:
+        if counted:
+            self.statistics.update(*(np.concatenate(x) for x in zip(*counted, strict=True)))
+            counted.clear()
+
+    def _parts_with_first_token(self) -> Iterator[tuple[int, _Part]]:
+        first = 0
+        for number in range(self.num_parts):
+            with safe_open(self._part(number), "np") as file:
+                part = _Part(file)
+                yield first, part
+                first += len(part.read("tokens"))
+
+
+class _Part:
+    """One file of a part."""
+
+    def __init__(self, file: Any):
+        self._file = file
+
+    def read(self, name: str) -> np.ndarray:
+        return self._file.get_tensor(name)
+
+    def slice(self, name: str, split: int) -> np.ndarray:
+        """What a tensor of entries has of a split."""
+        start, stop = self.read("starts")[split : split + 2].tolist()
+        # safetensors has no empty slice at the end.
+        return self._file.get_slice(name)[start:stop] if stop > start else self._empty(name)
+
+    def _empty(self, name: str) -> np.ndarray:
+        return np.empty(0, dtype=np.float32 if name == "activations" else np.int32)
+
+
+class TensorFile:
+    """A safetensors file whose tensors are written piece by piece.
+
+    `layout` gives dtype and shape of each tensor, the ones with larger elements first. Raises
+    ValueError on closing if a tensor did not get as many bytes as it has.
+    """
+
+    def __init__(self, path: Path, layout: Mapping[str, tuple[np.dtype, tuple[int, ...]]]):
+        header, stop = {}, 0
+        self._places: dict[str, list[int]] = {}
+        for name, (kind, shape) in layout.items():
+            start, stop = stop, stop + kind.itemsize * math.prod(shape)
+            code = f"{_KINDS[kind.kind]}{8 * kind.itemsize}"
+            header[name] = {"dtype": code, "shape": shape, "data_offsets": [start, stop]}
+            self._places[name] = [start, stop]
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        self._first = 8 + len(text)
+        self._file = path.open("wb")
+        self._file.write(len(text).to_bytes(8, "little") + text)
+
+    def append(self, name: str, values: np.ndarray) -> None:
+        """Write the next values of a tensor, of its dtype."""
+        place = self._places[name]
+        self._file.seek(self._first + place[0])
+        self._file.write(np.ascontiguousarray(values).data)
+        place[0] += values.nbytes
+
+    def __enter__(self) -> TensorFile:
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        self._file.close()
+        unfinished = [name for name, (at, stop) in self._places.items() if at != stop]
+        if unfinished and kind is None:
+            raise ValueError(f"Not all of {', '.join(unfinished)} was written.")
 
 
 def _checked(latents: Tensor, num_latents: int) -> np.ndarray:

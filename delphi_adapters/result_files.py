@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -14,16 +15,20 @@ def file_name(latent: object) -> str:
     return str(latent).replace("/", "--")
 
 
-def read_results(folder: Path, read: Callable[[Path], T]) -> Iterator[T]:
-    """What `read` makes of each JSON file in a folder, in the order of their names.
+def read_result(path: Path, make: Callable[[dict[str, Any]], T], what: str) -> T:
+    """What `make` makes of the JSON object in a file.
 
-    Nothing where there is no folder. Raises ValueError, with what to do, for a file that `read`
-    cannot make sense of.
+    Raises ValueError, which names `what` the file should be and what to do, where that fails.
     """
+    try:
+        return make(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is not {what} ({error!r}): delete it, and the run will ask again."
+        ) from error
+
+
+def read_results(folder: Path, make: Callable[[dict[str, Any]], T], what: str) -> Iterator[T]:
+    """Each of a folder's results, in the order of their names; none where there is no folder."""
     for path in sorted(folder.glob("[!.]*.json")):
-        try:
-            yield read(path)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"{path} is not a result ({error!r}): delete it, and the run will ask again."
-            ) from error
+        yield read_result(path, make, what)

@@ -29,7 +29,9 @@ def summarise(
     `filtered` is what `filter_command.judge` returned.
     """
     folder = autointerp.folder
-    names = [Path(source["name"]).name for source in crosscoder.sources]
+    names = [
+        f"{'ABCDEFGH'[s]} {Path(one['name']).name}" for s, one in enumerate(crosscoder.sources)
+    ]
     table = features(autointerp, crosscoder, filtered)
     write_features(table, folder / "features.parquet")
     rows = [row for row in table.take(list(latents)).to_pylist() if not row["dead"]]

@@ -5,13 +5,13 @@
 
 The same activations, k of M latents on every token, go both ways into files that must be equal.
 
-without encoding    random latents and activations. delphi is handed the dense tensor that it needs:
-                    making that takes memory, but no time here
-with encoding       a crosscoder of random weights with a learned threshold. For delphi its code is
-                    scattered into a dense tensor, as delphi's hook for sparsify does it
+without encoding    random latents and activations
+with encoding       a crosscoder of random weights with a learned threshold
 
-delphi              `cache.add` of each batch, then `cache.save` and `save_splits`
-with firings        the same, and the firing counts that `LatentCache.run` takes of each batch
+delphi              what its `LatentCache.run` does with a code: the code is scattered into a dense
+                    tensor (as its hook for sparsify does), `cache.add` and firing counts of each
+                    batch, then `cache.save` and `save_splits`
+dense given         the same without the time to make the dense tensor, and without firing counts
 ours                `LatentCacheWriter`, which counts firings too; a batch of delphi's is a part
 ours, larger parts  the same with parts of as many rows as `CrosscoderLatentCache` has windows
 
@@ -71,7 +71,8 @@ from delphi_adapters.latent_cache import CacheLayout, LatentCacheWriter
 from sparsify_crosscoder.crosscoders import SparseCode
 
 HOOKPOINT = "layers.0"
-DELPHI, WITH_FIRINGS, OURS, LARGER_PARTS = "delphi", "with firings", "ours", "ours, larger parts"
+DELPHI, DENSE_GIVEN = "delphi", "delphi, dense given"
+OURS, LARGER_PARTS = "ours", "ours, larger parts"
 Encode = Callable[[slice], SparseCode]
 
 
@@ -90,9 +91,10 @@ class Size:
     @property
     def rows_at_once(self) -> dict[str, int]:
         """The rows that each way is given at a time."""
-        found: dict[str, int] = dict.fromkeys((DELPHI, WITH_FIRINGS, OURS), self.batch_rows)
-        # An encoder's batches would be larger, too, which is another matter.
-        return found if self.widths else found | {LARGER_PARTS: min(WINDOWS_PER_PART, self.rows)}
+        if self.widths:  # an encoder's batches would be larger, too, which is another matter
+            return dict.fromkeys((DELPHI, OURS), self.batch_rows)
+        found = dict.fromkeys((DELPHI, DENSE_GIVEN, OURS), self.batch_rows)
+        return found | {LARGER_PARTS: min(WINDOWS_PER_PART, self.rows)}
 
 
 LATENTS, QUICK_LATENTS, WIDTHS = (8_192, 32_768, 131_072), (4_096, 16_384), (576, 640)
@@ -150,7 +152,7 @@ class Stopwatch:
 
 
 def write_delphis(
-    encode: Encode, ids: torch.Tensor, size: Size, rows: int, folder: Path, firings: bool = False
+    encode: Encode, ids: torch.Tensor, size: Size, rows: int, folder: Path, firings: bool = True
 ) -> dict[str, float]:
     """Cache all rows as delphi does; returns the seconds of each stage."""
     from delphi_adapters import compat  # noqa: F401
@@ -203,7 +205,7 @@ def write_ours(
 
 WRITERS: dict[str, Callable[..., dict[str, float]]] = {
     DELPHI: write_delphis,
-    WITH_FIRINGS: partial(write_delphis, firings=True),
+    DENSE_GIVEN: partial(write_delphis, firings=False),
     OURS: write_ours,
     LARGER_PARTS: write_ours,
 }
@@ -296,9 +298,9 @@ def rows_of(
     size: Size, turns: Sequence[Mapping[str, Mapping[str, float]]], peaks: Mapping[str, int]
 ) -> list[dict[str, Any]]:
     """One row for each way; ratios are to delphi, the first of them."""
-    given = () if size.widths else ("encode", "dense")
     rows: list[dict[str, Any]] = []
     for way in peaks:
+        given = () if size.widths else ("encode", "dense") if way == DENSE_GIVEN else ("encode",)
         counted = [{s: t for s, t in turn[way].items() if s not in given} for turn in turns]
         seconds = [sum(turn.values()) for turn in counted]
         row = {"way": way, **asdict(size), "rows_at_once": size.rows_at_once[way]}

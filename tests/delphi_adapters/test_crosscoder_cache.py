@@ -7,7 +7,11 @@ import pytest
 import torch
 
 from delphi_adapters.compat import TokenwiseTokenizer
-from delphi_adapters.crosscoder_cache import CrosscoderLatentCache, open_dataset
+from delphi_adapters.crosscoder_cache import (
+    WINDOWS_PER_PART,
+    CrosscoderLatentCache,
+    open_dataset,
+)
 from delphi_adapters.run_text import RunText, delphi_hookpoint
 from sparsify_crosscoder import Crosscoder
 from sparsify_crosscoder.activations.normalization import within_norm
@@ -37,8 +41,8 @@ def configs():
 def dense_rows(coder, text, source):
     """Every latent at every token of the text, as delphi would have it: `[rows, CTX, M]`."""
     parts = []
-    for start in range(0, len(text.windows), 64):
-        stop = min(start + 64, len(text.windows))
+    for start in range(0, len(text.windows), WINDOWS_PER_PART):
+        stop = min(start + WINDOWS_PER_PART, len(text.windows))
         raw = text.read(start, stop)
         code = coder.encode_sparse(raw).to_dense()
         code[~within_norm(raw, 2.0)] = 0

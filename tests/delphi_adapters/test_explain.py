@@ -20,7 +20,7 @@ from delphi_adapters import flagging, interpretability
 from delphi_adapters.clients import RetryPolicy
 from delphi_adapters.explain_command import main
 from delphi_adapters.features import COLUMNS
-from delphi_adapters.latent_cache import LatentStatistics
+from delphi_adapters.latent_statistics import LatentStatistics
 from sparsify_crosscoder import Crosscoder
 
 PRICES = {"claude-test": {"input": 1.0, "output": 10.0}}

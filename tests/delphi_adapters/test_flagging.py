@@ -12,6 +12,7 @@ import pytest
 import torch
 from tokenizers_for_tests import SENTENCES, byte_level_tokenizer
 
+from delphi_adapters.clients import RecordedResponse, RequestRecord
 from delphi_adapters.compat import TokenwiseTokenizer
 from delphi_adapters.flagging import (
     MISSING,
@@ -437,3 +438,13 @@ def test_delphis_pipeline_over_a_latent_dataset(cache, tokenizer, tmp_path):
         "layers.3_latent2.txt",
     ]
     assert all(isinstance(one, FlaggedResult) for [one] in results)
+
+
+def test_the_last_line_of_an_answer_that_was_cut_is_not_read(record):
+    cut = "[EXPLANATION]: Lock picking.\n[HARMFUL]: no"  # perhaps it was to be "not harmless"
+    answer = RecordedResponse(cut, record=RequestRecord("k", "m", cut, "max_tokens"))
+    client = ScriptedClient(answer, BAD)
+    flag = asyncio.run(FlaggingExplainer(client)(record)).flag
+    assert (flag.status, flag.harmful, flag.attempts) == ("ok", True, 2)
+    assert flag.raw[0] == cut
+    assert "[HARMFUL]" in client.conversations[1][-1]["content"]

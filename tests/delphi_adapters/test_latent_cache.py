@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 import delphi_adapters.compat  # noqa: F401
-from delphi_adapters.latent_cache import CacheLayout, LatentCacheWriter, LatentStatistics
+from delphi_adapters.latent_cache import CacheLayout, LatentCacheWriter, TensorFile
+from delphi_adapters.latent_statistics import LatentStatistics
 from sparsify_crosscoder.crosscoders import SparseCode
 
 from delphi.latents.cache import LatentCache  # isort: skip
@@ -90,9 +91,8 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_files(tmp_path):
     for part in range(3):
         writer = LatentCacheWriter(tmp_path / "killed", layout)
         assert writer.num_parts == part and not writer.finished
-        if part == 2:  # the part was written, but the state still says that it was not
-            (writer.folder / "parts" / "2.safetensors").write_bytes(b"torn")
-            writer.statistics.save(writer.folder / "parts" / "statistics_1.safetensors")
+        if part == 2:  # killed while the part was written
+            (writer.folder / "parts" / ".tmp-1-2.safetensors").write_bytes(b"torn")
         here = flat[part * 64 : part * 64 + 64]
         rows, indices = here.nonzero(as_tuple=True)
         code = SparseCode(here[rows, indices], indices, rows, (64, M))
@@ -104,6 +104,10 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_files(tmp_path):
     for name in [*layout.files, "statistics/latents.safetensors", "config.json"]:
         files = [tmp_path / run / "layers.3" / name for run in ("whole", "killed")]
         assert files[0].read_bytes() == files[1].read_bytes(), name
+    (again.folder / "parts").mkdir()  # killed while the parts were removed
+    (again.folder / "parts" / "settings.json").write_text("{}")
+    assert LatentCacheWriter(tmp_path / "killed", layout).finished
+    assert not (again.folder / "parts").exists()
     with pytest.raises(ValueError, match="finished"):
         again.add(code, numbers, numbers, numbers, numbers)
 
@@ -173,3 +177,32 @@ def test_statistics_are_those_of_all_activations(seed, cut, contexts):
         assert found[found > 0].tolist() == expected
         for act, (window, pair) in zip(found, statistics.context_pairs[latent], strict=True):
             assert window == pair == -1 if act == 0 else column[window * 10 + pair] == act
+
+
+def test_a_split_of_which_nothing_fires_is_empty(tmp_path):
+    latents = torch.zeros(ROWS, CTX, M)
+    latents[3, 2, 0] = 1.5
+    tokens = torch.arange(ROWS * CTX).view(ROWS, CTX)
+    writer = LatentCacheWriter(tmp_path, CacheLayout("layers.3", M, CTX, 5))
+    add_all(writer, latents, tokens, [ROWS * CTX // 2] * 2)
+    writer.finish(CONFIG)
+    found = [load_file(tmp_path / "layers.3" / name) for name in writer.layout.files]
+    assert [len(one["activations"]) for one in found] == [1, 0, 0, 0, 0]
+    assert found[0]["locations"].tolist() == [[3, 2, 0]]
+    for one in found:
+        assert one["tokens"].tolist() == tokens.tolist()
+    with pytest.raises(ValueError, match="not finished"):
+        _ = LatentCacheWriter(tmp_path / "other", CacheLayout("layers.3", M, CTX, 5)).statistics
+
+
+def test_a_tensor_that_was_not_written_whole_is_named(tmp_path):
+    layout = {"a": (np.dtype(np.int64), (4,)), "b": (np.dtype(np.float16), (3,))}
+    with TensorFile(tmp_path / "x", layout) as file:
+        for values in ([7], [8, 9, 10]):
+            file.append("a", np.array(values))
+            file.append("b", np.array(values, dtype=np.float16)[:2])
+    found = load_file(tmp_path / "x")
+    assert found["a"].tolist() == [7, 8, 9, 10] and found["b"].tolist() == [7, 8, 9]
+    file = TensorFile(tmp_path / "y", layout)
+    with pytest.raises(ValueError, match="Not all of b"), file:
+        file.append("a", np.arange(4))
