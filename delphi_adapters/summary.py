@@ -17,6 +17,8 @@ from .autointerp import RAW, Autointerp
 from .features import features, write_features
 from .similar_explanations import SimilarPair
 
+LISTED_PAIRS = 1_000  # of explanations that are alike, those that fire together first
+
 
 def summarise(
     autointerp: Autointerp,
@@ -58,15 +60,24 @@ def summarise(
     result["similar"] = []
     for first, second in combinations(range(len(names)), 2):
         pairs = _similar(autointerp, rows, (first, second))
-        result["similar"] += [asdict(pair) for pair in pairs]
         if not pairs:
             continue
+        confirmed = sum(bool(pair.confirmed) for pair in pairs)
+        listed = sorted(pairs, key=lambda pair: not pair.confirmed)[:LISTED_PAIRS]
+        result["similar"].append(
+            {
+                "sources": [first, second],
+                "pairs": len(pairs),
+                "confirmed": confirmed,
+                "listed": [asdict(pair) for pair in listed],
+            }
+        )
         path = folder / f"similar_{first}_{second}.md"
-        text = similar_explanations.markdown(pairs, (names[first], names[second]))
+        text = similar_explanations.markdown(listed, (names[first], names[second]))
         path.write_text(text + "\n", encoding="utf-8")
         print(
             f"{len(pairs):,} pairs of explanations of {names[first]} and {names[second]} are "
-            f"alike, of which {sum(bool(pair.confirmed) for pair in pairs):,} fire together: {path}"
+            f"alike, of which {confirmed:,} fire together: {path}"
         )
     return result
 

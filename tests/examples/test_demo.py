@@ -1,35 +1,16 @@
 """The demo on its two real models: what the README promises of it."""
 
 import json
-import os
 import resource
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from demo_for_tests import run_demo
 
 from sparsify_crosscoder import Crosscoder
 
-DEMO = Path(__file__).parents[2] / "examples" / "demo.py"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
-
-
-def run_demo(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(DEMO), "--folder", str(folder), *options]
-    # The quick tests run on one thread each; the demo has all cores to itself.
-    env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    return subprocess.run(command, capture_output=True, text=True, env=env)
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory) -> tuple[Path, str]:
-    """The folder of a finished demo, and what it printed."""
-    folder = tmp_path_factory.mktemp("runs")
-    done = run_demo(folder)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return folder, done.stdout
 
 
 def summary_of(run: Path) -> dict:
