@@ -11,7 +11,7 @@ COMMANDS = {
 
 def main() -> None:
     """Run a subcommand; the process exits with 0, 1 (failed) or 2 (wrong use)."""
-    dispatch("delphi_adapters", COMMANDS)
+    dispatch("python -m delphi_adapters", COMMANDS)
 
 
 if __name__ == "__main__":

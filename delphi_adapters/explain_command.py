@@ -299,7 +299,7 @@ def _filtered(
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="delphi_adapters explain",
+        prog="python -m delphi_adapters explain",
         description="Explain, flag and score latents of a run with a language model as the judge "
         "(B.4.1, B.4.2), through delphi's pipeline. A run that was stopped goes on; no answer is "
         "paid for twice. Without --latents: those that are exclusive by their norm.",
@@ -326,7 +326,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--dry_run", action="store_true", help="cache, print the cost and stop")
     parser.add_argument("--max_cost", type=float, help="dollars at most, for good")
-    parser.add_argument("--prices", type=Path, help="JSON file of prices, see the README")
+    parser.add_argument(
+        "--prices",
+        type=Path,
+        help='JSON file: {MODEL: {"input": 1.0, "output": 5.0}}, dollars per million tokens',
+    )
     parser.add_argument("--batch", action="store_true", help="by Message Batches, at half price")
     parser.add_argument("--answers", type=Path, help="folder for answers (OUT/answers)")
     parser.add_argument("--max_tokens", type=int, help="of an answer (1,024; local models 512)")

@@ -252,10 +252,12 @@ class LatentCacheWriter:
                 counted.append(self._places(part, offsets, latents, acts))
                 if sum(len(one[0]) for one in counted) >= COUNTED_AT_ONCE:
                     self._count(counted)
-                row, position = np.divmod(offsets[:inside].astype(np.int64) + first, ctx_len)
+                token = offsets[:inside].astype(np.int64) + first
+                row = token // ctx_len  # several times as fast as divmod
                 locations = np.empty((inside, 3), dtype=kind)
-                for column, values in enumerate((row, position, latents[:inside] - start)):
-                    locations[:, column] = values
+                locations[:, 0] = row
+                locations[:, 1] = token - row * ctx_len
+                locations[:, 2] = latents[:inside] - start
                 file.append("locations", locations)
                 file.append("activations", acts[:inside].astype(np.float16))
                 tokens = part.read("tokens")[: max(length - first, 0)]
@@ -267,10 +269,9 @@ class LatentCacheWriter:
     ) -> Sequence[np.ndarray]:
         """Latent, activation, window and pair of entries `[E]`."""
         positions = part.read("positions")
-        pair_at = np.empty(int(positions.max(initial=-1)) + 1, dtype=np.int32)
-        pair_at[positions] = np.arange(len(positions))
-        pair = pair_at[offsets]
-        return latents, acts, part.read("windows")[pair], part.read("pairs")[pair]
+        window_at, pair_at = np.empty((2, int(positions.max(initial=-1)) + 1), dtype=np.int32)
+        window_at[positions], pair_at[positions] = part.read("windows"), part.read("pairs")
+        return latents, acts, window_at[offsets], pair_at[offsets]
 
     def _count(self, counted: list[Sequence[np.ndarray]]) -> None:
         if counted:

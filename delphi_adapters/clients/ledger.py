@@ -45,14 +45,18 @@ class Price:
         return dollars * (BATCH_FACTOR if batch else 1.0)
 
 
-# Copied by hand in October 2026 from https://platform.claude.com/docs/en/about-claude/pricing and,
-# for the 5.5 models, in part from notes about it. Check them there before a large run, and give
-# your own with `prices=`.
+_OPUS = Price(5.00, 25.00, 6.25, 0.50)
+_SONNET = Price(3.00, 15.00, 3.75, 0.30)
+# From https://platform.claude.com/docs/en/about-claude/pricing as of autumn 2026, those of the 5.5
+# models from what others report of it (of two reports, the higher price). Check them there before a
+# large run, and give your own with `prices=`.
 DEFAULT_PRICES: dict[str, Price] = {
     "claude-opus-5-5": Price(4.00, 20.00, 5.00, 0.20),
-    "claude-opus-5": Price(5.00, 25.00, 6.25, 0.50),
-    "claude-sonnet-5-5": Price(2.00, 10.00, 2.50, 0.10),
-    "claude-sonnet-4-6": Price(3.00, 15.00, 3.75, 0.30),
+    **dict.fromkeys([f"claude-opus-{v}" for v in ("5", "4-8", "4-7", "4-6", "4-5")], _OPUS),
+    "claude-opus-4-1": Price(15.00, 75.00, 18.75, 1.50),
+    "claude-sonnet-5-5": Price(2.00, 10.00, 2.50, 0.20),
+    "claude-sonnet-5": Price(2.00, 10.00, 2.50, 0.20),
+    **dict.fromkeys(["claude-sonnet-4-6", "claude-sonnet-4-5"], _SONNET),
     "claude-haiku-5-5": Price(0.10, 0.50, 0.125, 0.01, 100_000, 5.0),
     "claude-haiku-4-5": Price(1.00, 5.00, 1.25, 0.10),
 }
