@@ -79,9 +79,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         source=args.source,
         ctx_len=args.ctx_len,
         windows=args.windows,
-        name=str(args.run),
+        name=args.run.resolve().name,
     )
-    cache.run()
+    if not cache.writer.finished:
+        cache.run()
+        cache.verify()
     autointerp = Autointerp(cache, folder, judging_config(args), run=args.run, judge=args.judge)
     pending = autointerp.pending(latents)
     dead = int(cache.statistics.dead[latents].sum())

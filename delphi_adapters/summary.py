@@ -90,7 +90,7 @@ def _categories(
         name: categories.counts(
             found[row["name"]] for row in rows if row["source"] == s and row["name"] in found
         )
-        for s, name in enumerate(names)
+        for s, name in [*enumerate(names), (None, "shared")]
     }
     if shown := {name: some for name, some in counts.items() if some}:
         text = categories.table(shown)

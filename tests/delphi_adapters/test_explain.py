@@ -85,7 +85,7 @@ def test_every_alive_latent_is_explained_flagged_and_scored(options, run, server
     assert result["explained"] == len(alive)
     assert result["harmful"] == sum(row["harmful"] for row in alive)
     sorted_latents = sum(c["count"] for some in result["categories"].values() for c in some)
-    assert sorted_latents == sum(row["harmful"] for row in alive if row["source"] is not None)
+    assert sorted_latents == result["harmful"]
     requests = len(server.bodies)
     assert result["estimate"]["requests"] == pytest.approx(requests, rel=0.3)
     assert result["ledger"]["outcomes"] == {"end_turn": requests}
