@@ -168,3 +168,23 @@ def test_hookpoints_have_the_names_of_the_whole_models(text, run):
 def test_a_source_that_there_is_not_is_refused(coder, text, tmp_path):
     with pytest.raises(ValueError, match=r"sources 0\.\.1"):
         CrosscoderLatentCache(coder, text, tmp_path, source=2)
+
+
+def test_contexts_show_the_strongest_places_in_both_models_tokens(coder, text, tmp_path):
+    cache = CrosscoderLatentCache(coder, text, tmp_path, ctx_len=CTX, name="x")
+    statistics = cache.run(show_progress=False)
+    latent = int(statistics.firings.argmax())
+    contexts = cache.contexts(latent, count=4)
+    assert [c.activation for c in contexts] == sorted(c.activation for c in contexts)[::-1]
+    assert contexts[0].activation == pytest.approx(statistics.max_activation[latent])
+    windows = [text.windows[int(w)] for w in statistics.context_pairs[latent, :4, 0]]
+    assert [c.text_id for c in contexts] == [int(window["text_id"]) for window in windows]
+    for context, window, (_, pair) in zip(
+        contexts, windows, statistics.context_pairs[latent], strict=False
+    ):
+        for s, shown in enumerate(context.texts):
+            token = window[f"input_ids_{s}"][window[f"pairs_{s}"][pair]]
+            marked = text.tokenizers[s].decode([token]).replace("\n", "⏎")
+            assert shown.count("«") == 1 and f"«{marked}»" in shown
+    dead = statistics.dead.nonzero()[0]
+    assert all(cache.contexts(int(i)) == [] for i in dead)
