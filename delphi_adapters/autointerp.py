@@ -51,16 +51,16 @@ class JudgingConfig:
     example_ctx_len: int = 32
     """Tokens of an example; divides the cache's ctx_len."""
 
-    n_examples_shown: int = 5
+    n_examples_shown: int = InterpretabilityFilter.n_examples_shown
     """Examples in one request of the detection test."""
 
-    n_top: int = 10
+    n_top: int = InterpretabilityFilter.n_top
     """Examples of the detection test with the greatest activation."""
 
-    n_random: int = 10
+    n_random: int = InterpretabilityFilter.n_random
     """Examples of the detection test where the latent is silent."""
 
-    threshold: float = 0.8
+    threshold: float = InterpretabilityFilter.threshold
     """Least detection score of an interpretable latent."""
 
     def __post_init__(self):

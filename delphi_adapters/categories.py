@@ -192,10 +192,7 @@ def load_categories(results_dir: str | Path) -> dict[str, Categorized]:
 
     Raises FileNotFoundError where the folder is missing, ValueError for a file that is no result.
     """
-    results_dir = Path(results_dir)
-    if not results_dir.is_dir():
-        raise FileNotFoundError(f"There is no folder {results_dir} to load categories from.")
-    found = read_results(results_dir / "categories", _categorized, "a category")
+    found = read_results(results_dir, "categories", _categorized, "a category")
     return {one.latent: one for one in found}
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import signal
 import sys
 from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm.auto import tqdm
@@ -23,6 +24,7 @@ from sparsify_crosscoder.evaluation.filter_command import (
     judge,
 )
 from sparsify_crosscoder.files import atomic_write_json
+from sparsify_crosscoder.subcommands import execute
 
 from . import categories, compat, flagging  # noqa: F401
 from .autointerp import RAW, Autointerp, JudgingConfig
@@ -36,27 +38,20 @@ from .summary import summarise
 # isort: split
 from delphi.clients import Client
 
+if TYPE_CHECKING:
+    from sparsify_crosscoder.cli import RunConfig
+
 USUAL_ANSWER = 200  # tokens, for the likely cost
 SAMPLED = 24  # latents that an estimate looks at
-FAILED = 1
 
 
 def main(argv: Sequence[str]) -> None:
     """Run the command; the process exits with 0, 1 (failed) or 2 (wrong use)."""
     parser = _parser()
-    args = parser.parse_args(list(argv))
-    if args.provider is None:
-        args.provider = "anthropic" if args.judge.startswith("claude") else "transformers"
-    try:
-        result = run(args)
-        if args.json is not None:
-            atomic_write_json(args.json, result)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        raise SystemExit(FAILED) from error
+    result = execute(parser, run, argv)
     if result["stopped"] is not None:
         print(f"{parser.prog}: stopped: {result['stopped']}", file=sys.stderr)
-        raise SystemExit(FAILED)
+        raise SystemExit(1)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -64,10 +59,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from sparsify_crosscoder.activations.sources import pick_device
     from sparsify_crosscoder.cli import load_run_config
 
+    if args.provider is None:
+        args.provider = "anthropic" if args.judge.startswith("claude") else "transformers"
     device = torch.device(args.device) if args.device else pick_device()
     folder = args.out or args.run / "delphi"
+    options = load_run_config(args.run)
     crosscoder = Crosscoder.load_one(args.run, args.seed, device)
-    load_run_config(args.run)  # says what is wrong with the run before anything is made
     latents = _chosen(args.latents, crosscoder)
     client = None if args.dry_run and args.provider == "transformers" else make_client(args, folder)
 
@@ -96,7 +93,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         return {"pending": len(pending), "estimate": estimate, "stopped": None}
 
     assert client is not None
-    filtered = None if args.no_filter else _filtered(args, crosscoder, folder, device)
+    filtered = None if args.no_filter else _filtered(args, options, crosscoder, folder, device)
     stopped = _interruptible(_ask(autointerp, client, latents, args), client)
     result = {
         "run": str(args.run),
@@ -278,15 +275,15 @@ def _estimate(
 
 
 def _filtered(
-    args: argparse.Namespace, crosscoder: Crosscoder, folder: Path, device: torch.device
+    args: argparse.Namespace,
+    options: RunConfig,
+    crosscoder: Crosscoder,
+    folder: Path,
+    device: torch.device,
 ) -> dict[str, Any]:
     """What the false-exclusive filter says, kept in the folder for the next start."""
-    import json
-
-    from sparsify_crosscoder.cli import load_run_config
     from sparsify_crosscoder.training.artifacts import load_pairs
 
-    options = load_run_config(args.run)
     cfg = filter_config(args, options.outlier_multiple)
     settings = {"weights": digest(crosscoder), "filter": asdict(cfg)}
     path = folder / "filter.json"

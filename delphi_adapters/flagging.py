@@ -186,10 +186,7 @@ def load_flags(results_dir: str | Path) -> dict[str, Flag]:
 
     Raises FileNotFoundError where the folder is missing, ValueError for a file that is no flag.
     """
-    results_dir = Path(results_dir)
-    if not results_dir.is_dir():
-        raise FileNotFoundError(f"There is no folder {results_dir} to load flags from.")
-    flags = read_results(results_dir / "flags", _flag, "a flag")
+    flags = read_results(results_dir, "flags", _flag, "a flag")
     return {flag.latent: flag for flag in flags}
 
 

@@ -240,10 +240,10 @@ def save(result: InterpretabilityResult, results_dir: str | Path) -> Interpretab
 def load(results_dir: str | Path) -> dict[str, Interpretability]:
     """Every decision that `save` wrote below `results_dir`, by the latent's name.
 
-    Raises ValueError for a file that is none.
+    Raises FileNotFoundError where the folder is missing, ValueError for a file that is none.
     """
 
     def make(loaded: dict[str, Any]) -> tuple[str, Interpretability]:
         return loaded.pop("latent"), Interpretability(**loaded)
 
-    return dict(read_results(Path(results_dir, "interpretability"), make, "a decision"))
+    return dict(read_results(results_dir, "interpretability", make, "a decision"))

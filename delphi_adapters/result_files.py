@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,7 +28,15 @@ def read_result(path: Path, make: Callable[[dict[str, Any]], T], what: str) -> T
         ) from error
 
 
-def read_results(folder: Path, make: Callable[[dict[str, Any]], T], what: str) -> Iterator[T]:
-    """Each of a folder's results, in the order of their names; none where there is no folder."""
-    for path in sorted(folder.glob("[!.]*.json")):
-        yield read_result(path, make, what)
+def read_results(
+    results_dir: str | Path, kind: str, make: Callable[[dict[str, Any]], T], what: str
+) -> list[T]:
+    """Each result in the folder `kind` below `results_dir`, in the order of their names.
+
+    Raises FileNotFoundError where `results_dir` is missing, and ValueError as `read_result` does.
+    """
+    results_dir = Path(results_dir)
+    if not results_dir.is_dir():
+        raise FileNotFoundError(f"There is no folder {results_dir} to load {kind} from.")
+    files = sorted((results_dir / kind).glob("[!.]*.json"))
+    return [read_result(path, make, what) for path in files]

@@ -11,6 +11,7 @@ from typing import Any
 
 from sparsify_crosscoder.crosscoders import Crosscoder
 from sparsify_crosscoder.evaluation import filter_command
+from sparsify_crosscoder.evaluation.top import source_labels
 
 from . import categories, similar_explanations
 from .autointerp import RAW, Autointerp
@@ -31,9 +32,7 @@ def summarise(
     `filtered` is what `filter_command.judge` returned.
     """
     folder = autointerp.folder
-    names = [
-        f"{'ABCDEFGH'[s]} {Path(one['name']).name}" for s, one in enumerate(crosscoder.sources)
-    ]
+    names = source_labels(crosscoder)
     table = features(autointerp, crosscoder, filtered)
     write_features(table, folder / "features.parquet")
     rows = [row for row in table.take(list(latents)).to_pylist() if not row["dead"]]

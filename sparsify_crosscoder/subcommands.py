@@ -1,10 +1,16 @@
-"""Running one of a program's subcommands by name."""
+"""What subcommands share: being found by name, their result and their errors."""
 
 from __future__ import annotations
 
+import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from typing import TypeVar
+
+from .files import atomic_write_json
+
+T = TypeVar("T")
 
 
 def dispatch(
@@ -31,3 +37,21 @@ def dispatch(
         raise SystemExit(2)
     module, function, _ = commands[argv[0]]
     getattr(import_module(module), function)(argv[1:])
+
+
+def execute(
+    parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], T], argv: Sequence[str]
+) -> T:
+    """Run a command that has an option `--json`, write its result there and return it.
+
+    The process exits with 1, and the reason, where it fails.
+    """
+    args = parser.parse_args(list(argv))
+    try:
+        result = run(args)
+        if args.json is not None:
+            atomic_write_json(args.json, result)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        raise SystemExit(1) from error
+    return result

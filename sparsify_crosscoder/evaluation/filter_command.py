@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 
 from ..activations.stream import ActivationStream
 from ..crosscoders import Crosscoder
-from ..files import atomic_write_json
+from ..subcommands import execute
 from .clusters import clusters, duplicates
 from .false_exclusives import FilterConfig, filter_exclusives
 
@@ -23,22 +22,6 @@ SHOWN = 10
 def main(argv: Sequence[str]) -> None:
     """Run the command; the process exits with 0, 1 (failed) or 2 (wrong use)."""
     execute(_parser(), run, argv)
-
-
-def execute(
-    parser: argparse.ArgumentParser,
-    run: Callable[[argparse.Namespace], dict[str, Any]],
-    argv: Sequence[str],
-) -> None:
-    """Run a command with what `add_filter_options` adds, and write its result to `--json`."""
-    args = parser.parse_args(list(argv))
-    try:
-        result = run(args)
-        if args.json is not None:
-            atomic_write_json(args.json, result)
-    except (ValueError, OSError) as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        raise SystemExit(1) from error
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

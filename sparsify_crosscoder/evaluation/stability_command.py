@@ -11,9 +11,10 @@ import torch
 from tqdm.auto import tqdm
 
 from ..crosscoders import Crosscoder
+from ..subcommands import execute
 from .clusters import clusters
 from .false_exclusives import filter_exclusives
-from .filter_command import add_filter_options, execute, filter_config
+from .filter_command import add_filter_options, filter_config
 from .stability import FoundClusters, stability
 
 SHOWN = 20

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from tqdm.auto import tqdm
 
 from ..activations.normalization import within_norm
 from ..crosscoders import Crosscoder, SparseCode
-from ..files import atomic_write_json
+from ..subcommands import execute
 from .latent_moments import DENSE_FRACTION
 
 if TYPE_CHECKING:
@@ -269,15 +268,11 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, default=None, help="which of several --init_seeds")
     parser.add_argument("--device", default=None, help="device to run on")
     parser.add_argument("--json", type=Path, help="also write what is shown to this file")
-    args = parser.parse_args(argv)
-    try:
-        show_top(args)
-    except (ValueError, OSError) as error:
-        print(f"sparsify-crosscoder top: error: {error}", file=sys.stderr)
-        raise SystemExit(1) from error
+    execute(parser, show_top, argv)
 
 
-def show_top(args: argparse.Namespace) -> None:
+def show_top(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Show where latents of a run fire, and return that as JSON values."""
     from ..activations.sources import pick_device
 
     device = torch.device(args.device) if args.device else pick_device()
@@ -289,7 +284,11 @@ def show_top(args: argparse.Namespace) -> None:
     found = collect_occurrences(crosscoder, chunks)
     latents = args.latents or choose_latents(crosscoder, found, args.count)
     reports = describe_latents(crosscoder, found, latents, windows, tokenizers, args.snippets)
-    names = [f"{'ABCDEFGH'[s]} {Path(c['name']).name}" for s, c in enumerate(crosscoder.sources)]
-    print_reports(reports, names)
-    if args.json is not None:
-        atomic_write_json(args.json, [asdict(report) for report in reports])
+    print_reports(reports, source_labels(crosscoder))
+    return [asdict(report) for report in reports]
+
+
+def source_labels(crosscoder: Crosscoder) -> list[str]:
+    """A letter and the model's name for each source."""
+    names = [Path(source["name"]).name for source in crosscoder.sources]
+    return [f"{letter} {name}" for letter, name in zip("ABCDEFGH", names, strict=False)]
