@@ -28,9 +28,9 @@ Method = Literal["auto", "tfidf", "sentence-transformers"]
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
-# Chosen by hand on some dozens of explanations that say one thing in two ways, against ones on other
-# topics. Most pairs of Tables 11 and 17 share a subject and hardly a word: they are below both, and
-# above 0.5 with sentence-transformers, where other kindred explanations are as well.
+# Chosen by hand on some dozens of explanations that say one thing in two ways, against ones on
+# other topics. Most pairs of Tables 11 and 17 share a subject and hardly a word: they are below
+# both, and above 0.5 with sentence-transformers, where other kindred explanations are as well.
 THRESHOLDS = {"sentence-transformers": 0.65, "tfidf": 0.2}
 """Least similarity of a pair, for each method."""
 
