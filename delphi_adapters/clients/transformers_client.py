@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -18,9 +17,15 @@ from .. import compat  # noqa: F401
 # isort: split
 from delphi.clients.client import Client, Response
 
-from .requests import UnsupportedArgument, split_system
+from sparsify_crosscoder.interventions.prompts import (
+    Prompt,
+    encode_prompt,
+    end_tokens,
+    left_padded,
+    pad_token,
+)
 
-Prompt = str | Sequence[Mapping[str, Any]]
+from .requests import UnsupportedArgument, split_system
 
 
 class PromptTooLong(ValueError):
@@ -128,32 +133,10 @@ class TransformersClient(Client):
 
     def encode(self, prompt: Prompt) -> list[int]:
         """A prompt's token ids as the model gets them."""
-        template = getattr(self.tokenizer, "chat_template", None)
-        if isinstance(prompt, str) and not template:
-            return list(self.tokenizer(prompt)["input_ids"])
-        messages, system = split_system(prompt)
-        system_text = "\n\n".join(system)
-        if not template:
-            return list(self.tokenizer(_plain(messages, system_text))["input_ids"])
-        from jinja2.exceptions import TemplateError
-
-        whole = [*([{"role": "system", "content": system_text}] if system else []), *messages]
-        try:
-            text = self._apply_template(whole)
-        except TemplateError:
-            if not system:
-                raise
-            text = self._apply_template(_without_system(messages, system_text))
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def _apply_template(self, messages: list[dict[str, Any]]) -> str:
-        unfinished = messages[-1]["role"] == "assistant"
-        return self.tokenizer.apply_chat_template(
-            messages,
-            tokenize=False,
-            add_generation_prompt=not unfinished,
-            continue_final_message=unfinished,
-        )
+        if not isinstance(prompt, str):
+            messages, system = split_system(prompt)
+            prompt = [*({"role": "system", "content": text} for text in system), *messages]
+        return encode_prompt(self.tokenizer, prompt)
 
     def _settings(self, arguments: dict[str, Any]) -> _Settings:
         temperature = arguments.pop("temperature", None) or 0.0
@@ -195,14 +178,9 @@ class TransformersClient(Client):
         from transformers import GenerationConfig
 
         model, tokenizer = self.language_model, self.tokenizer
-        ends = _end_tokens(model, tokenizer)
-        pad = next((i for i in (tokenizer.pad_token_id, *sorted(ends)) if i is not None), 0)
-        longest = max(map(len, prompts))
-        ids = torch.full((len(prompts), longest), pad)
-        mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(prompts):
-            ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-            mask[row, longest - len(prompt) :] = 1
+        ends = end_tokens(model, tokenizer)
+        pad = pad_token(tokenizer, ends)
+        ids, mask = left_padded(prompts, pad)
         sampled = {"do_sample": True, "temperature": settings.temperature, "top_k": 0}
         config = GenerationConfig(
             max_new_tokens=settings.max_new_tokens,
@@ -216,7 +194,7 @@ class TransformersClient(Client):
                 attention_mask=mask.to(model.device),
                 generation_config=config,
             )
-            return [self._finish(row, ends) for row in output[:, longest:].tolist()]
+            return [self._finish(row, ends) for row in output[:, ids.shape[1] :].tolist()]
 
     def _finish(self, ids: list[int], ends: set[int]) -> str:
         stop = next((place for place, id in enumerate(ids) if id in ends), None)
@@ -230,24 +208,3 @@ def _load(name: str, device: Any, dtype: Any) -> tuple[Any, Any]:
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
     return model.to(device), AutoTokenizer.from_pretrained(name)
-
-
-def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
-    config = getattr(model, "generation_config", None)
-    ends = getattr(config, "eos_token_id", None)
-    ends = set(ends) if isinstance(ends, list | tuple) else {ends}
-    return {id for id in (*ends, tokenizer.eos_token_id) if id is not None}
-
-
-def _plain(messages: list[dict[str, Any]], system: str) -> str:
-    turns = [f"{message['role'].capitalize()}: {message['content']}" for message in messages]
-    last = [] if messages[-1]["role"] == "assistant" else ["Assistant:"]
-    return "\n\n".join([*([system] if system else []), *turns, *last])
-
-
-def _without_system(messages: list[dict[str, Any]], system: str) -> list[dict[str, Any]]:
-    for place, message in enumerate(messages):
-        if message["role"] == "user":
-            merged = {**message, "content": f"{system}\n\n{message['content']}"}
-            return [*messages[:place], merged, *messages[place + 1 :]]
-    return [{"role": "user", "content": system}, *messages]

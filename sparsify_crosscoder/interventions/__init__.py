@@ -1,0 +1,1 @@
+"""Pushing models with what a crosscoder found: steering, stitching, transfer, persona vectors."""
