@@ -182,7 +182,7 @@ def as_doses(strengths: Any, num_directions: int) -> Tensor:
     doses = torch.as_tensor(strengths, dtype=torch.float32)
     if doses.ndim == 1:
         doses = doses[:, None].expand(-1, num_directions)
-    if doses.ndim != 2 or not doses.numel() or doses.shape[1] != num_directions:
+    if doses.ndim != 2 or not len(doses) or doses.shape[1] != num_directions:
         raise ValueError(
             f"{num_directions} directions need strengths [K] or [K, {num_directions}], got shape "
             f"{list(doses.shape)}."

@@ -1,0 +1,88 @@
+"""Steering vectors on disk: one safetensors file with where the vector belongs and comes from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..files import atomic_path
+from .steering import Steering
+
+_FORMAT = "sparsify-crosscoder steering vector 1"
+
+
+@dataclass(frozen=True, eq=False)
+class SteeringVector:
+    """A direction in one model's residual stream, of any origin."""
+
+    vector: Tensor
+    """In the raw activations of the hookpoint, `[D]`."""
+
+    model: str
+    """Hub id or folder of the model."""
+
+    hookpoint: str
+    scale: float = 1.0
+    """Multiples of `vector` that a strength of 1 stands for."""
+
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """What it was made from; JSON values."""
+
+    def steering(self, **options: Any) -> Steering:
+        """What steers with it; `options` are further fields of `Steering`."""
+        return Steering(self.vector, self.hookpoint, self.scale, **options)
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, whole or not at all.
+
+        Raises ValueError where `path` holds something that is not such a vector.
+        """
+        path = Path(path)
+        if path.exists():
+            self.load(path)
+        described = {
+            "format": _FORMAT,
+            "model": self.model,
+            "hookpoint": self.hookpoint,
+            "scale": repr(float(self.scale)),
+            "provenance": json.dumps(self.provenance, ensure_ascii=False),
+        }
+        with atomic_path(path) as temporary:
+            save_file({"vector": self.vector.detach().float().cpu()}, temporary, described)
+
+    @classmethod
+    def load(cls, path: str | Path) -> SteeringVector:
+        """Read what `save` wrote. Raises ValueError for anything else."""
+        path = Path(path)
+        if not path.is_file():
+            raise ValueError(f"There is no steering vector at '{path}'.")
+        try:
+            with safe_open(path, framework="pt") as file:
+                described = file.metadata() or {}
+                if described.get("format") != _FORMAT:
+                    raise ValueError(
+                        f"'{path}' is not a steering vector of `sparsify-crosscoder persona`, "
+                        "`transfer` or `SteeringVector.save`."
+                    )
+                vector = file.get_tensor("vector")
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"'{path}' is not a whole safetensors file: {error}") from error
+        return cls(
+            vector,
+            described["model"],
+            described["hookpoint"],
+            float(described["scale"]),
+            json.loads(described["provenance"]),
+        )
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    """Cosine similarity of two vectors (equation 14)."""
+    return float(torch.nn.functional.cosine_similarity(a.double(), b.double(), dim=0))
