@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         ResidualDedicatedFeatureCrosscoder,
     )
     from .crosscoders.partition import Partition
+    from .interventions.stitching import Stitching, fit_stitching
     from .registry import Architecture, register_architecture
     from .training import CrosscoderTrainer, DFCTrainer, DSFTrainer, RDFCTrainer
 
@@ -39,9 +40,11 @@ __all__ = [
     "RDFCConfig",
     "RDFCTrainer",
     "ResidualDedicatedFeatureCrosscoder",
+    "Stitching",
     "__version__",
     "align_batch",
     "align_tokens",
+    "fit_stitching",
     "register_architecture",
 ]
 
@@ -63,8 +66,10 @@ _MODULES = {
     "RDFCConfig": "config",
     "RDFCTrainer": "training",
     "ResidualDedicatedFeatureCrosscoder": "crosscoders",
+    "Stitching": "interventions.stitching",
     "align_batch": "activations.alignment",
     "align_tokens": "activations.alignment",
+    "fit_stitching": "interventions.stitching",
     "register_architecture": "registry",
 }
 

@@ -30,6 +30,11 @@ COMMANDS = {
         "main",
         "differences that several runs find",
     ),
+    "stitch": (
+        f"{_HERE}.interventions.stitch_command",
+        "main",
+        "fit affine maps between the models of a run",
+    ),
     "toy": (f"{_EVALUATION}.toy.command", "main", "compare architectures on known concepts"),
 }
 

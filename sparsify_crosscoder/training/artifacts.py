@@ -28,9 +28,9 @@ HELD_OUT_SEED = 0
 T = TypeVar("T")
 
 
-def load_windows(args: RunConfig, sources: list[Source]) -> tuple[datasets.Dataset, dict[str, Any]]:
-    """Aligned windows of the run's texts, and what the alignment reports."""
-    texts = load_texts(
+def load_run_texts(args: RunConfig) -> datasets.Dataset:
+    """The texts that the options name."""
+    return load_texts(
         args.dataset,
         split=args.split,
         data_args=simple_parse_args_string(args.data_args),
@@ -40,7 +40,13 @@ def load_windows(args: RunConfig, sources: list[Source]) -> tuple[datasets.Datas
         max_examples=args.max_examples,
         shuffle_seed=args.shuffle_seed,
     )
-    windows = prepare_windows(
+
+
+def align_texts(
+    args: RunConfig, texts: datasets.Dataset, sources: list[Source]
+) -> datasets.Dataset:
+    """Aligned windows of any texts, made as the run's own are."""
+    return prepare_windows(
         texts,
         [source.tokenizer for source in sources],
         ctx_len=args.ctx_len,
@@ -48,7 +54,21 @@ def load_windows(args: RunConfig, sources: list[Source]) -> tuple[datasets.Datas
         exclude_tokens=args.exclude_tokens,
         num_proc=args.data_preprocessing_num_proc,
     )
+
+
+def load_windows(args: RunConfig, sources: list[Source]) -> tuple[datasets.Dataset, dict[str, Any]]:
+    """Aligned windows of the run's texts, and what the alignment reports."""
+    texts = load_run_texts(args)
+    windows = align_texts(args, texts, sources)
     return windows, {"alignment": asdict(alignment_report(windows, len(texts)))}
+
+
+def split_run_windows(
+    args: RunConfig, windows: datasets.Dataset
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of a run's windows that it trains on, and those that it holds out."""
+    num_pairs = sum(windows["num_pairs"][:])
+    return split_windows(windows, min(args.held_out_pairs, num_pairs // 10), HELD_OUT_SEED)
 
 
 def load_run_sources(args: RunConfig, device: torch.device) -> list[Source]:
@@ -79,9 +99,7 @@ def load_artifacts(args: RunConfig, device: torch.device) -> PairedData:
     coder.make_partition(args.sae.resolve_num_latents(widths), widths, args.sae)
 
     windows, facts = _first_rank_first(lambda: load_windows(args, sources))
-    num_pairs = sum(windows["num_pairs"][:])
-    held_out_pairs = min(args.held_out_pairs, num_pairs // 10)
-    train, held_out = split_windows(windows, held_out_pairs, HELD_OUT_SEED)
+    train, held_out = split_run_windows(args, windows)
     counts = torch.tensor(windows["num_pairs"][:])
     args.resolve_schedule(check_length(args, int(counts[train].sum())))
 
@@ -115,7 +133,7 @@ def load_artifacts(args: RunConfig, device: torch.device) -> PairedData:
 
     return PairedData(
         stream(train, args.shuffle_seed),
-        stream(held_out, HELD_OUT_SEED) if held_out_pairs else None,
+        stream(held_out, HELD_OUT_SEED) if len(held_out) else None,
         described,
         facts,
     )
