@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ..cli import RunConfig
 
 PAIRS_PER_DIMENSION = 10  # fewer, and a linear map learns the noise of its pairs
+MUCH = 0.01  # of R2
 
 
 def main(argv: Sequence[str]) -> None:
@@ -127,6 +128,13 @@ def show(stitching: Stitching) -> None:
             f"{name:<{width}}  {_number(scores['r2'])}  {_number(scores['r2_closed_form']):>11}  "
             f"{_number(scores['difference']):>10}  {_number(scores['r2_without_top5'])} "
             f"({_number(scores['r2_without_top5_closed_form']).strip()})"
+        )
+
+    worst = min(d["difference"] or 0.0 for d in report["directions"])
+    if worst < -MUCH:
+        print(
+            f"The trained maps explain up to {-worst:.4f} less than the closed form: lower "
+            f"--inversion_weight for maps that are less nearly inverse and explain more."
         )
 
 

@@ -79,7 +79,7 @@ def unseen_text(
     }
     near, num_fitted = 0, 0
     fitted = held_out = torch.empty(0, dtype=torch.int64)
-    if windows is not None and total > held_out_pairs:
+    if windows is not None and total >= least_pairs + held_out_pairs:
         fitted, held_out = split_windows(windows, held_out_pairs, HELD_OUT_SEED)
         fitted, near = _apart(texts, windows, fitted, held_out)
         counts = torch.tensor(windows["num_pairs"][:])[fitted]
@@ -89,9 +89,9 @@ def unseen_text(
         raise ValueError(
             f"Of {count:,} texts the run trained on {left_out['trained_on']:,}, and "
             f"{left_out['partly_trained_on']:,} share a passage with one that it trained on. The "
-            f"others give {total:,} pairs; with {held_out_pairs:,} held out and {near:,} texts "
-            f"like them left out, {num_fitted:,} remain to fit, but {least_pairs:,} are needed. "
-            f"Name other text with --dataset, or lower --pairs or --held_out_pairs."
+            f"others give {total:,} pairs, of which {num_fitted:,} can be fitted ({near:,} texts "
+            f"are like those held out); {least_pairs:,} to fit and {held_out_pairs:,} held out "
+            f"are needed. Name other text with --dataset, or lower --pairs or --held_out_pairs."
         )
     rows = {"fitted": _text_ids(windows, fitted), "held_out": _text_ids(windows, held_out)}
     facts = {
