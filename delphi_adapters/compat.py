@@ -3,7 +3,7 @@
 Importing this module imports delphi. delphi 0.1 imports vLLM, faiss and sentence-transformers
 whether or not they are used; where one is missing, names from it are placeholders that say what to
 install when they are called. Nothing of it stays in `sys.modules`, so other code still finds the
-package missing.
+package missing. delphi can be imported before nnsight and after it.
 """
 
 from __future__ import annotations
@@ -89,6 +89,23 @@ def _without_unneeded() -> Iterator[None]:
             del sys.modules[name]
 
 
+@contextmanager
+def _without_mounted_save() -> Iterator[None]:
+    """beartype, which delphi imports, hashes all that `object` has when it is imported, and fails
+    at the `save` that nnsight puts there."""
+    if "nnsight" not in sys.modules or "beartype" in sys.modules or not hasattr(object, "save"):
+        yield
+        return
+    from nnsight import save
+    from nnsight._c import mount, unmount
+
+    unmount("save")  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        mount(save, "save")  # type: ignore[misc]
+
+
 def _import_delphi() -> None:
     if find_spec("delphi") is None:
         raise ImportError(
@@ -96,7 +113,7 @@ def _import_delphi() -> None:
             " with a GPU, or without one `pip install 'sparsify-crosscoder[delphi-lite]'` and then "
             "`pip install --no-deps 'eai-delphi==0.1.*'`."
         )
-    with _without_unneeded():
+    with _without_unneeded(), _without_mounted_save():
         for part in _PARTS:
             importlib.import_module(part)
 

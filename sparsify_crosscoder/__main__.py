@@ -8,6 +8,7 @@ from .subcommands import dispatch
 
 _HERE = "sparsify_crosscoder"
 _EVALUATION = f"{_HERE}.evaluation"
+_INTERVENTIONS = f"{_HERE}.interventions"
 COMMANDS = {
     "train": (
         f"{_HERE}.cli",
@@ -31,9 +32,24 @@ COMMANDS = {
         "differences that several runs find",
     ),
     "stitch": (
-        f"{_HERE}.interventions.stitch_command",
+        f"{_INTERVENTIONS}.stitch_command",
         "main",
         "fit affine maps between the models of a run",
+    ),
+    "steer": (
+        f"{_INTERVENTIONS}.steer_command",
+        "main",
+        "push a model with latents or a vector, and measure it",
+    ),
+    "persona": (
+        f"{_INTERVENTIONS}.persona_command",
+        "main",
+        "find the vector of a trait in a model",
+    ),
+    "transfer": (
+        f"{_INTERVENTIONS}.transfer_command",
+        "main",
+        "carry a vector to the other model by shared latents",
     ),
     "toy": (f"{_EVALUATION}.toy.command", "main", "compare architectures on known concepts"),
 }

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
@@ -143,6 +144,27 @@ def load_sources(
     return sources
 
 
+def load_language_model(
+    name: str,
+    *,
+    device: torch.device | str,
+    dtype: str | torch.dtype = "auto",
+    revision: str | None = None,
+    load_in_8bit: bool = False,
+    token: str | None = None,
+) -> tuple[PreTrainedModel, Any]:
+    """A causal language model with its head, in eval mode without gradients, and its tokenizer.
+
+    Raises ValueError if either cannot be loaded.
+    """
+    device = torch.device(device)
+    dtype = pick_model_dtype(device, dtype, load_in_8bit=load_in_8bit)
+    key = (name, revision)
+    tokenizer = _load(AutoTokenizer, "tokenizer of", key, token=token)
+    model = _load_model(key, device, dtype, load_in_8bit, token, AutoModelForCausalLM)
+    return model, tokenizer
+
+
 def layer_list(model: PreTrainedModel) -> tuple[str, int]:
     """Where the text model keeps its layers, relative to `model.base_model`, and how many.
 
@@ -264,10 +286,11 @@ def _load_model(
     dtype: torch.dtype,
     load_in_8bit: bool,
     token: str | None,
+    auto: Any = AutoModel,
 ) -> PreTrainedModel:
     quantization = BitsAndBytesConfig(load_in_8bit=True) if load_in_8bit else None
     model = _load(
-        AutoModel,
+        auto,
         "model",
         key,
         token=token,

@@ -99,6 +99,19 @@ def collect_occurrences(
     return Occurrences(*joined, num_latents=crosscoder.num_latents)
 
 
+def largest_activations(
+    crosscoder: Crosscoder, chunks: Iterator[tuple[list[Tensor], Tensor, Tensor]], latents: Tensor
+) -> Tensor:
+    """Each latent's largest activation over some pairs, s_max of B.4.3, `[len(latents)]`.
+
+    Pairs are those of `collect_occurrences`. 0 for a latent that never fires.
+    """
+    found = collect_occurrences(crosscoder, chunks)
+    largest = torch.zeros(crosscoder.num_latents)
+    largest.scatter_reduce_(0, found.latents, found.acts, "amax")
+    return largest[latents.cpu()]
+
+
 def choose_latents(crosscoder: Crosscoder, found: Occurrences, count: int) -> list[int]:
     """The `count` latents per source that say most about what that source has alone.
 

@@ -25,7 +25,7 @@ from .generation import (
     generate,
     parts_of,
 )
-from .prompts import Prompt
+from .prompts import Prompt, encode_prompt
 from .steering import Steering, steered
 
 MEASURES = {
@@ -161,6 +161,33 @@ def dose_response(
     if not words:
         del measures["word_probability"], measures["word_share"]
     return DoseResponse(measures, generations, left_out)
+
+
+def word_effects(
+    model: Any,
+    prompts: Sequence[Prompt],
+    steering: Sequence[Steering],
+    strengths: Sequence[float],
+    words: Sequence[str],
+    *,
+    tokenizer: Any = None,
+    chat: bool | None = None,
+) -> Tensor:
+    """Probability that the words come right after the prompts, by each of several steerings.
+
+    `[F, K]` for F steerings used one at a time at K strengths, means over the prompts. Nothing is
+    generated, so that many controls can be looked at.
+    """
+    language_model, tokenizer = parts_of(model, tokenizer)
+    tokens, _ = word_tokens(tokenizer, words)
+    encoded = [encode_prompt(tokenizer, prompt, chat) for prompt in as_prompts(prompts)]
+    doses = as_doses(strengths, 1)
+    result = torch.zeros(len(steering), len(doses))
+    for row, one in enumerate(steering):
+        for ids in encoded:
+            found = next_tokens(language_model, ids, [], [one], doses, tokens)
+            result[row] += found["word_probability"] / len(encoded)
+    return result
 
 
 def word_tokens(tokenizer: Any, words: Sequence[str]) -> tuple[list[int], list[str]]:

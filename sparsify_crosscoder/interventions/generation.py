@@ -227,6 +227,7 @@ def _by_hooks(
 def _by_trace(
     model: Any, language_model: Any, inputs: dict[str, Any], batch: SteeredBatch, settings: Any
 ) -> Tensor:
+    from nnsight import save
     from transformers import BatchEncoding
 
     pushes = batch.pushes(language_model)
@@ -245,7 +246,7 @@ def _by_trace(
                     for place, push in places:
                         place.output = push(place.output)
             with tracer.invoke():
-                output = tracer.result.save()
+                output = save(tracer.result)
     return output
 
 

@@ -103,8 +103,15 @@ class PersonaVectors:
 
     @property
     def best(self) -> int:
-        """The layer with the largest contrast."""
-        return max(range(len(self.effects)), key=lambda i: self.effects[i]["contrast"])
+        """The layer with the largest contrast, of those where the trait becomes likelier.
+
+        A vector that merely breaks the model makes all answers unlikely, some more than others.
+        """
+        layers = range(len(self.effects))
+        likelier = [i for i in layers if self.effects[i]["elicit"] > 0]
+        if not likelier:
+            return max(layers, key=lambda i: self.effects[i]["elicit"])
+        return max(likelier, key=lambda i: self.effects[i]["contrast"])
 
     def vector(self, layer: int | None = None) -> SteeringVector:
         """The vector of one of the layers looked at, by default the best, with its provenance."""

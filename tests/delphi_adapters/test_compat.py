@@ -63,6 +63,19 @@ def test_installed_packages_are_used_as_they_are(tmp_path):
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.parametrize("first", ["nnsight", "delphi_adapters.compat"])
+def test_nnsight_and_delphi_go_together_in_any_order(first):
+    result = run_alone(
+        f"""
+        import {first}
+        import nnsight, delphi_adapters.compat
+        from delphi.clients import Client
+        assert hasattr(object(), "save")  # nnsight's own
+        """
+    )
+    assert result.returncode == 0, result.stderr
+
+
 def test_without_delphi_the_error_says_what_to_install():
     result = run_alone(
         """

@@ -1,0 +1,270 @@
+"""`sparsify-crosscoder steer RUN --latents ...`: what a model does when it is pushed."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..crosscoders import Crosscoder
+from ..subcommands import execute
+from .command_parts import (
+    CHAT,
+    add_model_options,
+    add_prompt_options,
+    add_sampling_options,
+    device_of,
+    load_model,
+    read_prompts,
+    sampling,
+)
+from .effects import DoseResponse, dose_response
+from .generation import STRENGTHS, Sampling
+from .steering import Steering
+from .stitching import Stitching
+from .vectors import SteeringVector
+
+_SHOWN = 100
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model, and what it is steered with."""
+
+    name: str
+    revision: str | None
+    steering: list[Steering]
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command; the process exits with 0, 1 (failed) or 2 (wrong use)."""
+    execute(_parser(), run, argv)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Steer, measure, print and return everything as JSON values."""
+    prompts, how = read_prompts(args), sampling(args)
+    targets = _targets(args)
+    result: dict[str, Any] = {"prompts": prompts, "models": []}
+    for number, target in enumerate(targets):
+        model, tokenizer = load_model(args, target.name, target.revision)
+        found = dose_response(
+            _with_backend(model, tokenizer, args.backend),
+            prompts,
+            target.steering,
+            args.strengths,
+            args.words,
+            how,
+            tokenizer=tokenizer,
+            chat=CHAT[args.chat],
+            batch_size=args.batch_size,
+            show_progress=True,
+        )
+        del model
+        show(found, target)
+        if args.plot is not None:
+            labels = ", ".join(s.label or "vector" for s in target.steering)
+            found.plot(_numbered(args.plot, number), f"{Path(target.name).name}: {labels}")
+        described = [
+            {
+                "label": s.label,
+                "hookpoint": s.hookpoint,
+                "scale": s.scale,
+                "norm": float(s.vector.norm()),
+                "mode": s.mode,
+                "tokens": s.tokens,
+            }
+            for s in target.steering
+        ]
+        result["models"].append({"model": target.name, "steering": described, **found.to_dict()})
+    return result
+
+
+def show(found: DoseResponse, target: Target) -> None:
+    """Print the answers, shortened, and the dose-response table."""
+    what = " + ".join(
+        f"{s.label or 'vector'} at {s.hookpoint} ({s.mode}, |vector| {s.vector.norm():.3g} x "
+        f"{s.scale:.3g})"
+        for s in target.steering
+    )
+    print(f"\n{Path(target.name).name}: {what}")
+    for answers in found.generations.answers:
+        print(f"\n  {answers[0].prompt!r}")
+        for answer in answers:
+            dose = "/".join(f"{s:g}" for s in dict.fromkeys(answer.strengths))
+            text = answer.text.replace("\n", "⏎")
+            text = text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+            print(f"  {dose:>6}  {text}")
+    print(f"\n{found.table()}")
+    if found.words_left_out:
+        print(f"not single tokens, so without a probability: {', '.join(found.words_left_out)}")
+
+
+def _targets(args: argparse.Namespace) -> list[Target]:
+    """The models to steer; everything that can be wrong about vectors is found here."""
+    options = {"mode": args.mode, "tokens": _tokens(args.tokens)}
+    if (args.latents is None) == (args.vector is None):
+        raise ValueError("Say what to steer with: --latents of a RUN, or --vector FILE.")
+    if args.latents is not None:
+        if args.run is None:
+            raise ValueError("--latents are those of a run; name its folder.")
+        crosscoder, source, steering, names, revisions = _of_latents(args, options)
+        stitched = crosscoder.sources
+    else:
+        vectors = [SteeringVector.load(path) for path in args.vector]
+        if len({vector.model for vector in vectors}) > 1:
+            raise ValueError("Vectors that act together must be of one model.")
+        labels = [
+            str(vector.provenance.get("label", path.stem))
+            for vector, path in zip(vectors, args.vector, strict=True)
+        ]
+        steering = [
+            vector.steering(**options, label=label)
+            for vector, label in zip(vectors, labels, strict=True)
+        ]
+        names, revisions, source, stitched = [vectors[0].model], [None], 0, None
+    targets = [Target(args.model or names[source], revisions[source], steering)]
+    if args.stitching is not None:
+        if stitched is None:
+            raise ValueError("--stitching goes with --latents of a run.")
+        stitching = Stitching.load(args.stitching)
+        other = stitching.other(source)
+        mapped = [
+            Steering(
+                stitching.direction(one.vector, source),
+                stitched[other]["hookpoint"],
+                one.scale,
+                mode=one.mode,
+                tokens=one.tokens,
+                label=f"{one.label}, stitched",
+            )
+            for one in steering
+        ]
+        targets.append(Target(names[other], revisions[other], mapped))
+    return targets
+
+
+def _of_latents(
+    args: argparse.Namespace, options: dict[str, Any]
+) -> tuple[Crosscoder, int, list[Steering], list[str], list[str | None]]:
+    from ..cli import load_run_config
+    from ..evaluation.top import largest_activations, run_pairs
+
+    device = device_of(args)
+    configured = load_run_config(args.run)
+    crosscoder = Crosscoder.load_one(args.run, args.seed, device)
+    for latent in args.latents:
+        if not 0 <= latent < crosscoder.num_latents:
+            raise ValueError(f"There are latents 0..{crosscoder.num_latents - 1}, not {latent}.")
+    source = _source(crosscoder, args)
+    if args.s_max is not None:
+        largest = torch.full((len(args.latents),), args.s_max)
+    else:
+        chunks, _, _ = run_pairs(args.run, args.pairs, device)
+        largest = largest_activations(crosscoder, chunks, torch.tensor(args.latents))
+    steering = [
+        Steering.of_latent(crosscoder, latent, source, float(s_max), **options)
+        for latent, s_max in zip(args.latents, largest, strict=True)
+    ]
+    names = [configured.model, *configured.partners]
+    revisions = [configured.revision, *[None] * len(configured.partners)]
+    return crosscoder, source, steering, names, revisions
+
+
+def _source(crosscoder: Crosscoder, args: argparse.Namespace) -> int:
+    """The source to steer: the one asked for, or the one that the latents are exclusive to."""
+    count = len(crosscoder.d_sources)
+    if args.source is not None:
+        if not 0 <= args.source < count:
+            raise ValueError(f"There are sources 0..{count - 1}, not {args.source}.")
+        return args.source
+    owners = {
+        s for s in range(count) for i in args.latents if i in crosscoder.partition.exclusive(s)
+    }
+    if len(owners) > 1:
+        raise ValueError(
+            "The latents are exclusive to different models; say with --source which to steer, or "
+            "steer them one at a time."
+        )
+    return owners.pop() if owners else 0
+
+
+def _tokens(value: str) -> Any:
+    """`all`, `prompt`, `generated`, or a span `FIRST:LAST`."""
+    if ":" not in value:
+        return value
+    try:
+        first, last = (int(edge) for edge in value.split(":"))
+    except ValueError:
+        raise ValueError(f"--tokens {value!r} is no span; write 0:5 or -3:20.") from None
+    return first, last
+
+
+def _with_backend(model: Any, tokenizer: Any, backend: str) -> Any:
+    if backend == "hooks":
+        return model
+    try:
+        from nnsight import TransformersModel
+    except ImportError:
+        if backend == "auto":
+            return model
+        raise ValueError(
+            "nnsight is not installed: pip install 'sparsify-crosscoder[nnsight]', or use "
+            "--backend hooks."
+        ) from None
+    return TransformersModel(model, tokenizer=tokenizer, task="text-generation")
+
+
+def _numbered(path: Path, number: int) -> Path:
+    return path if number == 0 else path.with_stem(f"{path.stem}-{number + 1}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sparsify-crosscoder steer",
+        description="Steer a model with latents of a run or with a saved vector at several "
+        "strengths, show what it says, and measure what changed. A strength of 1 is a latent's "
+        "largest activation.",
+    )
+    parser.add_argument("run", type=Path, nargs="?", help="run folder")
+    parser.add_argument("--latents", type=int, nargs="+", help="latents, all steered together")
+    parser.add_argument(
+        "--vector", type=Path, nargs="+", help="files of persona or transfer instead of latents"
+    )
+    parser.add_argument(
+        "--source", type=int, default=None, help="model to steer (the latents' own, else 0)"
+    )
+    parser.add_argument(
+        "--stitching", type=Path, help="also steer the other model, by this folder of `stitch`"
+    )
+    parser.add_argument("--model", default=None, help="the model of --vector, if it has moved")
+    parser.add_argument(
+        "--strengths", type=float, nargs="+", default=list(STRENGTHS), help="strengths (0 to 10)"
+    )
+    parser.add_argument(
+        "--mode", choices=("add", "ablate", "clamp"), default="add", help="what is done (add)"
+    )
+    parser.add_argument(
+        "--tokens", default="all", help="all, prompt, generated or a span FIRST:LAST (all)"
+    )
+    parser.add_argument("--words", nargs="+", default=[], help="words whose probability to follow")
+    parser.add_argument("--s_max", type=float, default=None, help="largest activation, if known")
+    parser.add_argument(
+        "--pairs", type=int, default=100_000, help="pairs to look for s_max in (100,000)"
+    )
+    parser.add_argument("--seed", type=int, default=None, help="which of several --init_seeds")
+    parser.add_argument(
+        "--backend",
+        choices=("auto", "nnsight", "hooks"),
+        default="auto",
+        help="what steers; auto is nnsight where it is installed",
+    )
+    parser.add_argument("--plot", type=Path, help="draw the dose-response curves to this file")
+    add_prompt_options(parser)
+    add_sampling_options(parser, Sampling().max_new_tokens)
+    add_model_options(parser)
+    return parser

@@ -1,0 +1,194 @@
+"""`sparsify-crosscoder transfer RUN VECTOR`: a vector of one model for another."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..crosscoders import Crosscoder
+from ..subcommands import execute
+from .command_parts import (
+    CHAT,
+    add_model_options,
+    add_prompt_options,
+    device_of,
+    load_model,
+    read_prompts,
+    source_of,
+)
+from .effects import word_effects
+from .steering import Steering
+from .stitching import Stitching
+from .transfer import NUM_LATENTS, Transferred, random_transfers, transfer
+from .vectors import SteeringVector, cosine
+
+STRENGTHS = (0.0, 0.5, 1.0, 2.0)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command; the process exits with 0, 1 (failed) or 2 (wrong use)."""
+    execute(_parser(), run, argv)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Transfer a vector, write it, compare it with the stitched one and with chance."""
+    from ..cli import load_run_config
+
+    vector = SteeringVector.load(args.vector)
+    if args.out.exists():
+        SteeringVector.load(args.out)  # raises for what must not be overwritten
+    configured = load_run_config(args.run)
+    crosscoder = Crosscoder.load_one(args.run, args.seed, device_of(args))
+    names = [configured.model, *configured.partners]
+    revisions = [configured.revision, *[None] * len(configured.partners)]
+    hookpoints = [source["hookpoint"] for source in crosscoder.sources]
+    source = args.source
+    if source is None:
+        source = source_of(names, hookpoints, vector.model, vector.hookpoint)
+    target = args.target if args.target is not None else int(source == 0)
+
+    found = transfer(
+        crosscoder,
+        vector.vector * vector.scale,
+        source,
+        target,
+        num_latents=args.num_latents,
+        norm=args.norm,
+    )
+    explanations = read_explanations(args.features or args.run / "delphi" / "features.parquet")
+    print(f"{names[source]} {hookpoints[source]} -> {names[target]} {hookpoints[target]}")
+    print(found.table(explanations))
+    result: dict[str, Any] = {
+        "source": {"model": names[source], "hookpoint": hookpoints[source]},
+        "target": {"model": names[target], "hookpoint": hookpoints[target]},
+        "norm": float(found.vector.norm()),
+        "latents": found.rows(explanations),
+        "vector": str(args.out),
+    }
+    made_of = {"kind": "transfer", "from": str(args.vector), "run": str(args.run)}
+    made_of |= {"latents": result["latents"], "source": vector.provenance}
+    moved = SteeringVector(found.vector, names[target], hookpoints[target], 1.0, made_of)
+    moved.save(args.out)
+    print(f"The transferred vector is in {args.out}.")
+
+    candidates = {"transferred": found.vector}
+    if args.stitching is not None:
+        stitching = Stitching.load(args.stitching)
+        stitched = stitching.direction(vector.vector * vector.scale, source)
+        candidates["stitched"] = stitched
+        result["cosine_with_stitched"] = cosine(found.vector, stitched)
+        print(f"cosine with the stitched vector: {result['cosine_with_stitched']:.3f}")
+    if args.words:
+        where = (source, target, hookpoints, names, revisions)
+        result["effects"] = _effects(args, crosscoder, vector, found, candidates, where)
+    return result
+
+
+def _effects(
+    args: argparse.Namespace,
+    crosscoder: Crosscoder,
+    vector: SteeringVector,
+    found: Transferred,
+    candidates: Mapping[str, Tensor],
+    where: tuple[int, int, list[str], list[str], list[str | None]],
+) -> dict[str, Any]:
+    """Probability of the words in both models, and by random latents in the target."""
+    source, target, hookpoints, names, revisions = where
+    prompts, strengths = read_prompts(args), args.strengths
+    options = {"chat": CHAT[args.chat]}
+    model, tokenizer = load_model(args, names[source], revisions[source])
+    here = Steering(vector.vector, hookpoints[source], vector.scale)
+    original = word_effects(
+        model, prompts, [here], strengths, args.words, tokenizer=tokenizer, **options
+    )[0]
+    del model
+    model, tokenizer = load_model(args, names[target], revisions[target])
+    controls = random_transfers(
+        crosscoder, vector.vector * vector.scale, found, args.controls, norm=args.norm
+    )
+    vectors = [*candidates.values(), *(control.vector for control in controls)]
+    steering = [Steering(one, hookpoints[target]) for one in vectors]
+    moved = word_effects(
+        model, prompts, steering, strengths, args.words, tokenizer=tokenizer, **options
+    )
+    rows = {f"{Path(names[source]).name}, original": original}
+    for name, values in zip(candidates, moved, strict=False):
+        rows[f"{Path(names[target]).name}, {name}"] = values
+    by_chance = moved[len(candidates) :]
+    rows["random latents, mean"] = by_chance.mean(0)
+    rows["random latents, largest"] = by_chance.max(0).values
+    width = max(map(len, rows))
+    print("\nprobability of the words, by strength")
+    print(" " * width + "".join(f"{s:>9g}" for s in strengths))
+    for name, values in rows.items():
+        print(f"{name:<{width}}" + "".join(f"{value:>9.4f}" for value in values.tolist()))
+    as_strong = (by_chance >= moved[0]).sum(0)
+    print(
+        f"random draws, of {len(controls)}, that do as much:".ljust(width)[:width]
+        + "".join(f"{int(count):>9}" for count in as_strong)
+    )
+    return {
+        "words": list(args.words),
+        "prompts": prompts,
+        "strengths": list(strengths),
+        "original": original.tolist(),
+        **{name: values.tolist() for name, values in zip(candidates, moved, strict=False)},
+        "random": by_chance.tolist(),
+        "random_as_strong": as_strong.tolist(),
+    }
+
+
+def read_explanations(path: Path) -> dict[int, str]:
+    """Explanations by latent from a `features.parquet`, as `python -m delphi_adapters explain`
+    writes it; none where the file is missing. Raises ValueError for another file."""
+    if not path.exists():
+        return {}
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path, columns=["latent", "explanation"])
+    except pa.ArrowException as error:
+        raise ValueError(f"'{path}' has no latents with explanations: {error}") from error
+    rows = table.to_pylist()
+    return {row["latent"]: row["explanation"] for row in rows if row["explanation"]}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sparsify-crosscoder transfer",
+        description="Carry a vector from one model of a run to another by the latents that both "
+        "share, and with --words see whether it does there what it does here, beside as many "
+        "random latents.",
+    )
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("vector", type=Path, help="a file of `persona` or SteeringVector.save")
+    parser.add_argument("--out", type=Path, required=True, help="file to write the vector to")
+    parser.add_argument("--source", type=int, default=None, help="the vector's model (by name)")
+    parser.add_argument("--target", type=int, default=None, help="the other model (the first)")
+    parser.add_argument(
+        "--num_latents", type=int, default=NUM_LATENTS, help=f"latents to use ({NUM_LATENTS})"
+    )
+    parser.add_argument(
+        "--norm",
+        choices=("normalised", "raw"),
+        default="normalised",
+        help="length to keep: in multiples of each model's activations, or as a number (eq. 17)",
+    )
+    parser.add_argument("--stitching", type=Path, help="compare with this folder of `stitch`")
+    parser.add_argument(
+        "--features", type=Path, help="table with explanations (RUN/delphi/features.parquet)"
+    )
+    parser.add_argument("--words", nargs="+", default=[], help="words whose probability to follow")
+    parser.add_argument(
+        "--strengths", type=float, nargs="+", default=list(STRENGTHS), help="0 0.5 1 2"
+    )
+    parser.add_argument("--controls", type=int, default=20, help="random draws (20)")
+    parser.add_argument("--seed", type=int, default=None, help="which of several --init_seeds")
+    add_prompt_options(parser)
+    add_model_options(parser)
+    return parser

@@ -1,0 +1,35 @@
+"""What tests of several packages share: a small trained run, and a finished demo."""
+
+from pathlib import Path
+
+import pytest
+from demo_for_tests import run_demo
+from models_for_tests import save_tiny_model
+from tokenizers_for_tests import SENTENCES, byte_level_tokenizer, metaspace_tokenizer
+
+from sparsify_crosscoder import cli
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory) -> tuple[Path, str]:
+    """The folder of a finished demo, and what it printed."""
+    folder = tmp_path_factory.mktemp("runs")
+    done = run_demo(folder)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder, done.stdout
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory):
+    """A trained DFC over two tiny models with tokenizers of different kinds, and its store."""
+    folder = tmp_path_factory.mktemp("run")
+    save_tiny_model(folder / "llama", "llama", byte_level_tokenizer(), width=24)
+    save_tiny_model(folder / "gpt2", "gpt2", metaspace_tokenizer(bos=True), width=32)
+    texts = [" ".join(s.format(n=n * 7, m=n + 1900) for s in SENTENCES) for n in range(300)]
+    (folder / "texts.txt").write_text("\n".join(texts))
+    options = "--hookpoints layers.1 h.2 --num_latents 64 --k 4 --pairs_per_step 128 --lr 1e-3"
+    options += " --max_steps 30 --ctx_len 64 --run_name run --log_to_wandb False --device cpu"
+    places = ["--save_dir", str(folder), "--cache", str(folder / "store")]
+    models = [str(folder / "llama"), str(folder / "texts.txt"), "--partners", str(folder / "gpt2")]
+    cli.run([*models, "--arch", "dfc", *options.split(), *places])
+    return folder / "run"

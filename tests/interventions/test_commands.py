@@ -1,0 +1,190 @@
+"""The commands steer, persona and transfer on a small run, as a user types them."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from sparsify_crosscoder import Crosscoder, fit_stitching
+from sparsify_crosscoder.__main__ import main
+from sparsify_crosscoder.activations.stream import TensorStream
+from sparsify_crosscoder.evaluation.top import collect_occurrences, run_pairs
+from sparsify_crosscoder.interventions.stitching import StitchingConfig
+from sparsify_crosscoder.interventions.vectors import SteeringVector, cosine
+
+PROMPTS = ["--prompts", "The quick brown", "In 1989"]
+SHORT = [*PROMPTS, "--max_new_tokens", "4", "--device", "cpu", "--model_dtype", "float32"]
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="module")
+def crosscoder(run):
+    return Crosscoder.load_one(run)
+
+
+@pytest.fixture(scope="module")
+def fired(run, crosscoder):
+    """The largest activation of every latent over the run's pairs."""
+    chunks, _, _ = run_pairs(run, 100_000, torch.device("cpu"))
+    found = collect_occurrences(crosscoder, chunks)
+    largest = torch.zeros(crosscoder.num_latents)
+    for latent, act in zip(found.latents.tolist(), found.acts.tolist(), strict=True):
+        largest[latent] = max(largest[latent], act)
+    return largest
+
+
+@pytest.fixture(scope="module")
+def shared(crosscoder, fired):
+    return next(i for i in crosscoder.partition.shared if fired[i] > 0)
+
+
+@pytest.fixture(scope="module")
+def stitching(crosscoder, tmp_path_factory):
+    x = torch.randn(2000, 24)
+    pairs = TensorStream([x, x @ torch.randn(24, 32)], seed=0)
+    held_out = TensorStream([x[:500], x[:500] @ torch.randn(24, 32)], seed=0)
+    folder = tmp_path_factory.mktemp("stitching") / "maps"
+    fit_stitching(pairs, held_out, StitchingConfig(steps=2)).save(folder)
+    return folder
+
+
+def failure(capsys, *argv: object) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main([str(a) for a in argv])
+    assert stop.value.code == 1
+    return capsys.readouterr().err
+
+
+def test_steering_with_a_latent(run, shared, crosscoder, fired, tmp_path, capsys):
+    out, plot = tmp_path / "steer.json", tmp_path / "steer.png"
+    argv = ["steer", run, "--latents", shared, "--strengths", "1", "4", "--words", "the", "a"]
+    main([str(a) for a in [*argv, *SHORT, "--source", "1", "--plot", plot, "--json", out]])
+    printed = capsys.readouterr().out
+    result = json.loads(out.read_text())
+    (found,) = result["models"]
+    assert found["model"].endswith("gpt2")
+    (steering,) = found["steering"]
+    # What is loaded from a checkpoint in float32 is what was found over the same pairs.
+    assert steering["scale"] == pytest.approx(float(fired[shared]), rel=1e-5)
+    decoder = crosscoder.decoder(1)[shared] / crosscoder.factors[1]
+    assert steering["norm"] == pytest.approx(decoder.norm().item(), rel=1e-5)
+    assert [row["strengths"] for row in found["rows"]] == [[0.0], [1.0], [4.0]]
+    assert found["rows"][2]["kl"] > 0
+    assert len(found["generations"]["answers"]) == 2
+    assert f"latent {shared} at h.2" in printed and "word_probability" in printed
+    assert plot.stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("backend", ["nnsight", "hooks"])
+def test_backends_say_the_same(run, shared, backend, tmp_path):
+    out = tmp_path / "steer.json"
+    argv = ["steer", run, "--latents", shared, "--strengths", "0", "5", "--s_max", "10"]
+    main([str(a) for a in [*argv, *SHORT, "--backend", backend, "--json", out]])
+    answers = json.loads(out.read_text())["models"][0]["generations"]["answers"]
+    again = tmp_path / "again.json"
+    main([str(a) for a in [*argv, *SHORT, "--json", again]])
+    assert json.loads(again.read_text())["models"][0]["generations"]["answers"] == answers
+
+
+def test_the_stitched_vector_steers_the_other_model(run, shared, stitching, tmp_path, crosscoder):
+    out = tmp_path / "steer.json"
+    argv = ["steer", run, "--latents", shared, "--strengths", "0", "2", "--s_max", "3"]
+    main([str(a) for a in [*argv, *SHORT, "--stitching", stitching, "--json", out]])
+    first, second = json.loads(out.read_text())["models"]
+    assert first["model"].endswith("llama") and second["model"].endswith("gpt2")
+    assert second["steering"][0]["hookpoint"] == "h.2"
+    assert second["steering"][0]["label"] == f"latent {shared}, stitched"
+    assert second["steering"][0]["scale"] == 3.0
+
+
+def test_a_persona_becomes_a_vector_that_steers_and_moves(run, stitching, tmp_path, capsys):
+    folder = run.parent
+    persona = tmp_path / "persona.json"
+    texts = {
+        "elicit": ["the quick brown fox", "a lazy dog"],
+        "suppress": ["in 1989 the wall", "in 1990"],
+    }
+    persona.write_text(json.dumps({"trait": "animals", **texts}))
+    vector, moved = tmp_path / "v.safetensors", tmp_path / "w.safetensors"
+    report = tmp_path / "persona.json.out"
+    options = ["--device", "cpu", "--model_dtype", "float32"]
+    argv = ["persona", folder / "llama", persona, "--out", vector, "--layers", "1", "2", *options]
+    main([str(a) for a in [*argv, "--json", report]])
+    assert set(json.loads(report.read_text())["effects"]) == {"layers.1", "layers.2"}
+    main([str(a) for a in [*argv[:4], vector, "--hookpoints", "layers.1", *options]])
+    found = SteeringVector.load(vector)
+    assert found.hookpoint == "layers.1" and found.provenance["persona"]["trait"] == "animals"
+
+    out = tmp_path / "transfer.json"
+    explained = tmp_path / "features.parquet"
+    rows = [{"latent": i, "explanation": f"text {i}"} for i in range(64)]
+    pq.write_table(pa.Table.from_pylist(rows), explained)
+    argv = ["transfer", run, vector, "--out", moved, "--num_latents", "3", "--words", "the"]
+    argv += ["--stitching", stitching, "--features", explained, "--controls", "4", *PROMPTS]
+    capsys.readouterr()
+    main([str(a) for a in [*argv, *options, "--json", out]])
+    printed = capsys.readouterr().out
+    result = json.loads(out.read_text())
+    assert result["latents"][0]["explanation"] == f"text {result['latents'][0]['latent']}"
+    assert f"text {result['latents'][0]['latent']}" in printed
+    back = SteeringVector.load(moved)
+    assert back.model.endswith("gpt2") and back.hookpoint == "h.2"
+    assert back.provenance["latents"] == result["latents"]
+    effects = result["effects"]
+    assert len(effects["random"]) == 4 and len(effects["transferred"]) == 4
+    # Strength 0 is the target itself, whoever steers.
+    assert effects["stitched"][0] == effects["transferred"][0] == effects["random"][0][0]
+    assert -1 <= result["cosine_with_stitched"] <= 1
+    crosscoder = Crosscoder.load_one(run)
+    assert cosine(back.vector, back.vector) == pytest.approx(1)
+    ratio = crosscoder.factors[0] / crosscoder.factors[1]
+    assert back.vector.norm().item() == pytest.approx(float(found.vector.norm() * ratio), rel=1e-4)
+
+    steered = tmp_path / "steer.json"
+    argv = ["steer", "--vector", moved, "--strengths", "0", "1", "--json", steered]
+    main([str(a) for a in [*argv, *SHORT]])
+    assert json.loads(steered.read_text())["models"][0]["model"].endswith("gpt2")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "--latents of a RUN, or --vector"),
+        (["--latents", "64"], "latents 0..63"),
+        (["--latents", "5", "--source", "2"], "sources 0..1"),
+        (["--latents", "5", "--tokens", "1:x"], "span"),
+        (["--latents", "5", "--tokens", "some", "--s_max", "1"], "Unknown tokens"),
+        (["--latents", "5", "--temperature", "-1"], "temperature"),
+        (["--latents", "5", "--prompts_file", "nothing.txt"], "nothing.txt"),
+        (["--vector", "nothing.safetensors"], "no steering vector"),
+    ],
+)
+def test_wrong_use_of_steer_is_explained(run, options, message, capsys):
+    assert message in failure(capsys, "steer", run, *options, "--device", "cpu")
+
+
+def test_latents_that_never_fire_are_refused(run, shared, capsys):
+    assert "never fires" in failure(capsys, "steer", run, "--latents", shared, "--s_max", "0")
+
+
+def test_a_vector_of_another_hookpoint_is_not_transferred(run, tmp_path, capsys):
+    vector = tmp_path / "v.safetensors"
+    SteeringVector(torch.ones(24), str(run.parent / "llama"), "layers.3").save(vector)
+    out = tmp_path / "w.safetensors"
+    error = failure(capsys, "transfer", run, vector, "--out", out, "--device", "cpu")
+    assert "layers.3" in error and "--source" in error
+    assert not out.exists()
+
+
+def test_nothing_else_is_overwritten(run, tmp_path, capsys):
+    vector, other = tmp_path / "v.safetensors", tmp_path / "notes.txt"
+    SteeringVector(torch.ones(24), str(run.parent / "llama"), "layers.1").save(vector)
+    other.write_text("mine")
+    assert "notes.txt" in failure(capsys, "transfer", run, vector, "--out", other)
+    assert other.read_text() == "mine"
