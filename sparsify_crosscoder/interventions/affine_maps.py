@@ -64,7 +64,7 @@ class Normalization:
         other = 1 - source
         means = [mean.cpu().double() for mean in self.means]
         weight, bias = (part.cpu().double() for part in normalized)
-        weight *= self.factors[source] / self.factors[other]
+        weight = weight * (self.factors[source] / self.factors[other])
         offset = means[other] + bias / self.factors[other]
         return AffineMap(weight, offset - weight @ means[source]).to("cpu")
 
