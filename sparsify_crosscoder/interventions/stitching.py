@@ -77,9 +77,9 @@ class StitchingConfig:
     """Seed of random maps."""
 
     def __post_init__(self):
-        self.sources = (self.sources[0], self.sources[1])
-        if len(set(self.sources)) != 2 or min(self.sources) < 0:
+        if len(self.sources) != 2 or len(set(self.sources)) != 2 or min(self.sources) < 0:
             raise ValueError(f"Name two different sources to stitch, got {list(self.sources)}.")
+        self.sources = (self.sources[0], self.sources[1])  # a list where it comes from JSON
         if self.init not in ("closed_form", "random"):
             raise ValueError(f'init must be "closed_form" or "random", got {self.init!r}.')
         for name in ("ridge", "learning_rate", "pairs_per_step", "normalization_pairs"):

@@ -323,6 +323,7 @@ def test_a_learning_rate_that_is_too_large_is_named():
     [
         {"sources": (1, 1)},
         {"sources": (-1, 0)},
+        {"sources": (0,)},
         {"ridge": 0.0},
         {"learning_rate": 0.0},
         {"pairs_per_step": 0},
