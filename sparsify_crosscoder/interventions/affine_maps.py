@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from ..activations.normalization import estimate_normalization, within_norm
 from ..activations.stream import ActivationStream
 from ..crosscoders.rdfc import ridge_regression
-from ..evaluation.metrics import ErrorStatistics
+from ..evaluation.metrics import ErrorStatistics, fve
 
 BATCH_PAIRS = 4096
 
@@ -233,3 +233,32 @@ def evaluate(maps: Sequence[Sequence[AffineMap]], pairs: NormalizedPairs) -> lis
                 fit.maps[s].update(batch[1 - s], there)
                 fit.round_trips[s].update(batch[s], both[1 - s](there))
     return fits
+
+
+def compare(sources: Sequence[int], trained: Fit, exact: Fit) -> dict[str, Any]:
+    """R2 of both maps and both round trips, trained and in closed form, as JSON values."""
+    numbers = list(sources)
+    directions, round_trips = [], []
+    for s in (0, 1):
+        ends = {"from": numbers[s], "to": numbers[1 - s]}
+        directions.append({**ends, **_scores(trained.maps[s], exact.maps[s])})
+        ends = {"source": numbers[s], "through": numbers[1 - s]}
+        round_trips.append({**ends, **_scores(trained.round_trips[s], exact.round_trips[s])})
+    return {
+        "directions": directions,
+        "round_trips": round_trips,
+        "held_out_pairs": trained.maps[0].count,
+    }
+
+
+def _scores(trained: ErrorStatistics, exact: ErrorStatistics) -> dict[str, Any]:
+    scores: dict[str, Any] = {"r2": fve([trained]), "r2_closed_form": fve([exact])}
+    scores["difference"] = scores["r2"] - scores["r2_closed_form"]
+    for name, one in (("", trained), ("_closed_form", exact)):
+        scores[f"r2_without_top5{name}"] = fve([one], without_top=5)
+    for name, one in (("", trained), ("_closed_form", exact)):
+        scores[f"r2_per_dimension{name}"] = [
+            1 - e / v if v > 0 else None
+            for e, v in zip(one.errors.tolist(), one.deviations.tolist(), strict=True)
+        ]
+    return {name: None if value != value else value for name, value in scores.items()}

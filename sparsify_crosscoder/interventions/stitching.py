@@ -19,14 +19,13 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ..activations.stream import ActivationStream
-from ..evaluation.metrics import ErrorStatistics, fve
 from ..files import atomic_path, atomic_write_json
 from .affine_maps import (
     AffineMap,
-    Fit,
     Normalization,
     NormalizedPairs,
     closed_form,
+    compare,
     evaluate,
     random_maps,
     train,
@@ -289,7 +288,7 @@ def fit_stitching(
             steps=cfg.steps,
             pairs_per_step=cfg.pairs_per_step,
         )
-    scores = _compare(cfg.sources, *evaluate([maps, exact], tested))
+    scores = compare(cfg.sources, *evaluate([maps, exact], tested))
     counts |= {"held_out_outliers": tested.outliers, "seconds": time.perf_counter() - begun}
     on_raw = {
         number: normalization.fold(s, one).to(device)
@@ -332,32 +331,3 @@ def _check_streams(
             f"tell how good the maps are; hold out more."
         )
     return [dict(sources[s]) if sources else {"width": widths[s]} for s in cfg.sources]
-
-
-def _compare(sources: Sequence[int], trained: Fit, exact: Fit) -> dict[str, Any]:
-    """R2 of both maps and both round trips, trained and in closed form, as JSON values."""
-    numbers = list(sources)
-    directions, round_trips = [], []
-    for s in (0, 1):
-        ends = {"from": numbers[s], "to": numbers[1 - s]}
-        directions.append({**ends, **_scores(trained.maps[s], exact.maps[s])})
-        ends = {"source": numbers[s], "through": numbers[1 - s]}
-        round_trips.append({**ends, **_scores(trained.round_trips[s], exact.round_trips[s])})
-    return {
-        "directions": directions,
-        "round_trips": round_trips,
-        "held_out_pairs": trained.maps[0].count,
-    }
-
-
-def _scores(trained: ErrorStatistics, exact: ErrorStatistics) -> dict[str, Any]:
-    scores: dict[str, Any] = {"r2": fve([trained]), "r2_closed_form": fve([exact])}
-    scores["difference"] = scores["r2"] - scores["r2_closed_form"]
-    for name, one in (("", trained), ("_closed_form", exact)):
-        scores[f"r2_without_top5{name}"] = fve([one], without_top=5)
-    for name, one in (("", trained), ("_closed_form", exact)):
-        scores[f"r2_per_dimension{name}"] = [
-            1 - e / v if v > 0 else None
-            for e, v in zip(one.errors.tolist(), one.deviations.tolist(), strict=True)
-        ]
-    return {name: None if value != value else value for name, value in scores.items()}
