@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..crosscoders import Crosscoder
 from ..subcommands import execute
@@ -24,6 +25,7 @@ from .command_parts import (
 )
 from .effects import DoseResponse, dose_response
 from .generation import STRENGTHS, Sampling
+from .likeness import Changes, common_words, likeness, word_changes
 from .steering import Steering
 from .stitching import Stitching
 from .vectors import SteeringVector
@@ -49,7 +51,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Steer, measure, print and return everything as JSON values."""
     prompts, how = read_prompts(args), sampling(args)
     targets = _targets(args)
+    words = _common_words(targets) if len(targets) > 1 else None
     result: dict[str, Any] = {"prompts": prompts, "models": []}
+    changes: list[list[Changes]] = []
     for number, target in enumerate(targets):
         model, tokenizer = load_model(args, target.name, target.revision)
         found = dose_response(
@@ -64,6 +68,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             batch_size=args.batch_size,
             show_progress=True,
         )
+        if words is not None:
+            changes.append(
+                [
+                    word_changes(
+                        *(model, tokenizer, prompts, target.steering, dose, words[number]),
+                        chat=CHAT[args.chat],
+                    )
+                    for dose in found.strengths
+                ]
+            )
         del model
         show(found, target)
         if args.plot is not None:
@@ -81,7 +95,24 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             for s in target.steering
         ]
         result["models"].append({"model": target.name, "steering": described, **found.to_dict()})
+    if changes:
+        result["likeness"] = [
+            {"strengths": row["strengths"], **asdict(likeness(a, b))}
+            for row, a, b in zip(result["models"][0]["rows"], *changes, strict=True)
+        ]
+        print("\nthe other model's change of its next words, beside the model's own")
+        for row in result["likeness"]:
+            if any(row["strengths"]):
+                dose = "/".join(f"{s:g}" for s in dict.fromkeys(row["strengths"]))
+                print(f"{dose:>8}  correlation {row['correlation']:.3f}  size {row['size']:.3g}")
     return result
+
+
+def _common_words(targets: Sequence[Target]) -> tuple[Tensor, Tensor]:
+    from transformers import AutoTokenizer
+
+    tokenizers = [AutoTokenizer.from_pretrained(t.name, revision=t.revision) for t in targets]
+    return common_words(*tokenizers)
 
 
 def show(found: DoseResponse, target: Target) -> None:

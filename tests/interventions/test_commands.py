@@ -101,6 +101,9 @@ def test_the_stitched_vector_steers_the_other_model(run, shared, stitching, tmp_
     assert second["steering"][0]["hookpoint"] == "h.2"
     assert second["steering"][0]["label"] == f"latent {shared}, stitched"
     assert second["steering"][0]["scale"] == 3.0
+    unsteered, pushed = json.loads(out.read_text())["likeness"]
+    assert unsteered["correlation"] == unsteered["size"] == 0
+    assert -1 <= pushed["correlation"] <= 1 and pushed["size"] > 0
 
 
 def test_a_persona_becomes_a_vector_that_steers_and_moves(run, stitching, tmp_path, capsys):

@@ -1,0 +1,82 @@
+"""Comparing what two models do, on values worked out by hand and on models that are the same."""
+
+import pytest
+import torch
+from models_for_tests import tiny_model
+from tokenizers_for_tests import byte_level_tokenizer, metaspace_tokenizer
+
+from sparsify_crosscoder.interventions.likeness import (
+    Changes,
+    common_words,
+    likeness,
+    word_changes,
+)
+from sparsify_crosscoder.interventions.steering import Steering
+
+PROMPTS = ["The quick brown", "In 1989 the wall"]
+
+
+def changes(*rows: list[float]) -> Changes:
+    return Changes(torch.tensor(rows), torch.full((len(rows), len(rows[0])), 0.1))
+
+
+def test_the_same_change_at_another_size():
+    found = likeness(changes([1.0, 2.0, 3.0]), changes([2.0, 4.0, 6.0]))
+    assert (found.correlation, found.size) == (pytest.approx(1), pytest.approx(2))
+
+
+def test_what_all_words_have_in_common_does_not_count():
+    found = likeness(changes([1.0, 2.0, 3.0]), changes([11.0, 12.0, 13.0]))
+    assert (found.correlation, found.size) == (pytest.approx(1), pytest.approx(1))
+
+
+def test_prompts_count_alike():
+    found = likeness(changes([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]), changes([1.0, 2, 3], [3.0, 2, 1]))
+    assert found.correlation == pytest.approx(0)
+
+
+def test_unlikely_words_are_not_looked_at():
+    generator = torch.Generator().manual_seed(0)
+    probability = torch.cat([torch.full((1, 2_000), 1e-3), torch.full((1, 5_000), 1e-9)], 1)
+    change = torch.randn(1, 7_000, generator=generator)
+    other = change.clone()
+    other[:, 2_000:] = torch.randn(1, 5_000, generator=generator)
+    found = likeness(Changes(change, probability), Changes(other, probability))
+    assert found.correlation == pytest.approx(1)
+
+
+def test_no_change_is_like_nothing():
+    found = likeness(changes([1.0, 2.0, 3.0]), changes([0.0, 0.0, 0.0]))
+    assert (found.correlation, found.size) == (0, 0)
+
+
+def test_common_words_are_the_same_words_in_both_vocabularies():
+    first, second = byte_level_tokenizer(), metaspace_tokenizer()
+    a, b = common_words(first, second)
+    assert len(a) == len(b) > 5
+    for i, j in zip(a.tolist(), b.tolist(), strict=True):
+        assert first.decode([i]).strip() == second.decode([j]).strip() != ""
+
+
+def test_a_model_and_its_copy_change_alike_and_another_does_not():
+    tokenizer = byte_level_tokenizer()
+    words, _ = common_words(tokenizer, tokenizer)
+    model, copy = (tiny_model("llama", causal_lm=True, vocab_size=400) for _ in "ab")
+    other = tiny_model("llama", causal_lm=True, vocab_size=400, seed=1)
+    vector = torch.randn(32, generator=torch.Generator().manual_seed(0)) * 3
+
+    def push(model, vector):
+        return word_changes(model, tokenizer, PROMPTS, [Steering(vector, "layers.1")], [1.0], words)
+
+    same = likeness(push(model, vector), push(copy, vector))
+    assert (same.correlation, same.size) == (pytest.approx(1), pytest.approx(1))
+    assert abs(likeness(push(model, vector), push(other, vector)).correlation) < 0.7
+    with torch.no_grad():  # the change itself, by a hook written here
+        ids = torch.tensor([tokenizer(PROMPTS[0])["input_ids"]])
+        plain = model(input_ids=ids).logits[0, -1].log_softmax(-1)
+        layer = model.model.layers[1]
+        handle = layer.register_forward_hook(lambda module, args, output: output + vector)
+        pushed = model(input_ids=ids).logits[0, -1].log_softmax(-1)
+        handle.remove()
+    found = push(model, vector)
+    torch.testing.assert_close(found.change[0], (pushed - plain)[words], atol=1e-4, rtol=1e-4)
