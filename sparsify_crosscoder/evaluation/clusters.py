@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..crosscoders import Crosscoder
 from .false_exclusives import FilteredLatents, Verdict
-from .latent_moments import LatentMoments
+from .latent_moments import PRESENT, LatentMoments
 
 SAME = 0.7
 """Correlation of two latents' activations from which they are taken for the same."""
@@ -97,7 +97,7 @@ def _cluster(
     direction = total / total.norm().clamp_min(1e-30)
     weights = decoders @ direction
     strength = (weights * moments.z_sum[members]).sum()
-    level = 0.5 * (weights @ gram @ weights) / strength.clamp_min(1e-30)
+    level = PRESENT * (weights @ gram @ weights) / strength.clamp_min(1e-30)
     return Cluster(
         source=s,
         latents=latents.tolist(),

@@ -5,8 +5,9 @@ Two tests, neither of which needs the other models' text or tokens:
 predictability  A latent is linearly predicted, once from the activations of the other sources and
                 once from its own. If the others do about as well, they carry the same information.
 shadow          Each source is linearly predicted from the others. What is left of the other
-                sources should not move with a latent that stands for something of its own source.
-                This guards residual DFCs, whose encoder already removes what is predictable.
+                sources should not move with a latent that stands for something of its own source,
+                where it is present and does not just fire a little. This guards residual DFCs,
+                whose encoder already removes what is predictable.
 
 L latents, S sources, D the sum of their widths.
 """
@@ -119,7 +120,8 @@ class FilteredLatents:
 
     shadow: Tensor
     """Effect on what is left of the other sources, less three standard errors, as a multiple of
-    that on its own."""
+    that on its own: `|cov(x_r) - R_sr R_rs cov(x_r)| / |cov(x_s) - R_rs cov(x_r)|`, the largest of
+    all r, with linear maps R and covariances with the activation where the latent is present."""
 
     energy: Tensor
     """Mean squared norm of what it writes into its source, normalised."""
@@ -286,6 +288,10 @@ def _shadows(
 ) -> Tensor:
     """How far each latent moves the other sources' own part, relative to its source's, `[L]`.
 
+    Covariances are with `z * (z >= level)`, where level is half of the latent's mean activation,
+    weighted by itself: `sum(z^2) / sum(z) / 2`. Latents also fire a little where what they stand
+    for is absent, and over many pairs what happens to be there would add up.
+
     With linear maps R between source s and another one r, a latent moves what r does not predict
     of s by `|cov(x_s) - R_rs cov(x_r)|`. What it moves of r is taken without what goes to s and
     comes back: `|cov(x_r) - R_sr R_rs cov(x_r)|`. Were it `cov(x_r) - R_sr cov(x_s)`, a concept of
@@ -300,22 +306,30 @@ def _shadows(
     result = torch.zeros(len(sources), dtype=torch.float64)
     for s, own in enumerate(columns):
         mine = sources == s
+        if not mine.any():
+            continue
+        effects = [fold.present_covariance[mine] for fold in folds]
         for r, other in enumerate(columns):
-            if r == s or not mine.any():
+            if r == s:
                 continue
             across = covariance[own, other]
             there = ridge_regression(covariance[own, own], across, ridge)
             back = ridge_regression(covariance[other, other], across.T, ridge)
-            at_home, abroad = (
-                [fold.covariance[mine][:, part] for fold in folds] for part in (own, other)
-            )
-            home = [a - b @ back for a, b in zip(at_home, abroad, strict=True)]
-            remains = torch.eye(len(back), dtype=back.dtype) - back @ there
-            away = [b @ remains for b in abroad]
+            # From a latent's covariances to what it moves of s and of r.
+            home, away = (covariance.new_zeros(len(covariance), len(m)) for m in (there, back))
+            home[own] = torch.eye(len(there), dtype=there.dtype)
+            home[other] = -back
+            away[other] = torch.eye(len(back), dtype=back.dtype) - back @ there
             # Of the product for a latent that is independent of r.
-            spread = (remains.T @ covariance[other, other] @ remains).norm()
-            error = together.z_variance[mine] * spread / pairs_of_folds
-            ratio = ((away[0] * away[1]).sum(1) - ERRORS * error).clamp_min(0)
-            ratio /= (home[0] * home[1]).sum(1).clamp_min(1e-30)
+            spread = (away.T @ covariance @ away).norm()
+            error = together.present_variance[mine] * spread / pairs_of_folds
+            ratio = (_squared_lengths(effects, away) - ERRORS * error).clamp_min(0)
+            ratio /= _squared_lengths(effects, home).clamp_min(1e-30)
             result[mine] = torch.maximum(result[mine], ratio.sqrt())
     return result
+
+
+def _squared_lengths(effects: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """Squared lengths `[L]` of `effect @ weights`, the effect `[L, D]` known from two folds."""
+    a, b = (effect @ weights for effect in effects)
+    return (a * b).sum(1)

@@ -115,6 +115,27 @@ def test_a_latent_that_moves_the_other_sources_own_part_is_a_shadow(crosscoder):
     assert found.verdicts[OWN] == Verdict.KEPT
 
 
+def test_many_weak_firings_on_something_else_do_not_make_a_shadow(crosscoder):
+    pairs = pairs_with_a_difference()
+    generator = torch.Generator().manual_seed(2)
+    # It also fires, six times as often and a sixth as strongly, on an event for which both sources
+    # have an amplitude of their own.
+    event = torch.rand(PAIRS, generator=generator) < 0.3
+    pairs[0][:, 7] += event * 4 * torch.rand(PAIRS, generator=generator)
+    pairs[1][:, 9] += event * 4 * torch.rand(PAIRS, generator=generator)
+    with torch.no_grad():
+        crosscoder.encoder.weights[0][OWN, 7] = 0.2
+        crosscoder.encoder.bias[OWN] = -0.1
+        for latent in (COPY, RARE, DEAF):
+            crosscoder.encoder.weights[0][latent].zero_()
+    found = judged(crosscoder, pairs)
+    assert found.verdicts[OWN] == Verdict.KEPT
+    # Where the other source moves with the strong firings as well, it still is one.
+    pairs[1][:, 8] += pairs[0][:, 6] * torch.rand(PAIRS, generator=generator)
+    found = judged(crosscoder, pairs, predictability=0.999)
+    assert found.verdicts[OWN] == Verdict.SHADOW
+
+
 def test_little_memory_takes_several_passes_to_the_same_verdicts(crosscoder):
     pairs = pairs_with_a_difference()
     whole = judged(crosscoder, pairs)
@@ -154,6 +175,19 @@ def test_moments_are_those_of_the_pairs(crosscoder):
     fires_together = (z.T @ z) > 0
     expected = torch.corrcoef(z.T) * fires_together
     torch.testing.assert_close(correlations, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_latent_is_present_from_half_of_its_mean_weighted_by_itself():
+    moments = LatentMoments(1, 5)
+    for acts in ([4.0, 4.0, 1.0, 1.0], [2.0, 1.0]):  # the means up to there are 3.4 and 3
+        rows = torch.arange(len(acts))
+        code = SparseCode(torch.tensor(acts), torch.zeros_like(rows), rows, (5, 1))
+        moments.update(torch.eye(5), code)
+    assert moments.present_sum.tolist() == [10]
+    assert moments.present_cross.tolist() == [[6, 4, 0, 0, 0]]
+    assert moments.present_variance.item() == pytest.approx(36 / 10 - 1)
+    expected = torch.tensor([[0.4, 0.2, -0.2, -0.2, -0.2]], dtype=torch.float64)
+    torch.testing.assert_close(moments.present_covariance, expected)
 
 
 def test_only_whole_sources_of_outliers_are_left_out(crosscoder):
