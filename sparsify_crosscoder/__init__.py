@@ -16,7 +16,13 @@ if TYPE_CHECKING:
         ResidualDedicatedFeatureCrosscoder,
     )
     from .crosscoders.partition import Partition
+    from .interventions.effects import dose_response
+    from .interventions.generation import generate
+    from .interventions.persona import Persona, persona_vectors
+    from .interventions.steering import Steering, steered
     from .interventions.stitching import Stitching, fit_stitching
+    from .interventions.transfer import transfer
+    from .interventions.vectors import SteeringVector
     from .registry import Architecture, register_architecture
     from .training import CrosscoderTrainer, DFCTrainer, DSFTrainer, RDFCTrainer
 
@@ -37,15 +43,23 @@ __all__ = [
     "DesignatedSharedFeatureCrosscoder",
     "NonContent",
     "Partition",
+    "Persona",
     "RDFCConfig",
     "RDFCTrainer",
     "ResidualDedicatedFeatureCrosscoder",
+    "Steering",
+    "SteeringVector",
     "Stitching",
     "__version__",
     "align_batch",
     "align_tokens",
+    "dose_response",
     "fit_stitching",
+    "generate",
+    "persona_vectors",
     "register_architecture",
+    "steered",
+    "transfer",
 ]
 
 _MODULES = {
@@ -63,14 +77,22 @@ _MODULES = {
     "DesignatedSharedFeatureCrosscoder": "crosscoders",
     "NonContent": "activations.alignment",
     "Partition": "crosscoders.partition",
+    "Persona": "interventions.persona",
     "RDFCConfig": "config",
     "RDFCTrainer": "training",
     "ResidualDedicatedFeatureCrosscoder": "crosscoders",
+    "Steering": "interventions.steering",
+    "SteeringVector": "interventions.vectors",
     "Stitching": "interventions.stitching",
     "align_batch": "activations.alignment",
     "align_tokens": "activations.alignment",
+    "dose_response": "interventions.effects",
     "fit_stitching": "interventions.stitching",
+    "generate": "interventions.generation",
+    "persona_vectors": "interventions.persona",
     "register_architecture": "registry",
+    "steered": "interventions.steering",
+    "transfer": "interventions.transfer",
 }
 
 
