@@ -17,6 +17,7 @@ from sparsify_crosscoder.crosscoders.preactivations import (
     ExactPreactivations,
     Product,
 )
+from sparsify_crosscoder.crosscoders.sparse_ops import SparseCode
 
 AUXK_ALPHA = 0.03
 DEAD_AFTER = 10_000_000
@@ -128,8 +129,8 @@ class Ours(TrainingStep):
         super().__init__(crosscoder, parameters, auxk=auxk, lr=lr, fused=True)
         crosscoder.screen_dtype = self.screen_dtype  # type: ignore[assignment]
         self.crosscoder = crosscoder.train()
-        self.entries = torch.zeros(0, dtype=torch.long)
-        """Active latents of each pair of the last batch, `[N]`."""
+        self.code: SparseCode | None = None
+        """That of the last batch."""
 
     def normalize(self, batch: Sequence[Tensor]) -> Tensor:
         return self.crosscoder.normalize(batch)
@@ -138,7 +139,7 @@ class Ours(TrainingStep):
         out = self.crosscoder(x, normalized=True, padded=False, dead_mask=dead)
         fired = torch.zeros_like(self.since_fired, dtype=torch.bool)
         fired[out.code.indices] = True
-        self.entries = out.code.counts
+        self.code = out.code
         return Losses(out.loss, out.auxk_loss, fired)
 
     @contextmanager

@@ -187,7 +187,9 @@ def benchmark(
             )
             for name, step in ours.items()
         }
-    entries = ours["ours fp32"].entries.float()
+    code = ours["ours fp32"].code
+    assert code is not None
+    entries = code.counts.float()
     result["active_latents_per_pair"] = {
         "mean": entries.mean().item(),
         **{f"percentile_{p}": entries.quantile(p / 100).item() for p in (1, 50, 99)},

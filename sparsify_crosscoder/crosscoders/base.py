@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..config import CrosscoderConfig
 from ..world import ALONE, World
-from . import checkpoints, sparse_ops
+from . import checkpoints, cpu_kernels, sparse_ops
 from .batch_topk import kth_largest
 from .partition import Partition
 from .preactivations import BoundedPreactivations, ExactPreactivations, has_fast_bfloat16
@@ -261,8 +262,8 @@ class Crosscoder(SparseCoder):
         self.factors.copy_(factors)
 
     def _scales(self) -> Tensor:
-        widths = torch.tensor(self.d_sources, device=self.factors.device)
-        return self.factors.repeat_interleave(widths, output_size=self.d_in)
+        scales = zip(self.factors, self.d_sources, strict=True)
+        return torch.cat([factor.expand(width) for factor, width in scales])
 
     def normalize(self, x: Tensor | Sequence[Tensor]) -> Tensor:
         """Raw activations to normalised ones, `[..., d_in]` in the crosscoder's dtype."""
@@ -274,7 +275,7 @@ class Crosscoder(SparseCoder):
                 f"got {x.shape[-1]}."
             )
         # float64 input keeps its precision: bfloat16 is widened by the fp32 buffers.
-        return ((x.to(self.device) - self.mean) * self._scales()).to(self.dtype)
+        return (x.to(self.device) - self.mean).mul_(self._scales()).to(self.dtype)
 
     def denormalize(self, x: Tensor) -> Tensor:
         """Inverse of `normalize`."""
@@ -307,14 +308,20 @@ class Crosscoder(SparseCoder):
     def _scores(self, acts: Tensor, norms: Tensor | None) -> Tensor:
         return acts if norms is None else acts * norms
 
+    @torch.no_grad()
     def _score_norms(self) -> Tensor | None:
         if self.cfg.rank_by == "activation":
             return None
-        norms = self.decoder_norms().sum(1)
-        if self.cfg.rank_by == "mean":
-            for block in self.partition.blocks:
-                norms[block.start : block.stop] /= len(block.sources)
-        return norms
+        parts = []
+        for block, weight in zip(self.partition.blocks, self.decoders, strict=True):
+            if block.tied:
+                norms = weight.norm(dim=1)
+                parts.append(norms if self.cfg.rank_by == "mean" else norms * len(block.sources))
+                continue
+            widths = [self.d_sources[s] for s in block.sources]
+            norms = torch.stack([part.norm(dim=1) for part in weight.split(widths, 1)]).sum(0)
+            parts.append(norms / len(block.sources) if self.cfg.rank_by == "mean" else norms)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def budgets(self, num_pairs: int) -> list[int]:
         """Entries that each group selects from `num_pairs` pairs."""
@@ -357,7 +364,7 @@ class Crosscoder(SparseCoder):
 
         `chunks` are normalised `[n, d_in]` pieces of this rank's part of the batch.
         """
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+        with torch.no_grad(), _without_autocast(self.device):
             return self._find_cuts(chunks, world)
 
     def _find_cuts(self, chunks: Sequence[Tensor], world: World) -> Tensor:
@@ -403,9 +410,9 @@ class Crosscoder(SparseCoder):
         With the ids of `dead` latents also the `k_aux` strongest of them in every pair.
         """
         # What is exact must stay so under autocast.
-        with torch.autocast(x.device.type, enabled=False):
+        with _without_autocast(x.device):
             inputs = self.block_inputs(x)
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        with torch.no_grad(), _without_autocast(x.device):
             if cuts is None and not self.training:
                 cuts = self.threshold
             learned = None if cuts is None else torch.isfinite(cuts).tolist()
@@ -449,10 +456,13 @@ class Crosscoder(SparseCoder):
         """The entries of every block, from those of groups of blocks."""
         parts: dict[int, Entries] = {}
         for entries, members in zip(found, groups, strict=True):
+            if len(members) == 1:
+                parts[members[0]] = entries
+                continue
             for b in members:
                 block = self.partition.blocks[b]
                 inside = (entries.latents >= block.start) & (entries.latents < block.stop)
-                parts[b] = entries if len(members) == 1 else entries.where(inside)
+                parts[b] = entries.where(inside)
         return [parts[b] for b in range(len(parts))]
 
     def _attached(
@@ -464,12 +474,13 @@ class Crosscoder(SparseCoder):
             self.partition.blocks, self.encoder.weights, inputs, parts, strict=True
         ):
             shape = (times * len(x), len(block))
+            indices = part.latents - block.start if block.start else part.latents
             codes.append(
                 sparse_ops.encode(
                     x,
                     self._reduced(weight, block),
                     bias[block.start : block.stop],
-                    SparseCode(part.acts, part.latents - block.start, part.rows, shape),
+                    SparseCode(part.acts, indices, part.rows, shape),
                 )
             )
         return codes
@@ -507,21 +518,25 @@ class Crosscoder(SparseCoder):
 
     def _decode_blocks(self, codes: list[SparseCode]) -> Tensor:
         """Normalised reconstruction `[N, d_in]` from one code per block."""
+        whole: list[Tensor] = []
         parts: list[list[Tensor]] = [[] for _ in self.d_sources]
         for block, weight, code in zip(self.partition.blocks, self.decoders, codes, strict=True):
             out = sparse_ops.decode(code, weight)
+            if out.shape[1] == self.d_in:
+                whole.append(out)
+                continue
             widths = [self.d_sources[s] for s in block.sources]
             pieces = [out] * len(widths) if block.tied else out.split(widths, 1)
             for s, piece in zip(block.sources, pieces, strict=True):
                 parts[s].append(piece)
-        num_pairs = codes[0].shape[0]
-        return torch.cat(
-            [
+        if any(parts):
+            num_pairs = codes[0].shape[0]
+            by_source = [
                 sum(p[1:], p[0]) if p else self.b_dec.new_zeros(num_pairs, d)
                 for p, d in zip(parts, self.d_sources, strict=True)
-            ],
-            1,
-        )
+            ]
+            whole.append(torch.cat(by_source, 1))
+        return sum(whole[1:], whole[0])
 
     def _split_blocks(self, code: SparseCode) -> list[SparseCode]:
         codes = []
@@ -576,51 +591,57 @@ class Crosscoder(SparseCoder):
             cuts: `[G]` from `find_cuts`, when x is a part of a batch.
             world: the ranks that share the batch.
             normalized: x is normalised already.
-            padded: without it `latent_acts` and `latent_indices` are flat `[E]`, which saves
-                memory when only the loss is wanted.
+            padded: without it `latent_acts` and `latent_indices` are flat `[E]`, and `sae_out` is
+                empty, `[0, d_in]`; this saves time and memory when only the loss is wanted.
         """
         if y is not None and y is not x:
             raise ValueError("A crosscoder reconstructs its input; it takes no separate target.")
+        if self.training:
+            cpu_kernels.start()
         target = (x if normalized else self.normalize(x)).reshape(-1, self.d_in)  # type: ignore[union-attr]
         if num_pairs is None:
             num_pairs = len(target)
         if total_variance is None:
-            total_variance = (target - target.mean(0)).pow(2).sum()
+            centred = (target - target.sum(0) / len(target)).flatten()
+            total_variance = centred.dot(centred)
         dead = None if dead_mask is None else dead_mask.nonzero()[:, 0]
         by_residual = self.cfg.auxk_form == "residual"
         selection = self._select(target, cuts, world, None if by_residual else dead)
 
         def terms(*acts: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             now = [code.with_acts(a) for code, a in zip(selection.codes, acts, strict=True)]
-            decoded, *answer = self._decode_blocks(now).split(len(target))
-            out = decoded + self.b_dec
-            errors = (target - out).split(self.d_sources, 1)
-            per_source = torch.stack([e.pow(2).sum() for e in errors])
-            if self.cfg.loss == "squared":
-                loss = per_source.sum() / total_variance
-            else:
+            decoded = self._decode_blocks(now)
+            answer = None
+            if len(decoded) > len(target):
+                decoded, answer = decoded.split(len(target))
+            error, per_source = sparse_ops.errors(target, decoded, self.b_dec, self.d_sources)
+            fvu = per_source.sum() / total_variance
+            loss = fvu
+            if self.cfg.loss == "l2":
+                errors = error.split(self.d_sources, 1)
                 norms = torch.stack([e.norm(dim=1).sum() for e in errors]).sum()
                 loss = norms / (total_variance * num_pairs * len(errors)).sqrt()
             auxk = loss.new_zeros(())
             if dead is not None and len(dead):
-                residual = (target - out).detach()
-                e_hat = self._answer_to(residual, dead) if by_residual else answer[0]
+                residual = error.detach()
+                e_hat = self._answer_to(residual, dead) if answer is None else answer
                 auxk = self._auxk_loss(residual, e_hat, num_pairs, world)
-            return out, per_source, loss, auxk
+            out = decoded + self.b_dec if padded else decoded[:0]
+            return out, per_source, fvu, loss, auxk
 
         acts = [code.acts for code in selection.codes]
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            out, per_source, loss, auxk = checkpoint(terms, *acts, use_reentrant=False)
+            out, per_source, fvu, loss, auxk = checkpoint(terms, *acts, use_reentrant=False)
         else:
-            out, per_source, loss, auxk = terms(*acts)
+            out, per_source, fvu, loss, auxk = terms(*acts)
 
         code = self._joined(selection.active(len(target)))
         latent_acts, latent_indices = code.padded() if padded else (code.acts, code.indices)
         output = CrosscoderOutput(
-            sae_out=self.denormalize(out),
+            sae_out=self.denormalize(out) if padded else out,
             latent_acts=latent_acts,
             latent_indices=latent_indices,
-            fvu=per_source.sum() / total_variance,
+            fvu=fvu,
             auxk_loss=auxk,
             multi_topk_fvu=loss.new_zeros(()),
         )
@@ -656,7 +677,7 @@ class Crosscoder(SparseCoder):
         B.1.5 as printed.
         """
         bias = torch.zeros_like(self.encoder.bias)
-        with torch.no_grad(), torch.autocast(residual.device.type, enabled=False):
+        with torch.no_grad(), _without_autocast(residual.device):
             inputs = self.block_inputs(residual)
             blocks = self._preactivations(inputs, bias, exact=True)
             revived = strongest_per_row(self._k_aux, dead, blocks, self.partition)
@@ -741,3 +762,10 @@ class Crosscoder(SparseCoder):
         says so. Latents that the source may not read never fire.
         """
         return checkpoints.export_sae(self, source, Path(path))
+
+
+def _without_autocast(device: torch.device) -> Any:
+    """Full precision inside, whatever is outside."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .sparse_ops import entry_dots
+from . import cpu_kernels
+from .sparse_ops import entry_dots, order_by
 
 # Makes up for the rounding of the error columns themselves, 2**-8 for each of two factors.
 _UP = 1.02
@@ -82,13 +83,8 @@ class Product:
         everything = slice(0, len(self.left)), slice(0, len(self.right))
         return self.multiply(*everything) if self._whole is None else self._whole
 
-    def reaching(
-        self, cuts: Tensor, values: Callable[[Tensor, Tensor, Tensor], Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows, columns and values of the entries that reach `cuts` [m] > 0, in row-major order.
-
-        `values` makes the values of entries from a piece and their rows and columns in it.
-        """
+    def reaching(self, cuts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows, columns and values of the entries that reach `cuts` [m] > 0, in row-major order."""
         size = self.at_once if self.left.device.type == "cpu" else max(len(self.right), 1)
         found: list[tuple[Tensor, Tensor, Tensor]] = []
         for start in range(0, max(len(self.right), 1), size):
@@ -97,12 +93,12 @@ class Product:
                 piece = self.multiply(slice(0, len(self.left)), columns)
             else:
                 piece = self._whole[:, columns]
-            rows, inside = _true_entries(_comparable(piece) >= _comparable(cuts[columns]))
-            found.append((rows, inside + start, values(piece, rows, inside)))
+            rows, inside, chosen = _reaching(piece, cuts[columns])
+            found.append((rows, inside + start if start else inside, chosen))
         if len(found) == 1:
             return found[0]
         joined = [torch.cat(parts) for parts in zip(*found, strict=True)]
-        order = torch.argsort(joined[0], stable=True)
+        order, _ = order_by(joined[0], len(self.left))
         rows, columns, chosen = (part[order] for part in joined)
         return rows, columns, chosen
 
@@ -120,7 +116,7 @@ class ExactPreactivations:
         return self.product.whole
 
     def reaching(self, cuts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.product.reaching(cuts, lambda piece, *where: piece[where])
+        return self.product.reaching(cuts)
 
     def strongest(self, latents: Tensor, k: int) -> tuple[Tensor, Tensor]:
         values = self.values
@@ -154,7 +150,7 @@ class BoundedPreactivations:
         return self.product.whole
 
     def reaching(self, cuts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        rows, latents, _ = self.product.reaching(_lowered(cuts), lambda piece, rows, _: rows)
+        rows, latents, _ = self.product.reaching(_lowered(cuts))
         return rows, latents, self.at(rows, latents)
 
     def at(self, rows: Tensor, latents: Tensor) -> Tensor:
@@ -206,6 +202,16 @@ def _lowered(cuts: Tensor) -> Tensor:
 def _comparable(values: Tensor) -> Tensor:
     """The same, faster to compare with numbers >= 0: bfloat16 order as their bits do."""
     return values.view(torch.int16) if values.dtype == torch.bfloat16 else values
+
+
+def _reaching(values: Tensor, cuts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows, columns and values of the entries of `values` [N, m] that reach `cuts` [m] >= 0."""
+    comparable, comparable_cuts = _comparable(values), _comparable(cuts)
+    if cpu_kernels.serve(comparable):
+        rows, columns, found = cpu_kernels.reaching(comparable, comparable_cuts)
+        return rows, columns, found.view(values.dtype)
+    rows, columns = _true_entries(comparable >= comparable_cuts)
+    return rows, columns, values[rows, columns]
 
 
 def _true_entries(mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from ..world import World
+from . import cpu_kernels
 from .batch_topk import select_largest, select_largest_per_row
 from .partition import Group, Partition
 from .preactivations import ExactPreactivations, Preactivations
+from .sparse_ops import order_by
 
 # What the smallest kept score may fall from one step to the next without a second look.
 _SLACK = 0.97
@@ -40,8 +42,11 @@ class Entries(NamedTuple):
 
     def where(self, mask: Tensor) -> Entries:
         """The entries that a mask `[E]` keeps."""
-        kept = mask.nonzero()[:, 0]
-        return Entries(*(part.index_select(0, kept) for part in self))
+        return self.at(mask.nonzero()[:, 0])
+
+    def at(self, places: Tensor) -> Entries:
+        """The entries at some places `[n]`, which must be in order."""
+        return Entries(*(part.index_select(0, places) for part in self))
 
     def followed_by(self, others: Entries, num_pairs: int) -> Entries:
         """These entries, and others as those of `num_pairs` more pairs."""
@@ -60,23 +65,33 @@ def entries_reaching(
 
     `blocks` holds every block's pre-activations, `norms` [M] what turns activations into scores.
     """
+    entries = _candidates(level, blocks, partition, group, norms)
+    return entries.where((entries.scores >= level) & (entries.scores > 0))
+
+
+def _candidates(
+    level: Tensor,
+    blocks: Sequence[Preactivations],
+    partition: Partition,
+    group: Group,
+    norms: Tensor | None,
+) -> Entries:
+    """All entries of a group whose score reaches `level`, and some that fall short of it."""
     found = []
     for b in group.blocks:
         block = partition.blocks[b]
         scale = None if norms is None else norms[block.start : block.stop]
         cuts = level.expand(len(block)) if scale is None else level / scale
-        # The exact comparison is made below; this one must not lose an entry to rounding.
+        # The exact comparison is the caller's; this one must not lose an entry to rounding.
         eps = 4 * torch.finfo(cuts.dtype).eps
         cuts = (cuts * (1 - eps)).nan_to_num(torch.inf, posinf=torch.inf)
         rows, latents, acts = blocks[b].reaching(cuts.clamp_min(torch.finfo(cuts.dtype).tiny))
-        scores = acts if scale is None else acts * scale[latents]
-        entries = Entries(rows, latents + block.start, acts, scores)
-        found.append(entries.where((scores >= level) & (scores > 0)))
+        scores = acts if scale is None else acts * scale.index_select(0, latents)
+        found.append(Entries(rows, latents + block.start if block.start else latents, acts, scores))
     if len(found) == 1:
         return found[0]
     joined = Entries(*(torch.cat(parts) for parts in zip(*found, strict=True)))
-    order = torch.argsort(joined.rows, stable=True)
-    return Entries(*(part[order] for part in joined))
+    return joined.at(order_by(joined.rows, blocks[0].num_pairs)[0])
 
 
 def sampled_level(
@@ -115,13 +130,17 @@ def largest_entries(
     `level` only says where to look first. The cut is 0 if all positive entries were kept, and
     infinite without a budget.
     """
-    where = (blocks, partition, group, norms)
     for lower in lowered(level if budget else torch.full_like(level, torch.inf)):
-        entries = entries_reaching(lower, *where)
-        if world.total(len(entries.scores), level.device) >= budget:
+        entries = _candidates(lower, blocks, partition, group, norms)
+        if budget and world.size == 1 and cpu_kernels.serve(entries.scores):
+            places, cut = cpu_kernels.largest(entries.scores, budget)
+        else:
+            mask, cut = select_largest(entries.scores, budget, world)
+            places = mask.nonzero()[:, 0]
+        # Every entry that reaches `lower` is among the candidates.
+        if cut >= lower:
             break
-    mask, cut = select_largest(entries.scores, budget, world)
-    return entries.where(mask), cut
+    return entries.at(places), cut
 
 
 def lowered(level: Tensor) -> tuple[Tensor, ...]:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import triton_kernels
+from . import cpu_kernels, triton_kernels
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,12 @@ class SparseCode:
     @cached_property
     def offsets(self) -> Tensor:
         """Where each pair's entries begin, `[N]`."""
-        return self.counts.cumsum(0) - self.counts
+        return starts_of(self.rows, self.shape[0])
 
     @cached_property
     def by_latent(self) -> tuple[Tensor, Tensor]:
         """The order that sorts the entries by latent `[E]`, and where each latent begins `[M]`."""
-        order = torch.argsort(self.indices, stable=True)
-        counts = torch.bincount(self.indices, minlength=self.shape[1])
-        return order, counts.cumsum(0) - counts
+        return order_by(self.indices, self.shape[1])
 
     def with_acts(self, acts: Tensor) -> SparseCode:
         """The same entries with other activations."""
@@ -86,12 +84,27 @@ class SparseCode:
         return acts, torch.where(indices == self.shape[1], unused, indices)
 
 
+def order_by(keys: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The stable order of `keys` [E] in 0..size-1, `[E]`, and where each key begins in it `[size]`."""
+    if cpu_kernels.serve(keys):
+        return cpu_kernels.order_by(keys, size)
+    return torch.argsort(keys, stable=True), starts_of(keys, size)
+
+
+def starts_of(keys: Tensor, size: int) -> Tensor:
+    """Where each of 0..size-1 begins among sorted `keys` [E], `[size]`."""
+    if cpu_kernels.serve(keys):
+        return cpu_kernels.order_by(keys, size)[1]
+    counts = torch.bincount(keys, minlength=size)
+    return counts.cumsum(0) - counts
+
+
 def concatenate_columns(codes: list[SparseCode], starts: list[int], num_latents: int) -> SparseCode:
     """Join codes over disjoint column ranges that begin at `starts` into one over all latents."""
     if len(codes) == 1 and starts == [0] and codes[0].shape[1] == num_latents:
         return codes[0]
     rows = torch.cat([code.rows for code in codes])
-    order = torch.argsort(rows, stable=True)
+    order, _ = order_by(rows, codes[0].shape[0])
     acts = torch.cat([code.acts for code in codes])[order]
     indices = torch.cat([c.indices + s for c, s in zip(codes, starts, strict=True)])[order]
     return SparseCode(acts, indices, rows[order], (codes[0].shape[0], num_latents))
@@ -151,7 +164,9 @@ def entry_dots(a: Tensor, b: Tensor, rows: Tensor, indices: Tensor) -> Tensor:
     """
     if len(rows) == 0:
         return a.new_zeros(0)
-    order = torch.argsort(indices)
+    if cpu_kernels.serve_dots(b, len(rows)) and a.dtype == b.dtype:
+        return cpu_kernels.entry_dots(a, b, rows, indices)
+    order, _ = order_by(indices, len(b))
     if _use_kernels(b):
         dots = triton_kernels.entry_dots(b, a, indices[order], rows[order]).to(a.dtype)
         return torch.empty_like(dots).index_copy_(0, order, dots)
@@ -168,10 +183,10 @@ def sum_by_latent(code: SparseCode, weights: Tensor, table: Tensor) -> Tensor:
     A code over more pairs than `table` [N, D] has rows begins again with the first one.
     """
     order, starts = code.by_latent
-    rows = code.rows[order]
+    rows = code.rows.index_select(0, order)
     if len(table) < code.shape[0]:
         rows %= len(table)
-    return sum_rows(table, rows, starts, weights[order])
+    return sum_rows(table, rows, starts, weights.index_select(0, order))
 
 
 class _Encode(torch.autograd.Function):
@@ -234,3 +249,49 @@ class _Decode(torch.autograd.Function):
 def decode(code: SparseCode, weight: Tensor) -> Tensor:
     """`C @ weight`: reconstructions `[N, D]` from a code over M latents and `weight` [M, D]."""
     return _Decode.apply(code.acts, weight, code)
+
+
+class _Errors(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, target: Tensor, decoded: Tensor, bias: Tensor, widths: list[int]
+    ) -> tuple[Tensor, Tensor]:
+        if cpu_kernels.serve_sums(target) and target.dtype == decoded.dtype == bias.dtype:
+            error, squares = cpu_kernels.errors(target, decoded, bias, widths)
+        else:
+            error = target - (decoded + bias)
+            squares = torch.stack([part.square().sum() for part in error.split(widths, 1)])
+        ctx.save_for_backward(error)
+        ctx.set_materialize_grads(False)
+        ctx.widths, ctx.bias_dtype = widths, bias.dtype
+        return error, squares
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_error: Tensor | None, grad_squares: Tensor | None):  # type: ignore[override]
+        (error,) = ctx.saved_tensors
+        grad = grad_bias = None
+        if grad_squares is not None and cpu_kernels.serve_sums(error):
+            grad, grad_bias = cpu_kernels.scaled_by_source(error, -2 * grad_squares, ctx.widths)
+        elif grad_squares is not None:
+            scales = zip(-2 * grad_squares, ctx.widths, strict=True)
+            grad = error * torch.cat([scale.expand(width) for scale, width in scales])
+        if grad_error is not None:
+            grad = -grad_error if grad is None else grad - grad_error
+            grad_bias = None
+        if grad is None:
+            return None, None, None, None
+        if grad_bias is None:
+            grad_bias = grad.sum(0)
+        grad_target = -grad if ctx.needs_input_grad[0] else None
+        return grad_target, grad, grad_bias.to(ctx.bias_dtype), None
+
+
+def errors(
+    target: Tensor, decoded: Tensor, bias: Tensor, widths: list[int]
+) -> tuple[Tensor, Tensor]:
+    """`target - (decoded + bias)` [N, D], and its sum of squares by source, `[S]`.
+
+    `widths` are those of the sources, whose columns lie side by side.
+    """
+    return _Errors.apply(target, decoded, bias, widths)

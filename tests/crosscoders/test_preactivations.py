@@ -161,7 +161,7 @@ def test_entries_that_reach_their_cuts_are_found_in_order_over_many_rows(width, 
     for left, kept in ((values, False), (values, True), (values[:0], False)):
         product = Product(left, eye, None, kept)
         product.at_once = 24  # several pieces
-        found = product.reaching(cuts, lambda piece, *where: piece[where])
+        found = product.reaching(cuts)
         mine = rows < len(left)
         expected = (rows[mine], columns[mine], values[rows[mine], columns[mine]])
         assert all(map(torch.equal, found, expected))

@@ -1,0 +1,251 @@
+"""Kernels for the sparse training step on a CPU, compiled by numba where it is installed.
+
+N pairs, M latents, D width, E active entries. Each function does in one call what takes torch ten,
+and calls are most of a small step's time. Nothing here is differentiable. What is selected is what
+torch selects, to the last bit. Sums have a fixed order, so two runs on the same arguments give the
+same bits.
+
+numba is imported by `start`, when training begins; before that, and without numba, nothing serves.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import warnings
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_DTYPES = (torch.float32, torch.float64, torch.int64, torch.int16)
+# Multiplications that `entry_dots` takes on: in more of them calls do not count, and torch waits
+# for memory as it does, with all its threads.
+_MOST_PRODUCTS = 2**22
+
+_started = False
+_compiled: dict[Any, Any] = {}
+
+
+def start() -> None:
+    """Let the kernels serve from now on, if numba is installed.
+
+    `SPARSIFY_CROSSCODER_NUMBA=0` keeps to torch.
+    """
+    global _started
+    if _started:
+        return
+    _started = True
+    if os.environ.get("SPARSIFY_CROSSCODER_NUMBA") == "0" or not importlib.util.find_spec("numba"):
+        return
+    try:
+        import numba  # pyright: ignore[reportMissingImports]
+
+        _compiled.update({kernel: _compile(numba, kernel) for kernel in _KERNELS})
+    except Exception as error:  # of a numpy that is too new, of a missing LLVM: all are reasons
+        reason = f"{type(error).__name__}: {error}"
+        warnings.warn(f"numba is not used, torch alone is: {reason}", stacklevel=2)
+
+
+def _compile(numba: Any, kernel: Any) -> Any:
+    options: dict[str, Any] = {"error_model": "numpy"}
+    if kernel is _entry_dots:  # the others add up no fractions
+        options["fastmath"] = {"reassoc", "contract", "nsz"}
+    try:
+        return numba.njit(cache=True, **options)(kernel)
+    except RuntimeError:  # no folder for what was compiled can be written to
+        return numba.njit(**options)(kernel)
+
+
+def serve(tensor: Tensor) -> bool:
+    """Whether the kernels work on `tensor`."""
+    return bool(_compiled) and tensor.device.type == "cpu" and tensor.dtype in _DTYPES
+
+
+def serve_dots(table: Tensor, num_entries: int) -> bool:
+    """Whether `entry_dots` is better than torch for so many rows of `table` [M, D]."""
+    few = num_entries * table.shape[1] <= _MOST_PRODUCTS
+    return few and table.is_floating_point() and serve(table)
+
+
+def serve_sums(table: Tensor) -> bool:
+    """Whether `errors` and `scaled_by_source` are better than torch for a `table` [N, D]."""
+    return table.numel() <= _MOST_PRODUCTS and table.is_floating_point() and serve(table)
+
+
+def _run(kernel: Any, *args: Tensor | int) -> Any:
+    arrays = (arg.detach().contiguous().numpy() if isinstance(arg, Tensor) else arg for arg in args)
+    return _compiled[kernel](*arrays)
+
+
+def reaching(values: Tensor, cuts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows, columns and values of the entries of `values` [N, m] that reach `cuts` [m].
+
+    In row-major order.
+    """
+    rows, columns, found = _run(_reaching, values, cuts)
+    return torch.from_numpy(rows), torch.from_numpy(columns), torch.from_numpy(found)
+
+
+def largest(scores: Tensor, budget: int) -> tuple[Tensor, Tensor]:
+    """Places of the `budget` largest positive `scores` [E], in order, and the smallest of them.
+
+    Of equal ones the first are kept. Places of all, and 0, if fewer than `budget` >= 1 are positive.
+    """
+    # Positive floating-point numbers are in the order of their bits.
+    bits = scores.view(torch.int32 if scores.itemsize == 4 else torch.int64)
+    kept, cut = _run(_largest, bits, budget)
+    return torch.from_numpy(kept), torch.from_numpy(cut).view(scores.dtype).view(())
+
+
+def order_by(keys: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The stable order of `keys` [E] in 0..size-1, `[E]`, and where each key begins in it `[size]`."""
+    order, starts = _run(_order_by, keys, size)
+    return torch.from_numpy(order), torch.from_numpy(starts)
+
+
+def entry_dots(a: Tensor, b: Tensor, rows: Tensor, indices: Tensor) -> Tensor:
+    """`<a[rows[e]], b[indices[e]]>` for every entry, `[E]`."""
+    return torch.from_numpy(_run(_entry_dots, a, b, rows, indices))
+
+
+def errors(
+    target: Tensor, decoded: Tensor, bias: Tensor, widths: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """`target - (decoded + bias)` [N, D], and the sum of squares of each source's columns [S]."""
+    error, squares = _run(_errors, target, decoded, bias, _ends(widths))
+    return torch.from_numpy(error), torch.from_numpy(squares)
+
+
+def scaled_by_source(table: Tensor, scales: Tensor, widths: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """`table` [N, D] with each source's columns times one of `scales` [S], and its sum [D]."""
+    scaled, sums = _run(_scaled_by_source, table, scales, _ends(widths))
+    return torch.from_numpy(scaled), torch.from_numpy(sums)
+
+
+def _ends(widths: Sequence[int]) -> np.ndarray:
+    return np.array(list(accumulate(widths)), np.int64)
+
+
+# What is compiled. Its arguments are arrays in row-major order.
+
+
+def _reaching(values, cuts):
+    num_rows, width = values.shape
+    total = 0
+    for i in range(num_rows):
+        in_row = np.int32(0)
+        for j in range(width):
+            in_row += values[i, j] >= cuts[j]
+        total += in_row
+    rows, columns = np.empty(total, np.int64), np.empty(total, np.int64)
+    found = np.empty(total, values.dtype)
+    flags = np.zeros(-(-width // 8) * 8, np.uint8)
+    words = flags.view(np.uint64)
+    place = 0
+    for i in range(num_rows):
+        for j in range(width):
+            flags[j] = values[i, j] >= cuts[j]
+        # Few are set: eight are passed over at a time, and those before one at once.
+        for w in range(len(words)):
+            word, j = words[w], 8 * w
+            while word:
+                while not word & np.uint64(255):
+                    word >>= np.uint64(8)
+                    j += 1
+                rows[place], columns[place], found[place] = i, j, values[i, j]
+                place += 1
+                word >>= np.uint64(8)
+                j += 1
+    return rows, columns, found
+
+
+def _largest(bits, budget):
+    positive = 0
+    for one in bits:
+        positive += one > 0
+    cut, left = bits.dtype.type(0), budget
+    if positive >= budget:
+        # Digit by digit from the highest: those of the numbers that agree with the cut so far.
+        counts = np.empty(256, np.int64)
+        for shift in range(8 * bits.itemsize - 8, -8, -8):
+            counts[:] = 0
+            for one in bits:
+                if one > 0 and (one >> shift) >> 8 == cut:
+                    counts[(one >> shift) & 255] += 1
+            digit = 255
+            while counts[digit] < left:
+                left -= counts[digit]
+                digit -= 1
+            cut = (cut << 8) | digit
+    kept = np.empty(min(budget, positive), np.int64)
+    place = 0
+    for e in range(len(bits)):
+        if bits[e] > cut or (bits[e] == cut and cut > 0 and left > 0):
+            left -= bits[e] == cut
+            kept[place] = e
+            place += 1
+    return kept, np.full(1, cut, bits.dtype)
+
+
+def _order_by(keys, size):
+    places = np.zeros(size + 1, np.int64)
+    for key in keys:
+        places[key + 1] += 1
+    for m in range(size):
+        places[m + 1] += places[m]
+    starts = places[:size].copy()
+    order = np.empty(len(keys), np.int64)
+    for e in range(len(keys)):
+        order[places[keys[e]]] = e
+        places[keys[e]] += 1
+    return order, starts
+
+
+def _entry_dots(a, b, rows, indices):
+    dots = np.empty(len(rows), a.dtype)
+    for e in range(len(rows)):
+        row, index, total = rows[e], indices[e], a.dtype.type(0)
+        for d in range(a.shape[1]):
+            total += a[row, d] * b[index, d]
+        dots[e] = total
+    return dots
+
+
+def _errors(target, decoded, bias, ends):
+    num_rows, width = target.shape
+    error = np.empty_like(target)
+    by_column = np.zeros(width)
+    for i in range(num_rows):
+        for d in range(width):
+            error[i, d] = target[i, d] - (decoded[i, d] + bias[d])
+        for d in range(width):
+            by_column[d] += np.float64(error[i, d]) * np.float64(error[i, d])
+    squares = np.empty(len(ends), target.dtype)
+    begin = 0
+    for s in range(len(ends)):
+        squares[s] = by_column[begin : ends[s]].sum()
+        begin = ends[s]
+    return error, squares
+
+
+def _scaled_by_source(table, scales, ends):
+    num_rows, width = table.shape
+    scaled = np.empty_like(table)
+    sums, by_column = np.zeros(width), np.empty(width, table.dtype)
+    begin = 0
+    for s in range(len(ends)):
+        by_column[begin : ends[s]] = scales[s]
+        begin = ends[s]
+    for i in range(num_rows):
+        for d in range(width):
+            scaled[i, d] = table[i, d] * by_column[d]
+        for d in range(width):
+            sums[d] += np.float64(scaled[i, d])
+    return scaled, sums.astype(table.dtype)
+
+
+_KERNELS = (_reaching, _largest, _order_by, _entry_dots, _errors, _scaled_by_source)
