@@ -138,7 +138,7 @@ class Ours(TrainingStep):
     def losses(self, x: Tensor, dead: Tensor | None) -> Losses:
         out = self.crosscoder(x, normalized=True, padded=False, dead_mask=dead)
         fired = torch.zeros_like(self.since_fired, dtype=torch.bool)
-        fired[out.code.indices] = True
+        fired.index_fill_(0, out.code.indices, True)
         self.code = out.code
         return Losses(out.loss, out.auxk_loss, fired)
 

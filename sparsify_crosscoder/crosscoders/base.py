@@ -373,7 +373,7 @@ class Crosscoder(SparseCoder):
         budgets = self.budgets(total)
         cuts = [self.b_dec.new_full((), torch.inf) for _ in groups]
         missing = [g for g in range(len(groups)) if budgets[g]]
-        levels: dict[int, tuple[Tensor, ...]] = {}
+        levels: dict[int, Tensor] = {}
         for attempt in range(NUM_LEVELS):
             scores: dict[int, list[Tensor]] = {g: [] for g in missing}
             for x in chunks if missing else ():
@@ -381,10 +381,9 @@ class Crosscoder(SparseCoder):
                 for g in missing:
                     where = (blocks, self.partition, groups[g], norms)
                     if g not in levels:
-                        levels[g] = lowered(
-                            self._level(g, budgets[g] / total, blocks, norms, world)
-                        )
-                    scores[g].append(entries_reaching(levels[g][attempt], *where).scores)
+                        levels[g] = self._level(g, budgets[g] / total, blocks, norms, world)
+                    level = lowered(levels[g], attempt)
+                    scores[g].append(entries_reaching(level, *where).scores)
             for g in list(missing):
                 enough = world.total(sum(map(len, scores[g])), self.device) >= budgets[g]
                 if enough or attempt == NUM_LEVELS - 1:
@@ -602,8 +601,8 @@ class Crosscoder(SparseCoder):
         if num_pairs is None:
             num_pairs = len(target)
         if total_variance is None:
-            centred = (target - target.sum(0) / len(target)).flatten()
-            total_variance = centred.dot(centred)
+            mean = target.sum(0) / len(target)
+            total_variance = sparse_ops.squared_distances(target, mean, self.d_sources).sum()
         dead = None if dead_mask is None else dead_mask.nonzero()[:, 0]
         by_residual = self.cfg.auxk_form == "residual"
         selection = self._select(target, cuts, world, None if by_residual else dead)

@@ -44,7 +44,7 @@ def start() -> None:
     try:
         import numba  # pyright: ignore[reportMissingImports]
 
-        _compiled.update({kernel: _compile(numba, kernel) for kernel in _KERNELS})
+        _compiled.update({kernel: _compile(numba, kernel) for kernel in (*_CHOICES, *_SUMS)})
     except Exception as error:  # of a numpy that is too new, of a missing LLVM: all are reasons
         reason = f"{type(error).__name__}: {error}"
         warnings.warn(f"numba is not used, torch alone is: {reason}", stacklevel=2)
@@ -52,7 +52,7 @@ def start() -> None:
 
 def _compile(numba: Any, kernel: Any) -> Any:
     options: dict[str, Any] = {"error_model": "numpy"}
-    if kernel is _entry_dots:  # the others add up no fractions
+    if kernel in _SUMS:
         options["fastmath"] = {"reassoc", "contract", "nsz"}
     try:
         return numba.njit(cache=True, **options)(kernel)
@@ -65,8 +65,8 @@ def serve(tensor: Tensor) -> bool:
     return bool(_compiled) and tensor.device.type == "cpu" and tensor.dtype in _DTYPES
 
 
-def serve_dots(table: Tensor, num_entries: int) -> bool:
-    """Whether `entry_dots` is better than torch for so many rows of `table` [M, D]."""
+def serve_entries(table: Tensor, num_entries: int) -> bool:
+    """Whether sums over so many rows of `table` [M, D] are better made here than by torch."""
     few = num_entries * table.shape[1] <= _MOST_PRODUCTS
     return few and table.is_floating_point() and serve(table)
 
@@ -90,19 +90,19 @@ def reaching(values: Tensor, cuts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.from_numpy(rows), torch.from_numpy(columns), torch.from_numpy(found)
 
 
-def largest(scores: Tensor, budget: int) -> tuple[Tensor, Tensor]:
+def largest(scores: Tensor, budget: int) -> tuple[Tensor, float]:
     """Places of the `budget` largest positive `scores` [E], in order, and the smallest of them.
 
-    Of equal ones the first are kept. Places of all, and 0, if fewer than `budget` >= 1 are positive.
+    Of equal ones the first are kept. All places, and 0, if fewer than `budget` >= 1 are positive.
     """
     # Positive floating-point numbers are in the order of their bits.
     bits = scores.view(torch.int32 if scores.itemsize == 4 else torch.int64)
     kept, cut = _run(_largest, bits, budget)
-    return torch.from_numpy(kept), torch.from_numpy(cut).view(scores.dtype).view(())
+    return torch.from_numpy(kept), cut.view(scores.numpy().dtype).item()
 
 
 def order_by(keys: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The stable order of `keys` [E] in 0..size-1, `[E]`, and where each key begins in it `[size]`."""
+    """The stable order of `keys` [E] in 0..size-1 `[E]`, and where each begins in it `[size]`."""
     order, starts = _run(_order_by, keys, size)
     return torch.from_numpy(order), torch.from_numpy(starts)
 
@@ -112,12 +112,46 @@ def entry_dots(a: Tensor, b: Tensor, rows: Tensor, indices: Tensor) -> Tensor:
     return torch.from_numpy(_run(_entry_dots, a, b, rows, indices))
 
 
+def row_sums(
+    table: Tensor, rows: Tensor, indices: Tensor, weights: Tensor, num_rows: int
+) -> Tensor:
+    """Sum of `weights[e] * table[indices[e]]` for each of `rows` [E], `[num_rows, D]`."""
+    return torch.from_numpy(_run(_row_sums, table, rows, indices, weights, num_rows))
+
+
+def decoding_gradients(
+    grad: Tensor, acts: Tensor, weight: Tensor, rows: Tensor, by_latent: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Gradients of `acts` [E] and `weight` [M, D] from that of `row_sums`, `[N, D]`.
+
+    `by_latent` is the order of the entries by latent, and where each latent begins in it.
+    """
+    grads = _run(_decoding_gradients, grad, acts, weight, rows, *by_latent)
+    return torch.from_numpy(grads[0]), torch.from_numpy(grads[1])
+
+
+def encoding_gradients(
+    grad: Tensor, x: Tensor, rows: Tensor, by_latent: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the encoder's weight [M, D] and bias [M] from that of the activations, `[E]`.
+
+    Rows beyond those of `x` [N, D] begin again with its first one.
+    """
+    grads = _run(_encoding_gradients, grad, x, rows, *by_latent)
+    return torch.from_numpy(grads[0]), torch.from_numpy(grads[1])
+
+
 def errors(
     target: Tensor, decoded: Tensor, bias: Tensor, widths: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     """`target - (decoded + bias)` [N, D], and the sum of squares of each source's columns [S]."""
     error, squares = _run(_errors, target, decoded, bias, _ends(widths))
     return torch.from_numpy(error), torch.from_numpy(squares)
+
+
+def squared_distances(x: Tensor, centre: Tensor, widths: Sequence[int]) -> Tensor:
+    """Sum over `x` [N, D] of the squared distance from `centre` [D] in each source, `[S]`."""
+    return torch.from_numpy(_run(_squared_distances, x, centre, _ends(widths)))
 
 
 def scaled_by_source(table: Tensor, scales: Tensor, widths: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -232,6 +266,20 @@ def _errors(target, decoded, bias, ends):
     return error, squares
 
 
+def _squared_distances(x, centre, ends):
+    by_column = np.zeros(x.shape[1])
+    for i in range(x.shape[0]):
+        for d in range(x.shape[1]):
+            distance = np.float64(x[i, d] - centre[d])
+            by_column[d] += distance * distance
+    squares = np.empty(len(ends), x.dtype)
+    begin = 0
+    for s in range(len(ends)):
+        squares[s] = by_column[begin : ends[s]].sum()
+        begin = ends[s]
+    return squares
+
+
 def _scaled_by_source(table, scales, ends):
     num_rows, width = table.shape
     scaled = np.empty_like(table)
@@ -248,4 +296,50 @@ def _scaled_by_source(table, scales, ends):
     return scaled, sums.astype(table.dtype)
 
 
-_KERNELS = (_reaching, _largest, _order_by, _entry_dots, _errors, _scaled_by_source)
+def _row_sums(table, rows, indices, weights, num_rows):
+    sums = np.zeros((num_rows, table.shape[1]), table.dtype)
+    for e in range(len(rows)):
+        row, index, weight = rows[e], indices[e], weights[e]
+        for d in range(table.shape[1]):
+            sums[row, d] += weight * table[index, d]
+    return sums
+
+
+def _decoding_gradients(grad, acts, weight, rows, order, starts):
+    grad_acts, grad_weight = np.empty_like(acts), np.zeros_like(weight)
+    for m in range(len(starts)):
+        end = starts[m + 1] if m + 1 < len(starts) else len(order)
+        for place in range(starts[m], end):
+            e = order[place]
+            row, act, total = rows[e], acts[e], acts.dtype.type(0)
+            for d in range(grad.shape[1]):
+                total += grad[row, d] * weight[m, d]
+                grad_weight[m, d] += act * grad[row, d]
+            grad_acts[e] = total
+    return grad_acts, grad_weight
+
+
+def _encoding_gradients(grad, x, rows, order, starts):
+    num_pairs, width = x.shape
+    grad_weight, grad_bias = np.zeros((len(starts), width), x.dtype), np.zeros(len(starts), x.dtype)
+    for m in range(len(starts)):
+        end = starts[m + 1] if m + 1 < len(starts) else len(order)
+        for place in range(starts[m], end):
+            e = order[place]
+            row, one = rows[e] % num_pairs, grad[e]
+            grad_bias[m] += one
+            for d in range(width):
+                grad_weight[m, d] += one * x[row, d]
+    return grad_weight, grad_bias
+
+
+_CHOICES = (_reaching, _largest, _order_by)
+_SUMS = (
+    _entry_dots,
+    _row_sums,
+    _decoding_gradients,
+    _encoding_gradients,
+    _errors,
+    _squared_distances,
+    _scaled_by_source,
+)

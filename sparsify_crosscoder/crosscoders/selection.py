@@ -130,10 +130,14 @@ def largest_entries(
     `level` only says where to look first. The cut is 0 if all positive entries were kept, and
     infinite without a budget.
     """
-    for lower in lowered(level if budget else torch.full_like(level, torch.inf)):
+    if not budget:
+        level = torch.full_like(level, torch.inf)
+    for attempt in range(NUM_LEVELS):
+        lower = lowered(level, attempt)
         entries = _candidates(lower, blocks, partition, group, norms)
         if budget and world.size == 1 and cpu_kernels.serve(entries.scores):
-            places, cut = cpu_kernels.largest(entries.scores, budget)
+            places, smallest = cpu_kernels.largest(entries.scores, budget)
+            cut = level.new_tensor(smallest)
         else:
             mask, cut = select_largest(entries.scores, budget, world)
             places = mask.nonzero()[:, 0]
@@ -143,9 +147,9 @@ def largest_entries(
     return entries.at(places), cut
 
 
-def lowered(level: Tensor) -> tuple[Tensor, ...]:
-    """The `NUM_LEVELS` levels to try in turn; the last is reached by all positive scores."""
-    return level * _SLACK, level * 0.5, torch.zeros_like(level)
+def lowered(level: Tensor, attempt: int) -> Tensor:
+    """The level of one of `NUM_LEVELS` attempts; the last is reached by all positive scores."""
+    return level * (_SLACK, 0.5, 0.0)[attempt]
 
 
 def largest_entries_per_row(

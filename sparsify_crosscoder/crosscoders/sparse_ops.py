@@ -85,7 +85,7 @@ class SparseCode:
 
 
 def order_by(keys: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The stable order of `keys` [E] in 0..size-1, `[E]`, and where each key begins in it `[size]`."""
+    """The stable order of `keys` [E] in 0..size-1 `[E]`, and where each begins in it `[size]`."""
     if cpu_kernels.serve(keys):
         return cpu_kernels.order_by(keys, size)
     return torch.argsort(keys, stable=True), starts_of(keys, size)
@@ -164,7 +164,7 @@ def entry_dots(a: Tensor, b: Tensor, rows: Tensor, indices: Tensor) -> Tensor:
     """
     if len(rows) == 0:
         return a.new_zeros(0)
-    if cpu_kernels.serve_dots(b, len(rows)) and a.dtype == b.dtype:
+    if cpu_kernels.serve_entries(b, len(rows)) and a.dtype == b.dtype:
         return cpu_kernels.entry_dots(a, b, rows, indices)
     order, _ = order_by(indices, len(b))
     if _use_kernels(b):
@@ -189,6 +189,12 @@ def sum_by_latent(code: SparseCode, weights: Tensor, table: Tensor) -> Tensor:
     return sum_rows(table, rows, starts, weights.index_select(0, order))
 
 
+def _few_entries(code: SparseCode, first: Tensor, *others: Tensor) -> bool:
+    """Whether kernels on the CPU add up these entries of these tensors."""
+    same = all(other.dtype == first.dtype for other in others)
+    return same and cpu_kernels.serve_entries(others[0], len(code.indices))
+
+
 class _Encode(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, code: SparseCode) -> Tensor:
@@ -203,12 +209,16 @@ class _Encode(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         code: SparseCode = ctx.code
         grad_x = grad_weight = grad_bias = None
+        if _few_entries(code, x, weight, grad) and ctx.bias_dtype == x.dtype:
+            grad_weight, grad_bias = cpu_kernels.encoding_gradients(
+                grad, x, code.rows, code.by_latent
+            )
         if ctx.needs_input_grad[0]:
             grad_x = sum_rows(weight, code.indices, code.offsets, grad).to(x.dtype)
             grad_x = grad_x.view(-1, *x.shape).sum(0) if len(grad_x) > len(x) else grad_x
-        if ctx.needs_input_grad[1]:
+        if ctx.needs_input_grad[1] and grad_weight is None:
             grad_weight = sum_by_latent(code, grad, x.to(weight.dtype))
-        if ctx.needs_input_grad[2]:
+        if ctx.needs_input_grad[2] and grad_bias is None:
             grad_bias = grad.new_zeros(code.shape[1], dtype=ctx.bias_dtype)
             grad_bias.index_add_(0, code.indices, grad.to(ctx.bias_dtype))
         return grad_x, grad_weight, grad_bias, None
@@ -230,6 +240,8 @@ class _Decode(torch.autograd.Function):
     def forward(ctx: Any, acts: Tensor, weight: Tensor, code: SparseCode) -> Tensor:
         ctx.save_for_backward(acts, weight)
         ctx.code = code.with_acts(code.acts[:0])
+        if _few_entries(code, acts, weight):
+            return cpu_kernels.row_sums(weight, code.rows, code.indices, acts, code.shape[0])
         return sum_rows(weight, code.indices, code.offsets, acts)
 
     @staticmethod
@@ -237,6 +249,9 @@ class _Decode(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor):  # type: ignore[override]
         acts, weight = ctx.saved_tensors
         code: SparseCode = ctx.code
+        if _few_entries(code, acts, weight, grad):
+            where = code.rows, code.by_latent
+            return *cpu_kernels.decoding_gradients(grad, acts, weight, *where), None
         grad = grad.contiguous()
         grad_acts = grad_weight = None
         if ctx.needs_input_grad[0]:
@@ -249,6 +264,16 @@ class _Decode(torch.autograd.Function):
 def decode(code: SparseCode, weight: Tensor) -> Tensor:
     """`C @ weight`: reconstructions `[N, D]` from a code over M latents and `weight` [M, D]."""
     return _Decode.apply(code.acts, weight, code)
+
+
+def squared_distances(x: Tensor, centre: Tensor, widths: list[int]) -> Tensor:
+    """Sum over `x` [N, D] of the squared distance from `centre` [D] in each source, `[S]`.
+
+    `widths` are those of the sources, whose columns lie side by side.
+    """
+    if not x.requires_grad and cpu_kernels.serve_sums(x) and x.dtype == centre.dtype:
+        return cpu_kernels.squared_distances(x, centre, widths)
+    return torch.stack([part.sum() for part in (x - centre).pow(2).sum(0).split(widths)])
 
 
 class _Errors(torch.autograd.Function):

@@ -34,6 +34,7 @@ from ..crosscoders import (
     DesignatedSharedFeatureCrosscoder,
     ResidualDedicatedFeatureCrosscoder,
 )
+from ..crosscoders.sparse_ops import squared_distances
 from ..evaluation.metrics import evaluate
 from ..world import current_world
 from .data import PairedData, check_length
@@ -296,8 +297,7 @@ class CrosscoderTrainer(sparsify.Trainer):
         for name, sae in self.saes.items():
             x = sae.normalize(batch)
             mean = self.world.sum(x.sum(0)) / kept_pairs
-            variances = self.world.sum((x - mean).pow(2).sum(0)).split(sae.d_sources)
-            variance = torch.stack([v.sum() for v in variances])
+            variance = self.world.sum(squared_distances(x, mean, sae.d_sources))
             log.variances[name] += variance
             dead_mask = None
             if self.cfg.auxk_alpha > 0:
@@ -497,7 +497,7 @@ class _Log:
         self.pairs_before = trainer.pairs_trained
 
     def add(self, name: str, out: CrosscoderOutput) -> None:
-        self.fired[name][out.code.indices] = True
+        self.fired[name].index_fill_(0, out.code.indices, True)
         self.errors[name] += out.errors
         self.sums[name] += torch.stack(
             [
