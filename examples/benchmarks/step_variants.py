@@ -18,6 +18,7 @@ from sparsify_crosscoder.crosscoders.preactivations import (
     Product,
 )
 from sparsify_crosscoder.crosscoders.sparse_ops import SparseCode
+from sparsify_crosscoder.training.clipping import clip_gradients
 
 AUXK_ALPHA = 0.03
 DEAD_AFTER = 10_000_000
@@ -34,8 +35,6 @@ class Losses(NamedTuple):
 
 class TrainingStep:
     """Loss, gradient, clip, Adam and the counter of dead latents: one step of training."""
-
-    clips: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -61,6 +60,9 @@ class TrainingStep:
     def normalize(self, batch: Sequence[Tensor]) -> Tensor:
         return (torch.cat(list(batch), 1) - self.mean) * self.scales
 
+    def clip(self) -> None:
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+
     def losses(self, x: Tensor, dead: Tensor | None) -> Losses:
         """Losses of normalised `x` [N, d_in]; `dead` [M] are the latents to revive."""
         raise NotImplementedError
@@ -78,8 +80,7 @@ class TrainingStep:
         with stage("backward"):
             total.backward()
         with stage("clip"):
-            if self.clips:
-                torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+            self.clip()
         with stage("optimiser"):
             self.optimizer.step()
             self.optimizer.zero_grad()
@@ -134,6 +135,9 @@ class Ours(TrainingStep):
 
     def normalize(self, batch: Sequence[Tensor]) -> Tensor:
         return self.crosscoder.normalize(batch)
+
+    def clip(self) -> None:
+        clip_gradients(self.parameters, 1.0)
 
     def losses(self, x: Tensor, dead: Tensor | None) -> Losses:
         out = self.crosscoder(x, normalized=True, padded=False, dead_mask=dead)
@@ -312,8 +316,6 @@ class IndexAdd(Dense):
 class Sparsify(TrainingStep):
     """sparsify's own sparse coder, with its forward and backward pass and its Adam."""
 
-    clips = False
-
     def __init__(self, crosscoder: Crosscoder, *, auxk: bool, lr: float = LEARNING_RATE):
         from sparsify import SparseCoder, SparseCoderConfig
 
@@ -330,6 +332,9 @@ class Sparsify(TrainingStep):
             self.coder.W_dec.copy_(crosscoder.W_dec)
             self.coder.b_dec.copy_(crosscoder.b_dec)
         super().__init__(crosscoder, list(self.coder.parameters()), auxk=auxk, lr=lr)
+
+    def clip(self) -> None:
+        pass
 
     def losses(self, x: Tensor, dead: Tensor | None) -> Losses:
         out = self.coder(x, dead_mask=dead)

@@ -595,7 +595,7 @@ class Crosscoder(SparseCoder):
         """
         if y is not None and y is not x:
             raise ValueError("A crosscoder reconstructs its input; it takes no separate target.")
-        if self.training:
+        if self.training and self.device.type == "cpu":
             cpu_kernels.start()
         target = (x if normalized else self.normalize(x)).reshape(-1, self.d_in)  # type: ignore[union-attr]
         if num_pairs is None:

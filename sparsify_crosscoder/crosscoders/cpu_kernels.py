@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 _DTYPES = (torch.float32, torch.float64, torch.int64, torch.int16)
-# Multiplications that `entry_dots` takes on: in more of them calls do not count, and torch waits
-# for memory as it does, with all its threads.
+# Of the sums that are made here. In larger ones calls do not count, and torch waits for memory as
+# these kernels do, but with all its threads.
 _MOST_PRODUCTS = 2**22
 
 _started = False
@@ -45,7 +45,9 @@ def start() -> None:
         import numba  # pyright: ignore[reportMissingImports]
 
         _compiled.update({kernel: _compile(numba, kernel) for kernel in (*_CHOICES, *_SUMS)})
+        _try_all()
     except Exception as error:  # of a numpy that is too new, of a missing LLVM: all are reasons
+        _compiled.clear()
         reason = f"{type(error).__name__}: {error}"
         warnings.warn(f"numba is not used, torch alone is: {reason}", stacklevel=2)
 
@@ -60,6 +62,22 @@ def _compile(numba: Any, kernel: Any) -> Any:
         return numba.njit(**options)(kernel)
 
 
+def _try_all() -> None:
+    """Compile everything for float32, so that what does not work shows before it is relied on."""
+    x, places = torch.ones(2, 2), torch.arange(2)
+    by_latent = order_by(places, 2)
+    reaching(x, x[0])
+    reaching(x.to(torch.int16), x[0].to(torch.int16))
+    largest(x[0], 1)
+    entry_dots(x, x, places, places)
+    row_sums(x, places, places, x[0], 2)
+    decoding_gradients(x, x[0], x, places, by_latent)
+    encoding_gradients(x[0], x, places, by_latent)
+    errors(x, x, x[0], [2])
+    squared_distances(x, x[0], [2])
+    scaled_by_source(x, x[0, :1], [2])
+
+
 def serve(tensor: Tensor) -> bool:
     """Whether the kernels work on `tensor`."""
     return bool(_compiled) and tensor.device.type == "cpu" and tensor.dtype in _DTYPES
@@ -72,11 +90,11 @@ def serve_entries(table: Tensor, num_entries: int) -> bool:
 
 
 def serve_sums(table: Tensor) -> bool:
-    """Whether `errors` and `scaled_by_source` are better than torch for a `table` [N, D]."""
+    """Whether sums over all of `table` [N, D] are better made here than by torch."""
     return table.numel() <= _MOST_PRODUCTS and table.is_floating_point() and serve(table)
 
 
-def _run(kernel: Any, *args: Tensor | int) -> Any:
+def _run(kernel: Any, *args: Any) -> Any:
     arrays = (arg.detach().contiguous().numpy() if isinstance(arg, Tensor) else arg for arg in args)
     return _compiled[kernel](*arrays)
 

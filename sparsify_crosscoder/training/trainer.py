@@ -33,10 +33,12 @@ from ..crosscoders import (
     DedicatedFeatureCrosscoder,
     DesignatedSharedFeatureCrosscoder,
     ResidualDedicatedFeatureCrosscoder,
+    cpu_kernels,
 )
 from ..crosscoders.sparse_ops import squared_distances
 from ..evaluation.metrics import evaluate
 from ..world import current_world
+from .clipping import clip_gradients
 from .data import PairedData, check_length
 from .run_folder import RunFolder
 
@@ -161,6 +163,8 @@ class CrosscoderTrainer(sparsify.Trainer):
         `after_step` is called after every step, with `global_step` counting it.
         """
         torch.set_float32_matmul_precision("high")
+        if self.device.type == "cpu":
+            cpu_kernels.start()
         rank_zero = self.world.rank == 0
         if rank_zero:
             resumed = self.global_step > 0 or getattr(self.cfg, "resume", False)
@@ -351,7 +355,7 @@ class CrosscoderTrainer(sparsify.Trainer):
     def _optimizer_step(self) -> None:
         if self.cfg.grad_clip > 0:
             for sae in self.saes.values():
-                torch.nn.utils.clip_grad_norm_(sae.parameters(), self.cfg.grad_clip)
+                clip_gradients(sae.parameters(), self.cfg.grad_clip)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
