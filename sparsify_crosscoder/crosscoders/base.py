@@ -607,7 +607,7 @@ class Crosscoder(SparseCoder):
         by_residual = self.cfg.auxk_form == "residual"
         selection = self._select(target, cuts, world, None if by_residual else dead)
 
-        def terms(*acts: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        def terms(*acts: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
             now = [code.with_acts(a) for code, a in zip(selection.codes, acts, strict=True)]
             decoded = self._decode_blocks(now)
             answer = None
