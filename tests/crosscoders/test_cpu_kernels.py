@@ -19,7 +19,7 @@ untimed = settings(deadline=None)
 runs_kernels = pytest.mark.skipif(
     not cpu_kernels.serve(torch.zeros(1)), reason="numba is not installed or switched off"
 )
-without_kernels = pytest.mark.skipif(
+needs_numba = pytest.mark.skipif(
     importlib.util.find_spec("numba") is None, reason="numba is not installed"
 )
 seeds = st.integers(0, 10_000)
@@ -230,7 +230,7 @@ print("serve", cpu_kernels.serve(torch.zeros(1)))
 """
 
 
-@without_kernels
+@needs_numba
 @pytest.mark.parametrize(
     "switch, before, serve",
     [
@@ -258,7 +258,7 @@ def test_numba_is_imported_when_training_begins(switch, before, serve):
     assert run.stdout.endswith(f"serve {serve}\n")
 
 
-@without_kernels
+@needs_numba
 def test_a_numba_that_does_not_work_is_left_alone(monkeypatch):
     def broken(*args):
         raise ImportError("Numba needs NumPy 1.0 or less")
