@@ -121,16 +121,14 @@ def _effects(
     by_chance = moved[len(candidates) :]
     rows["random latents, mean"] = by_chance.mean(0)
     rows["random latents, largest"] = by_chance.max(0).values
-    width = max(map(len, rows))
+    as_strong = (by_chance >= moved[0]).sum(0)
+    last = f"draws of {len(controls)} that do as much"
+    width = max(map(len, [*rows, last]))
     print("\nprobability of the words, by strength")
     print(" " * width + "".join(f"{s:>9g}" for s in strengths))
     for name, values in rows.items():
         print(f"{name:<{width}}" + "".join(f"{value:>9.4f}" for value in values.tolist()))
-    as_strong = (by_chance >= moved[0]).sum(0)
-    print(
-        f"random draws, of {len(controls)}, that do as much:".ljust(width)[:width]
-        + "".join(f"{int(count):>9}" for count in as_strong)
-    )
+    print(f"{last:<{width}}" + "".join(f"{count:>9}" for count in as_strong.tolist()))
     return {
         "words": list(args.words),
         "prompts": prompts,
