@@ -96,6 +96,22 @@ def test_a_users_own_trace_can_steer(model, tokenizer, steering):
     assert answer.tokens == [int(logits.argmax())] or answer.ended
 
 
+@pytest.mark.filterwarnings("ignore:.*was never reached")
+def test_a_users_own_generation_in_a_trace_gives_the_same(model, tokenizer, steering):
+    traced = TransformersModel(model, tokenizer=tokenizer, task="text-generation")
+    layer = traced.get(f"{model.base_model_prefix}.{steering.hookpoint}")
+    options = {"max_new_tokens": 8, "do_sample": False, "repetition_penalty": 1.0}
+    with torch.no_grad(), traced.generate(**options) as tracer:
+        with tracer.invoke(PROMPTS[1]):
+            for _ in tracer.iter[:]:
+                layer.output = steering.apply(layer.output, 2.0)
+        with tracer.invoke():
+            ids = tracer.result.save()
+    found = generate(model, PROMPTS[1], steering, [2.0], Sampling(8), tokenizer=tokenizer)
+    tokens = found.answers[0][0].tokens
+    assert ids[0, len(found.prompt_tokens[0]) :].tolist()[: len(tokens)] == tokens
+
+
 def test_several_directions_have_strengths_of_their_own(model, tokenizer, steering):
     other = Steering(torch.randn(WIDTH), steering.hookpoint.replace("1", "2"), 3.0)
     doses = [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0)]
