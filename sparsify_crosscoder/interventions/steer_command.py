@@ -140,51 +140,31 @@ def _targets(args: argparse.Namespace) -> list[Target]:
     options = {"mode": args.mode, "tokens": _tokens(args.tokens)}
     if (args.latents is None) == (args.vector is None):
         raise ValueError("Say what to steer with: --latents of a RUN, or --vector FILE.")
-    if args.latents is not None:
-        if args.run is None:
-            raise ValueError("--latents are those of a run; name its folder.")
-        crosscoder, source, steering, names, revisions = _of_latents(args, options)
-        stitched = crosscoder.sources
-    else:
-        vectors = [SteeringVector.load(path) for path in args.vector]
-        if len({vector.model for vector in vectors}) > 1:
-            raise ValueError("Vectors that act together must be of one model.")
-        labels = [
-            str(vector.provenance.get("label", path.stem))
-            for vector, path in zip(vectors, args.vector, strict=True)
-        ]
-        steering = [
-            vector.steering(**options, label=label)
-            for vector, label in zip(vectors, labels, strict=True)
-        ]
-        names, revisions, source, stitched = [vectors[0].model], [None], 0, None
-    targets = [Target(args.model or names[source], revisions[source], steering)]
+    if args.vector is None:
+        return _of_latents(args, options)
     if args.stitching is not None:
-        if stitched is None:
-            raise ValueError("--stitching goes with --latents of a run.")
-        stitching = Stitching.load(args.stitching)
-        other = stitching.other(source)
-        mapped = [
-            Steering(
-                stitching.direction(one.vector, source),
-                stitched[other]["hookpoint"],
-                one.scale,
-                mode=one.mode,
-                tokens=one.tokens,
-                label=f"{one.label}, stitched",
-            )
-            for one in steering
-        ]
-        targets.append(Target(names[other], revisions[other], mapped))
-    return targets
+        raise ValueError("--stitching goes with --latents of a run.")
+    return [_of_vectors(args, options)]
 
 
-def _of_latents(
-    args: argparse.Namespace, options: dict[str, Any]
-) -> tuple[Crosscoder, int, list[Steering], list[str], list[str | None]]:
+def _of_vectors(args: argparse.Namespace, options: dict[str, Any]) -> Target:
+    vectors = [SteeringVector.load(path) for path in args.vector]
+    if len({vector.model for vector in vectors}) > 1:
+        raise ValueError("Vectors that act together must be of one model.")
+    steering = [
+        vector.steering(**options, label=path.stem)
+        for vector, path in zip(vectors, args.vector, strict=True)
+    ]
+    return Target(args.model or vectors[0].model, None, steering)
+
+
+def _of_latents(args: argparse.Namespace, options: dict[str, Any]) -> list[Target]:
+    """The latents' own model, and with `--stitching` the other one with their stitched vectors."""
     from ..cli import load_run_config
     from ..evaluation.top import largest_activations, run_pairs
 
+    if args.run is None:
+        raise ValueError("--latents are those of a run; name its folder.")
     device = device_of(args)
     configured = load_run_config(args.run)
     crosscoder = Crosscoder.load_one(args.run, args.seed, device)
@@ -192,6 +172,9 @@ def _of_latents(
         if not 0 <= latent < crosscoder.num_latents:
             raise ValueError(f"There are latents 0..{crosscoder.num_latents - 1}, not {latent}.")
     source = _source(crosscoder, args)
+    stitching = None if args.stitching is None else Stitching.load(args.stitching)
+    if stitching is not None:
+        stitching.check_sources(crosscoder.sources)
     if args.s_max is not None:
         largest = torch.full((len(args.latents),), args.s_max)
     else:
@@ -203,7 +186,21 @@ def _of_latents(
     ]
     names = [configured.model, *configured.partners]
     revisions = [configured.revision, *[None] * len(configured.partners)]
-    return crosscoder, source, steering, names, revisions
+    targets = [Target(names[source], revisions[source], steering)]
+    if stitching is not None:
+        other = stitching.other(source)
+        mapped = [
+            Steering(
+                stitching.direction(one.vector, source),
+                crosscoder.sources[other]["hookpoint"],
+                one.scale,
+                label=f"{one.label}, stitched",
+                **options,
+            )
+            for one in steering
+        ]
+        targets.append(Target(names[other], revisions[other], mapped))
+    return targets
 
 
 def _source(crosscoder: Crosscoder, args: argparse.Namespace) -> int:

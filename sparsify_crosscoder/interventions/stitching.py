@@ -136,6 +136,18 @@ class Stitching:
         """
         return self._apply(v, source, bias=bias)
 
+    def check_sources(self, sources: Sequence[Mapping[str, Any]]) -> None:
+        """Raise ValueError if this does not stitch two of these sources, those of a run."""
+        for number, own in zip(self.cfg.sources, self.sources, strict=True):
+            theirs = sources[number] if number < len(sources) else {}
+            for name in ("hookpoint", "width"):
+                if name in own and own[name] != theirs.get(name):
+                    raise ValueError(
+                        f"This stitching is of source {number} with {name} {own[name]!r}, but the "
+                        f"run's has {theirs.get(name)!r}; make one with `sparsify-crosscoder "
+                        "stitch RUN`."
+                    )
+
     def to(self, device: torch.device | str) -> Stitching:
         """The same stitching on another device."""
         maps = {source: one.to(device) for source, one in self.maps.items()}

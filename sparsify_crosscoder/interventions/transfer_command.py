@@ -51,6 +51,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         source = source_of(names, hookpoints, vector.model, vector.hookpoint)
     target = args.target if args.target is not None else int(source == 0)
 
+    stitching = None if args.stitching is None else Stitching.load(args.stitching)
+    if stitching is not None:
+        stitching.check_sources(crosscoder.sources)
     found = transfer(
         crosscoder,
         vector.vector * vector.scale,
@@ -76,8 +79,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     print(f"The transferred vector is in {args.out}.")
 
     candidates = {"transferred": found.vector}
-    if args.stitching is not None:
-        stitching = Stitching.load(args.stitching)
+    if stitching is not None:
         stitched = stitching.direction(vector.vector * vector.scale, source)
         candidates["stitched"] = stitched
         result["cosine_with_stitched"] = cosine(found.vector, stitched)

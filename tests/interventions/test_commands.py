@@ -106,6 +106,15 @@ def test_the_stitched_vector_steers_the_other_model(run, shared, stitching, tmp_
     assert -1 <= pushed["correlation"] <= 1 and pushed["size"] > 0
 
 
+def test_a_stitching_of_other_sources_is_refused(run, shared, tmp_path, capsys):
+    x = torch.randn(500, 24)
+    pairs = TensorStream([x, torch.randn(500, 31)], seed=0)
+    fit_stitching(pairs, pairs, StitchingConfig(steps=0)).save(tmp_path / "maps")
+    argv = ["steer", run, "--latents", shared, "--s_max", "3", "--stitching", tmp_path / "maps"]
+    error = failure(capsys, *argv, *SHORT)
+    assert "width 31" in error and "stitch RUN" in error
+
+
 def test_a_persona_becomes_a_vector_that_steers_and_moves(run, stitching, tmp_path, capsys):
     folder = run.parent
     persona = tmp_path / "persona.json"
