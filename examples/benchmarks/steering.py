@@ -59,25 +59,17 @@ def main() -> None:
     dtypes = args.dtypes[:1] if args.quick else args.dtypes
     turns, strengths, tokens = (1, range(4), 16) if args.quick else (args.turns, range(11), 64)
     device = torch.device(args.device) if args.device else pick_device()
-    rows = [
-        measure(args.models / name, dtype, device, turns, list(strengths), tokens)
-        for name in names
-        for dtype in dtypes
-    ]
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     print(f"{where}, torch {torch.__version__}, {torch.get_num_threads()} thread(s), {turns} turns")
     print(
         "| model | dtype | answers x tokens | one by one, s | hooks, s | nnsight, s | "
-        "times as fast: hooks | nnsight | answers that differ |"
+        "times as fast: hooks | nnsight | answers that differ |\n|" + "---|" * 9
     )
-    print("|" + "---|" * 9)
-    for row in rows:
-        print(
-            f"| {row['model']} | {row['dtype']} | {row['answers']} x {row['tokens']} | "
-            + " | ".join(f"{row['seconds'][way]:.1f}" for way in ("one by one", "hooks", "nnsight"))
-            + f" | {row['ratio']['hooks']:.1f} | {row['ratio']['nnsight']:.1f} | "
-            f"{row['differ']} |"
-        )
+    rows = []
+    for name in names:
+        for dtype in dtypes:
+            rows.append(measure(args.models / name, dtype, device, turns, list(strengths), tokens))
+            print(line(rows[-1]), flush=True)
     if args.json is not None:
         atomic_write_json(args.json, {"machine": where, "torch": torch.__version__, "rows": rows})
     wrong = [r for r in rows if r["dtype"] == "float32" and r["differ"]]
@@ -85,6 +77,15 @@ def main() -> None:
     if wrong or slow:
         print(f"claims that do not hold: {[(r['model'], r['dtype']) for r in wrong + slow]}")
         sys.exit(1)
+
+
+def line(row: dict[str, Any]) -> str:
+    """A measured model as a row of the table."""
+    seconds = [f"{row['seconds'][way]:.1f}" for way in ("one by one", "hooks", "nnsight")]
+    ratios = [f"{row['ratio'][way]:.1f}" for way in ("hooks", "nnsight")]
+    size = f"{row['answers']} x {row['tokens']}"
+    cells = [row["model"], row["dtype"], size, *seconds, *ratios, str(row["differ"])]
+    return "| " + " | ".join(cells) + " |"
 
 
 def measure(
