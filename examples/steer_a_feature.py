@@ -15,7 +15,7 @@ import argparse
 import json
 from pathlib import Path
 
-from sparsify_crosscoder.__main__ import main as sparsify_crosscoder
+from shown_command import call
 
 
 def main() -> None:
@@ -54,13 +54,6 @@ def first_kept(run: Path, file: Path) -> int:
     if not clusters:
         raise SystemExit("The filter keeps no latent of this run; choose some with --latents.")
     return clusters[0]["latents"][0]
-
-
-def call(*arguments: object) -> None:
-    """Run the command that a user would type."""
-    argv = [str(argument) for argument in arguments]
-    print("\n$ sparsify-crosscoder " + " ".join(a if " " not in a else repr(a) for a in argv))
-    sparsify_crosscoder(argv)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sparsify_crosscoder.__main__ import main as sparsify_crosscoder
+from shown_command import call
+
 from sparsify_crosscoder.cli import load_run_config
 from sparsify_crosscoder.interventions.persona import Persona
 
@@ -202,13 +203,6 @@ def main() -> None:
                 "--json",
                 moved.with_suffix(".json"),
             )
-
-
-def call(*arguments: object) -> None:
-    """Run the command that a user would type."""
-    argv = [str(argument) for argument in arguments]
-    print("\n$ sparsify-crosscoder " + " ".join(a if " " not in a else repr(a) for a in argv))
-    sparsify_crosscoder(argv)
 
 
 if __name__ == "__main__":

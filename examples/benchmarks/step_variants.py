@@ -18,7 +18,6 @@ from sparsify_crosscoder.crosscoders.preactivations import (
     Product,
 )
 from sparsify_crosscoder.crosscoders.sparse_ops import SparseCode
-from sparsify_crosscoder.training.clipping import clip_gradients
 
 AUXK_ALPHA = 0.03
 DEAD_AFTER = 10_000_000
@@ -135,9 +134,6 @@ class Ours(TrainingStep):
 
     def normalize(self, batch: Sequence[Tensor]) -> Tensor:
         return self.crosscoder.normalize(batch)
-
-    def clip(self) -> None:
-        clip_gradients(self.parameters, 1.0)
 
     def losses(self, x: Tensor, dead: Tensor | None) -> Losses:
         out = self.crosscoder(x, normalized=True, padded=False, dead_mask=dead)

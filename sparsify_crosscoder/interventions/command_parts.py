@@ -5,12 +5,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from ..activations.sources import load_language_model, pick_device
+from ..crosscoders import Crosscoder
 from .generation import PROMPTS, Sampling
+
+if TYPE_CHECKING:
+    from ..cli import RunConfig
 
 CHAT = {"auto": None, "yes": True, "no": False}
 
@@ -87,15 +91,31 @@ def load_model(args: argparse.Namespace, name: str, revision: str | None = None)
     )
 
 
-def source_of(names: Sequence[str], hookpoints: Sequence[str], model: str, hookpoint: str) -> int:
-    """Which of a run's sources a vector belongs to; raises ValueError if to none."""
+class End(NamedTuple):
+    """One of a run's models, as a place to steer."""
+
+    model: str
+    revision: str | None
+    hookpoint: str
+
+
+def ends_of(options: RunConfig, crosscoder: Crosscoder) -> list[End]:
+    """The models of a run in the order of its crosscoder's sources."""
+    names = [options.model, *options.partners]
+    revisions = [options.revision, *[None] * len(options.partners)]
+    hookpoints = [source["hookpoint"] for source in crosscoder.sources]
+    return [End(*end) for end in zip(names, revisions, hookpoints, strict=True)]
+
+
+def source_of(ends: Sequence[End], model: str, hookpoint: str) -> int:
+    """Which of a run's models a vector belongs to; raises ValueError if to none."""
     found = [
         s
-        for s, (name, place) in enumerate(zip(names, hookpoints, strict=True))
-        if place == hookpoint and Path(name).name == Path(model).name
+        for s, end in enumerate(ends)
+        if end.hookpoint == hookpoint and Path(end.model).name == Path(model).name
     ]
     if len(found) != 1:
-        sources = ", ".join(f"{n} {h}" for n, h in zip(names, hookpoints, strict=True))
+        sources = ", ".join(f"{end.model} {end.hookpoint}" for end in ends)
         raise ValueError(
             f"The vector is of '{model}' at {hookpoint}, and the run's sources are {sources}. "
             "Make the vector at the run's hookpoint, or say with --source which one it is for."

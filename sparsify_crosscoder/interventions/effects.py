@@ -224,12 +224,12 @@ def next_tokens(
     ids = torch.tensor([[*prompt, *answer]], device=model.device)
     places = len(answer) + 1
     mask = torch.ones(1, len(prompt), dtype=torch.long)
-    reference = _log_probabilities(model, ids, places)[0]
+    reference = log_probabilities(model, ids, places)[0]
     at_once = max(_MOST_LOGITS // reference.numel(), 1)
     parts: dict[str, list[Tensor]] = {"kl": [], "word_probability": [], "entropy": []}
     for some in doses.split(at_once):
         with steered(model, steering, some, mask):
-            found = _log_probabilities(model, ids.expand(len(some), -1), places)
+            found = log_probabilities(model, ids.expand(len(some), -1), places)
         p = found.exp()
         parts["kl"].append((p * (found - reference)).sum(-1).mean(-1))
         parts["entropy"].append(-(p * found.clamp_min(-1e30)).sum(-1).mean(-1))
@@ -250,7 +250,7 @@ def surprise(model: Any, prompt: Sequence[int], answers: Sequence[Sequence[int]]
         width = max(map(len, some))
         # Padding on the right: what comes later is not seen from before.
         ids = torch.tensor([[*prompt, *a, *[0] * (width - len(a))] for a in some])
-        found = _log_probabilities(model, ids.to(model.device), width + 1)
+        found = log_probabilities(model, ids.to(model.device), width + 1)
         for row, answer in enumerate(some):
             if answer:
                 chosen = found[row, range(len(answer)), list(answer)]
@@ -271,7 +271,7 @@ def word_share(answer: Generation, words: Sequence[str]) -> float:
     return sum(word in wanted for word in found) / len(found) if found else 0.0
 
 
-def _log_probabilities(model: Any, ids: Tensor, places: int) -> Tensor:
+def log_probabilities(model: Any, ids: Tensor, places: int = 1) -> Tensor:
     """Of the token after each of the last `places` tokens, `[rows, places, V]` in float32."""
     logits = model(input_ids=ids, use_cache=False, logits_to_keep=places).logits
     return logits[:, -places:].float().log_softmax(-1)

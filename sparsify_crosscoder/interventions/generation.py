@@ -132,7 +132,9 @@ def generate(
     _check_context(language_model, encoded, sampling)
     keys = [_key(sampling.seed, ids, encoded[:p].count(ids)) for p, ids in enumerate(encoded)]
     rows = [(p, k) for p in range(len(prompts)) for k in range(len(doses))]
-    size = batch_size or len(rows)
+    size = len(rows) if batch_size is None else batch_size
+    if size < 1:
+        raise ValueError(f"batch_size counts rows and must be at least 1, got {batch_size}.")
     ends = end_tokens(language_model, tokenizer)
     pad = pad_token(tokenizer, ends)
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .effects import log_probabilities
 from .prompts import Prompt, encode_prompt
 from .steering import Steering, steered
 
@@ -72,9 +73,10 @@ def word_changes(
     for prompt in prompts:
         ids = torch.tensor([encode_prompt(tokenizer, prompt, chat)], device=model.device)
         mask = torch.ones(ids.shape, dtype=torch.long)
-        plain = _next(model, ids)[tokens]
+        plain = log_probabilities(model, ids)[0, 0].cpu()[tokens]
         with steered(model, steering, torch.tensor([list(dose)]), mask):
-            change.append(_next(model, ids)[tokens] - plain)
+            pushed = log_probabilities(model, ids)[0, 0].cpu()[tokens]
+            change.append(pushed - plain)
         probability.append(plain.exp())
     return Changes(torch.stack(change), torch.stack(probability))
 
@@ -91,8 +93,3 @@ def likeness(first: Changes, second: Changes) -> Likeness:
         correlations.append((a @ b) / (a.norm() * b.norm()).clamp_min(1e-30))
         sizes.append(b.norm() / a.norm().clamp_min(1e-30))
     return Likeness(float(torch.stack(correlations).mean()), float(torch.stack(sizes).mean()))
-
-
-def _next(model: Any, ids: Tensor) -> Tensor:
-    logits = model(input_ids=ids, use_cache=False, logits_to_keep=1).logits
-    return logits[0, -1].float().log_softmax(-1).cpu()

@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..activations.sources import first_tensor, layer_list, normalize_hookpoint
+from .effects import surprise
 from .generation import Sampling, generate, parts_of
 from .prompts import encode_prompt
 from .steering import Steering, steered
@@ -283,14 +284,7 @@ def mean_activations(
     return torch.stack([sums[place] for place in hookpoints]) / len(examples)
 
 
-@torch.inference_mode()
 def _likelihood(model: Any, examples: Sequence[Example]) -> float:
     """Mean log-likelihood per token of answers to the questions without a system prompt."""
-    total = 0.0
-    for example in examples:
-        ids = torch.tensor([[*example.bare, *example.answer]], device=model.device)
-        places = len(example.answer)
-        logits = model(input_ids=ids, use_cache=False, logits_to_keep=places + 1).logits
-        found = logits[0, -places - 1 : -1].float().log_softmax(-1)
-        total += float(found[range(places), example.answer].mean())
-    return total / len(examples)
+    found = [surprise(model, example.bare, [example.answer]) for example in examples]
+    return -float(torch.cat(found).mean())

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         tokenizer=tokenizer,
         hookpoints=hookpoints,
         sampling=how,
-        batch_size=args.batch_size or 16,
+        batch_size=16 if args.batch_size is None else args.batch_size,
         show_progress=True,
     )
     vector = found.vector()

@@ -19,6 +19,7 @@ from .command_parts import (
     add_prompt_options,
     add_sampling_options,
     device_of,
+    ends_of,
     load_model,
     read_prompts,
     sampling,
@@ -184,22 +185,21 @@ def _of_latents(args: argparse.Namespace, options: dict[str, Any]) -> list[Targe
         Steering.of_latent(crosscoder, latent, source, float(s_max), **options)
         for latent, s_max in zip(args.latents, largest, strict=True)
     ]
-    names = [configured.model, *configured.partners]
-    revisions = [configured.revision, *[None] * len(configured.partners)]
-    targets = [Target(names[source], revisions[source], steering)]
+    ends = ends_of(configured, crosscoder)
+    targets = [Target(ends[source].model, ends[source].revision, steering)]
     if stitching is not None:
-        other = stitching.other(source)
+        other = ends[stitching.other(source)]
         mapped = [
             Steering(
                 stitching.direction(one.vector, source),
-                crosscoder.sources[other]["hookpoint"],
+                other.hookpoint,
                 one.scale,
                 label=f"{one.label}, stitched",
                 **options,
             )
             for one in steering
         ]
-        targets.append(Target(names[other], revisions[other], mapped))
+        targets.append(Target(other.model, other.revision, mapped))
     return targets
 
 

@@ -17,6 +17,7 @@ from ..activations.harvest import run_harvest
 from ..activations.sources import Source
 from ..activations.stream import TensorStream
 from ..subcommands import execute
+from .command_parts import device_of
 from .stitching import Stitching, StitchingConfig, check_folder, fit_stitching
 from .unseen_text import unseen_text
 
@@ -34,7 +35,6 @@ def main(argv: Sequence[str]) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Stitch two of a run's models together, write and print the outcome and return it."""
-    from ..activations.sources import pick_device
     from ..cli import load_run_config
     from ..training.artifacts import load_run_sources
 
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if max(cfg.sources) >= len(names):
         raise ValueError(f"The run has sources 0 to {len(names) - 1}, not {list(cfg.sources)}.")
     check_folder(args.out)
-    device = torch.device(args.device) if args.device else pick_device()
+    device = device_of(args)
     dataset = _load_texts(args, options) if args.dataset else None
     sources = load_run_sources(options, device)
     widths = [sources[s].width for s in cfg.sources]

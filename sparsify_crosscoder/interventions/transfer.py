@@ -122,6 +122,8 @@ def random_transfers(
 ) -> list[Transferred]:
     """Controls of a transfer: as many random shared latents with the same weights, to the same
     length. The latents of `like` are not drawn."""
+    if draws < 1:
+        raise ValueError(f"At least one random draw is needed to compare with, got {draws}.")
     if candidates is None:
         candidates = shared_latents(crosscoder, like.source, like.target)
     candidates = candidates[~torch.isin(candidates, torch.tensor(like.latents))]

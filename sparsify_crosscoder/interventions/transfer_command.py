@@ -13,9 +13,11 @@ from ..crosscoders import Crosscoder
 from ..subcommands import execute
 from .command_parts import (
     CHAT,
+    End,
     add_model_options,
     add_prompt_options,
     device_of,
+    ends_of,
     load_model,
     read_prompts,
     source_of,
@@ -43,12 +45,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         SteeringVector.load(args.out)  # raises for what must not be overwritten
     configured = load_run_config(args.run)
     crosscoder = Crosscoder.load_one(args.run, args.seed, device_of(args))
-    names = [configured.model, *configured.partners]
-    revisions = [configured.revision, *[None] * len(configured.partners)]
-    hookpoints = [source["hookpoint"] for source in crosscoder.sources]
+    ends = ends_of(configured, crosscoder)
     source = args.source
     if source is None:
-        source = source_of(names, hookpoints, vector.model, vector.hookpoint)
+        source = source_of(ends, vector.model, vector.hookpoint)
     target = args.target if args.target is not None else int(source == 0)
 
     stitching = None if args.stitching is None else Stitching.load(args.stitching)
@@ -63,18 +63,19 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         norm=args.norm,
     )
     explanations = read_explanations(args.features or args.run / "delphi" / "features.parquet")
-    print(f"{names[source]} {hookpoints[source]} -> {names[target]} {hookpoints[target]}")
+    here, there = ends[source], ends[target]
+    print(f"{here.model} {here.hookpoint} -> {there.model} {there.hookpoint}")
     print(found.table(explanations))
     result: dict[str, Any] = {
-        "source": {"model": names[source], "hookpoint": hookpoints[source]},
-        "target": {"model": names[target], "hookpoint": hookpoints[target]},
+        "source": {"model": here.model, "hookpoint": here.hookpoint},
+        "target": {"model": there.model, "hookpoint": there.hookpoint},
         "norm": float(found.vector.norm()),
         "latents": found.rows(explanations),
         "vector": str(args.out),
     }
     made_of = {"kind": "transfer", "from": str(args.vector), "run": str(args.run)}
     made_of |= {"latents": result["latents"], "source": vector.provenance}
-    moved = SteeringVector(found.vector, names[target], hookpoints[target], 1.0, made_of)
+    moved = SteeringVector(found.vector, there.model, there.hookpoint, 1.0, made_of)
     moved.save(args.out)
     print(f"The transferred vector is in {args.out}.")
 
@@ -85,8 +86,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         result["cosine_with_stitched"] = cosine(found.vector, stitched)
         print(f"cosine with the stitched vector: {result['cosine_with_stitched']:.3f}")
     if args.words:
-        where = (source, target, hookpoints, names, revisions)
-        result["effects"] = _effects(args, crosscoder, vector, found, candidates, where)
+        result["effects"] = _effects(args, crosscoder, vector, found, candidates, (here, there))
     return result
 
 
@@ -96,30 +96,30 @@ def _effects(
     vector: SteeringVector,
     found: Transferred,
     candidates: Mapping[str, Tensor],
-    where: tuple[int, int, list[str], list[str], list[str | None]],
+    ends: tuple[End, End],
 ) -> dict[str, Any]:
     """Probability of the words in both models, and by random latents in the target."""
-    source, target, hookpoints, names, revisions = where
+    here, there = ends
     prompts, strengths = read_prompts(args), args.strengths
     options = {"chat": CHAT[args.chat]}
-    model, tokenizer = load_model(args, names[source], revisions[source])
-    here = Steering(vector.vector, hookpoints[source], vector.scale)
+    model, tokenizer = load_model(args, here.model, here.revision)
+    own = Steering(vector.vector, here.hookpoint, vector.scale)
     original = word_effects(
-        model, prompts, [here], strengths, args.words, tokenizer=tokenizer, **options
+        model, prompts, [own], strengths, args.words, tokenizer=tokenizer, **options
     )[0]
     del model
-    model, tokenizer = load_model(args, names[target], revisions[target])
+    model, tokenizer = load_model(args, there.model, there.revision)
     controls = random_transfers(
         crosscoder, vector.vector * vector.scale, found, args.controls, norm=args.norm
     )
     vectors = [*candidates.values(), *(control.vector for control in controls)]
-    steering = [Steering(one, hookpoints[target]) for one in vectors]
+    steering = [Steering(one, there.hookpoint) for one in vectors]
     moved = word_effects(
         model, prompts, steering, strengths, args.words, tokenizer=tokenizer, **options
     )
-    rows = {f"{Path(names[source]).name}, original": original}
+    rows = {f"{Path(here.model).name}, original": original}
     for name, values in zip(candidates, moved, strict=False):
-        rows[f"{Path(names[target]).name}, {name}"] = values
+        rows[f"{Path(there.model).name}, {name}"] = values
     by_chance = moved[len(candidates) :]
     rows["random latents, mean"] = by_chance.mean(0)
     rows["random latents, largest"] = by_chance.max(0).values

@@ -38,7 +38,6 @@ from ..crosscoders import (
 from ..crosscoders.sparse_ops import squared_distances
 from ..evaluation.metrics import evaluate
 from ..world import current_world
-from .clipping import clip_gradients
 from .data import PairedData, check_length
 from .run_folder import RunFolder
 
@@ -355,7 +354,7 @@ class CrosscoderTrainer(sparsify.Trainer):
     def _optimizer_step(self) -> None:
         if self.cfg.grad_clip > 0:
             for sae in self.saes.values():
-                clip_gradients(sae.parameters(), self.cfg.grad_clip)
+                torch.nn.utils.clip_grad_norm_(sae.parameters(), self.cfg.grad_clip)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()

@@ -212,6 +212,7 @@ def test_conversations_are_prompts_too(llama, push):
         ({"strengths": [float("nan")]}, "finite"),
         ({"tokenizer": None}, "tokenizer"),
         ({"model": object()}, "Cannot steer"),
+        ({"batch_size": 0}, "batch_size"),
     ],
 )
 def test_wrong_use_is_refused(llama, tokenizer, push, options, message):

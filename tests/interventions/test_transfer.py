@@ -118,5 +118,7 @@ def test_controls_are_other_shared_latents_of_the_same_length():
         assert set(control.latents) <= set(crosscoder.partition.shared)
         assert control.vector.norm().item() == pytest.approx(found.vector.norm().item(), rel=1e-5)
         assert control.cosines == found.cosines
+    with pytest.raises(ValueError, match="At least one"):
+        random_transfers(crosscoder, vector, found, 0)
     again = random_transfers(crosscoder, vector, found, 20)
     assert [c.latents for c in again] == [c.latents for c in controls]
