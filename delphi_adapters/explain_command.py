@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     if args.provider is None:
         args.provider = "anthropic" if args.judge.startswith("claude") else "transformers"
-    device = torch.device(args.device) if args.device else pick_device()
+    device = pick_device(args.device)
     folder = args.out or args.run / "delphi"
     options = load_run_config(args.run)
     crosscoder = Crosscoder.load_one(args.run, args.seed, device)

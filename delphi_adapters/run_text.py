@@ -72,7 +72,8 @@ class RunText:
 
             def from_models(start: int, stop: int) -> list[Tensor]:
                 rows = range(start, stop)
-                return harvest_windows(sources, windows, rows, batch_size=args.batch_size)[0]
+                found = harvest_windows(sources, windows, rows, batch_size=args.batch_size)
+                return [x.to(device) for x in found[0]]
 
             tokenizers = [source.tokenizer for source in sources]
             read = from_models

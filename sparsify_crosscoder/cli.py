@@ -55,6 +55,12 @@ class RunConfig(CrosscoderTrainConfig, SparsifyRunConfig):
     device: str | None = None
     """Device to run on. If None, CUDA, MPS or the CPU, whichever there is."""
 
+    devices: list[str] = list_field()
+    """Device of each model, in order, such as `cuda:0 cuda:1`. Without any, that of --device."""
+
+    device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = None
+    """Have transformers spread each model over the devices that there are. Needs accelerate."""
+
     model_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the models. `auto` is bfloat16 where the device is fast at it."""
 
@@ -75,6 +81,13 @@ class RunConfig(CrosscoderTrainConfig, SparsifyRunConfig):
                     f"--{name} gives {len(given)} places for {sources} models; give one per "
                     f"model, in the order MODEL, then --partners."
                 )
+        if self.devices and len(self.devices) != sources:
+            raise ValueError(
+                f"--devices gives {len(self.devices)} devices for {sources} models; give one per "
+                f"model, in the order MODEL, then --partners."
+            )
+        if self.devices and self.device_map is not None:
+            raise ValueError("Give --devices or --device_map, not both.")
         if self.dataset_weights and len(self.dataset_weights) != 1 + len(self.extra_datasets):
             raise ValueError(
                 f"--dataset_weights gives {len(self.dataset_weights)} weights for "
@@ -161,7 +174,13 @@ def harvest(argv: Sequence[str]) -> None:
 def _run_or_explain(job: Any, args: RunConfig) -> None:
     """Run `job` on this process's device; a mistake of the user's ends it with one line and 1."""
     distributed = os.environ.get("LOCAL_RANK") is not None
-    device = torch.device(args.device) if args.device else pick_device()
+    try:
+        device = pick_device(args.device)
+        for name in args.devices:
+            pick_device(name)
+    except ValueError as error:
+        print(f"sparsify: error: {error}", file=sys.stderr)
+        raise SystemExit(USE_ERROR) from error
     if distributed:
         if device.type == "cuda":
             torch.cuda.set_device(device)

@@ -202,6 +202,33 @@ def test_training_from_an_activation_store_equals_training_again_from_it(inputs,
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
+def test_where_models_are_changes_no_activation(inputs):
+    main(["harvest", *command(inputs, "--cache", "plain")])
+    main(["harvest", *command(inputs, "--cache", "placed", devices="cpu cpu")])
+    main(["harvest", *command(inputs, "--cache", "spread", device_map="auto")])
+    stores = [sorted(Path(name).glob("*.safetensors")) for name in ("plain", "placed", "spread")]
+    assert stores[0]
+    for files in zip(*stores, strict=True):
+        assert len({file.read_bytes() for file in files}) == 1
+
+
+def test_harvest_refuses_a_device_that_is_not_there(inputs, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["harvest", *command(inputs, "--cache", "store", device="cuda:99")])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert "no device 'cuda:99' here" in error and error.count("\n") == 1
+    assert not Path("store").exists()
+
+
+def test_a_run_is_looked_at_where_its_devices_are_not(inputs, monkeypatch):
+    cli.run(command(inputs, devices="cpu cpu"))
+    config = json.loads((RUN / "config.json").read_text())
+    (RUN / "config.json").write_text(json.dumps({**config, "devices": ["cuda:98", "cuda:99"]}))
+    main(["top", str(RUN), "--pairs", "500", "--count", "1", "--json", "top.json"])
+    assert json.loads(Path("top.json").read_text())
+
+
 def test_mixing_datasets_and_chat(inputs, tmp_path):
     template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
     other = "{% for m in messages %}{{ m.role }}:\n{{ m.content }}\n{% endfor %}"
@@ -264,6 +291,10 @@ def bad(**changed):
         (bad(k_decay_steps="30"), 1, "does not fit a run of 12 steps"),
         (bad(dataset_weights="0.5 0.5"), 2, "2 weights for 1 datasets"),
         (bad(resume="True"), 1, "no run to resume"),
+        (bad(device="nonsense"), 2, "no device 'nonsense' here"),
+        (bad(devices="cpu cuda:99"), 2, "no device 'cuda:99' here"),
+        (bad(devices="cpu"), 2, "gives 1 devices for 2 models"),
+        (bad(devices="cpu cpu", device_map="auto"), 2, "--devices or --device_map, not both"),
     ],
     ids=str,
 )

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from threading import Event
 from typing import Any, NamedTuple
@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from datasets import Dataset
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
+from .placement import accelerate_hooks, execution_devices, input_device, module_device
 from .sources import Source, first_tensor
 
 
@@ -63,7 +64,7 @@ class Harvest(NamedTuple):
     """Activations of some windows' pairs, in the order in which the windows were asked for."""
 
     activations: list[Tensor]
-    """[pairs, d_s] per source, on the source's device and in its model's dtype."""
+    """[pairs, d_s] per source, in its model's dtype, on the device of its hookpoint's output."""
 
     origin: Tensor
     """[pairs, 2]: the row of the windows dataset, and the number of the pair in that window."""
@@ -111,32 +112,52 @@ def run_harvest(
     counts = np.array([len(pairs) for pairs in texts["pairs_0"]], dtype=np.int64)
     num_pairs = int(counts.sum())
 
-    activations, finite = [], []
-    for source in sources:
-        model = source.model
-        activations.append(
-            torch.empty(num_pairs, source.width, dtype=model.dtype, device=model.device)
-        )
-        finite.append(torch.ones(num_pairs, dtype=torch.bool, device=model.device))
+    kept = [_Kept.empty(source, num_pairs) for source in sources]
 
     def run(members: list[int], cancelled: Event) -> None:
         batches = _batches(texts, members, counts, batch_size)
         for batch in batches:
             if cancelled.is_set():
                 return
-            _run_model(sources, members, batch, activations, finite, stop_early)
+            _run_model(sources, members, batch, kept, stop_early)
             if 0 in members:
                 progress(len(batch.destination))
 
     _side_by_side(run, _lanes(sources, texts))
-    _check_finite(sources, finite, np.repeat(texts["text_id"], counts))
+    _check_finite(sources, kept, np.repeat(texts["text_id"], counts))
 
     first = np.cumsum(counts) - counts
     pair_numbers = np.arange(num_pairs) - np.repeat(first, counts)
     origin = torch.from_numpy(np.stack([np.repeat(row_numbers, counts), pair_numbers], axis=1))
     tokens = [sum(map(len, texts[f"input_ids_{s}"])) for s in range(len(sources))]
     seconds = time.perf_counter() - begun
-    return Harvest(activations, origin, HarvestReport(len(row_numbers), num_pairs, tokens, seconds))
+    report = HarvestReport(len(row_numbers), num_pairs, tokens, seconds)
+    return Harvest([x.activations for x in kept], origin, report)
+
+
+class _Kept(NamedTuple):
+    """What is kept of one source, filled by its forwards."""
+
+    activations: Tensor
+    """[pairs, d_s]."""
+
+    finite: Tensor
+    """[pairs]: whether all of a row is."""
+
+    @classmethod
+    def empty(cls, source: Source, num_pairs: int) -> "_Kept":
+        model = source.model
+        device = module_device(model.base_model.get_submodule(source.hookpoint))
+        device = device or input_device(model)
+        activations = torch.empty(num_pairs, source.width, dtype=model.dtype, device=device)
+        return cls(activations, torch.ones(num_pairs, dtype=torch.bool, device=device))
+
+    def put(self, destination: Tensor, rows: Tensor) -> None:
+        """Keep `rows` [n, d_s], of any dtype and device, as the pairs `destination` [n]."""
+        rows = rows.to(self.activations)
+        destination = destination.to(rows.device)
+        self.activations[destination] = rows
+        self.finite[destination] = rows.isfinite().all(dim=1)
 
 
 class _Batch(NamedTuple):
@@ -190,27 +211,26 @@ def _run_model(
     sources: Sequence[Source],
     members: list[int],
     batch: _Batch,
-    activations: list[Tensor],
-    finite: list[Tensor],
+    kept: list[_Kept],
     stop_early: bool,
 ) -> None:
-    """One forward for the sources `members`: fills their rows of `activations` and `finite`."""
+    """One forward for the sources `members`: fills their rows of `kept`."""
     model = sources[members[0]].model
-    device = model.device
-    window, destination = batch.window.to(device), batch.destination.to(device)
+    device = input_device(model)
 
     def keep(hookpoint: str, hidden: Tensor) -> None:
+        window = batch.window.to(hidden.device)
         for s in members:
             if sources[s].hookpoint == hookpoint:
-                rows = hidden[window, batch.position[s].to(device)]
-                activations[s][destination] = rows.to(activations[s].dtype)
-                finite[s][destination] = rows.isfinite().all(dim=1)
+                rows = hidden[window, batch.position[s].to(hidden.device)]
+                kept[s].put(batch.destination, rows)
 
-    # A trainer's autocast must not reach the models: their dtype is chosen once, at loading.
-    with (
-        torch.autocast(device.type, enabled=False),
-        _reading(model, {sources[s].hookpoint for s in members}, keep, stop_early),
-    ):
+    with ExitStack() as stack:
+        # A trainer's autocast must not reach the models: their dtype is chosen once, at loading.
+        for kind in {one.type for one in execution_devices(model)}:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        hookpoints = {sources[s].hookpoint for s in members}
+        stack.enter_context(_reading(model, hookpoints, keep, stop_early))
         model(
             input_ids=batch.input_ids.to(device),
             attention_mask=batch.attention_mask.to(device),
@@ -219,7 +239,7 @@ def _run_model(
 
 
 class _AllRead(Exception):
-    """Ends a forward whose last hookpoint has been read."""
+    """Ends a forward whose last hookpoint, which it names, has been read."""
 
 
 @contextmanager
@@ -236,7 +256,7 @@ def _reading(
         keep(hookpoint, first_tensor(output))
         waiting.discard(hookpoint)
         if stop_early and not waiting:
-            raise _AllRead
+            raise _AllRead(hookpoint)
 
     handles = [
         model.base_model.get_submodule(hookpoint).register_forward_hook(
@@ -245,31 +265,57 @@ def _reading(
         for hookpoint in tuple(waiting)
     ]
     try:
-        with suppress(_AllRead):
-            yield
+        yield
+    except _AllRead as read:
+        _leave(model.base_model, str(read))
     finally:
         for handle in handles:
             handle.remove()
 
 
+def _leave(model: nn.Module, hookpoint: str) -> None:
+    """End what accelerate began in the modules around a hookpoint behind which a forward stopped.
+
+    Weights of their own that were loaded for the forward go back to where they are offloaded.
+    """
+    parts = hookpoint.split(".")
+    for depth in reversed(range(len(parts))):
+        module = model.get_submodule(".".join(parts[:depth]))
+        for hook in accelerate_hooks(module):
+            hook.post_forward(module, ())
+
+
 def _lanes(sources: Sequence[Source], texts: dict[str, Any]) -> list[list[list[int]]]:
     """Which forwards run side by side: lanes of forwards, a forward being the sources it serves.
 
-    Sources that share a model and read the same tokens share a forward. Models on the CPU get a
-    lane each, models on one accelerator take turns.
+    Sources that share a model and read the same tokens share a forward. Models that share an
+    accelerator take turns, and so do those on the CPU where it has fewer threads than models.
     """
-    lanes: dict[Any, list[list[int]]] = {}
+    forwards: dict[int, list[list[int]]] = {}
     for s, source in enumerate(sources):
-        device = source.model.device
-        forwards = lanes.setdefault(id(source.model) if device.type == "cpu" else device, [])
-        for members in forwards:
-            same_model = sources[members[0]].model is source.model
-            if same_model and texts[f"input_ids_{members[0]}"] == texts[f"input_ids_{s}"]:
+        of_model = forwards.setdefault(id(source.model), [])
+        for members in of_model:
+            if texts[f"input_ids_{members[0]}"] == texts[f"input_ids_{s}"]:
                 members.append(s)
                 break
         else:
-            forwards.append([s])
-    return list(lanes.values())
+            of_model.append([s])
+
+    on_cpu: list[list[list[int]]] = []
+    elsewhere: list[tuple[set[torch.device], list[list[int]]]] = []
+    for of_model in forwards.values():
+        devices = execution_devices(sources[of_model[0][0]].model)
+        devices = {device for device in devices if device.type != "cpu"}
+        if not devices:
+            on_cpu.append(of_model)
+            continue
+        sharing = [lane for lane in elsewhere if lane[0] & devices]
+        elsewhere = [lane for lane in elsewhere if not lane[0] & devices]
+        devices = devices.union(*(used for used, _ in sharing))
+        elsewhere.append((devices, [f for _, before in sharing for f in before] + of_model))
+    count = min(len(on_cpu), torch.get_num_threads())
+    lanes = [[f for of_model in on_cpu[i::count] for f in of_model] for i in range(count)]
+    return lanes + [lane for _, lane in elsewhere]
 
 
 def _side_by_side(run: Callable[[list[int], Event], None], lanes: list[list[list[int]]]) -> None:
@@ -299,13 +345,14 @@ def _side_by_side(run: Callable[[list[int], Event], None], lanes: list[list[list
             torch.set_num_threads(cores)
 
 
-def _check_finite(sources: Sequence[Source], finite: list[Tensor], text_ids: np.ndarray) -> None:
-    for source, ok in zip(sources, finite, strict=True):
+def _check_finite(sources: Sequence[Source], kept: list[_Kept], text_ids: np.ndarray) -> None:
+    for source, ok in zip(sources, (x.finite for x in kept), strict=True):
         if bool(ok.all()):
             continue
         bad = text_ids[(~ok).cpu().numpy()]
         raise ValueError(
             f"{source.name} gives NaN or infinite activations at {source.hookpoint} for "
             f"{len(bad)} of {len(ok)} pairs, first in text {bad[0]} (text_id). Its weights or its "
-            f"dtype ({source.model.dtype}) are the usual cause: try float32."
+            f"dtype ({source.model.dtype}) are the usual cause: try "
+            f"{'bfloat16 or ' if source.model.dtype == torch.float16 else ''}float32."
         )

@@ -1,13 +1,14 @@
 """Sources: the language models to compare, each read at one hookpoint."""
 
 import difflib
-import os
-from collections.abc import Sequence
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -16,6 +17,12 @@ from transformers import (
     BitsAndBytesConfig,
     PreTrainedModel,
 )
+from transformers.utils.import_utils import is_accelerate_available, is_bitsandbytes_available
+
+from .placement import accelerate_hooks, input_device, pick_device, source_devices
+
+DIGEST_VALUES = 1024
+"""How many values of each weight `weights_digest` reads."""
 
 
 @dataclass
@@ -36,15 +43,6 @@ class Source:
 
     width: int
     """Last dimension of the hookpoint's output."""
-
-
-def pick_device() -> torch.device:
-    """This process's CUDA device (by LOCAL_RANK under torchrun), else MPS, else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu")
 
 
 def pick_model_dtype(
@@ -90,6 +88,8 @@ def load_sources(
     revision: str | None = None,
     load_in_8bit: bool = False,
     token: str | None = None,
+    devices: Sequence[torch.device | str] = (),
+    device_map: str | None = None,
 ) -> list[Source]:
     """Load every source's model (without its head) and tokenizer.
 
@@ -98,9 +98,16 @@ def load_sources(
     (`model.layers.16`, `transformer.h.3`) is accepted too. `revision` belongs to `names[0]` alone.
     A model named twice (at one revision) is loaded once and shared.
 
+    Models are put on `device`; `devices` gives one per source instead, in order. `device_map`, one
+    of DEVICE_MAPS, has transformers spread each model over all devices that there are, and over
+    the CPU's memory and the disk where those do not suffice. The dtype "auto" is chosen for each
+    model by where it is (with a `device_map`, by `device`).
+
     Raises ValueError for fewer than two models, a model or tokenizer that cannot be loaded, a
     tokenizer without character offsets, a wrong number of hookpoints or layers, a layer out of
-    range, and a hookpoint that does not exist or gives no [batch, position, width] activations.
+    range, and a hookpoint that does not exist or gives no [batch, position, width] activations;
+    for devices that are not there, of a wrong number, or different for a shared model; for
+    `devices` together with a `device_map`; and where accelerate or bitsandbytes is missing.
     """
     if len(names) < 2:
         raise ValueError(
@@ -115,9 +122,9 @@ def load_sources(
                 f"{len(names)} models ({', '.join(names)}) need {len(names)} {option}s in the same "
                 f"order, got {len(places)}: {', '.join(map(str, places))}."
             )
-    device = torch.device(device)
-    dtype = pick_model_dtype(device, dtype, load_in_8bit=load_in_8bit)
     keys = [(name, revision if i == 0 else None) for i, name in enumerate(names)]
+    placed = source_devices(keys, pick_device(device), devices, device_map)
+    _check_packages(load_in_8bit, device_map)
 
     # Configs and tokenizers first: they are small, and most mistakes show in them.
     tokenizers: dict[tuple[str, str | None], Any] = {}
@@ -132,7 +139,8 @@ def load_sources(
     sources = []
     for i, key in enumerate(keys):
         if key not in models:
-            models[key] = _load_model(key, device, dtype, load_in_8bit, token)
+            own_dtype = pick_model_dtype(placed[i], dtype, load_in_8bit=load_in_8bit)
+            models[key] = _load_model(key, device_map or placed[i], own_dtype, load_in_8bit, token)
         model = models[key]
         if hookpoints:
             hookpoint = normalize_hookpoint(model, hookpoints[i], name=key[0])
@@ -157,8 +165,9 @@ def load_language_model(
 
     Raises ValueError if either cannot be loaded.
     """
-    device = torch.device(device)
+    device = pick_device(device)
     dtype = pick_model_dtype(device, dtype, load_in_8bit=load_in_8bit)
+    _check_packages(load_in_8bit)
     key = (name, revision)
     tokenizer = _load(AutoTokenizer, "tokenizer of", key, token=token)
     model = _load_model(key, device, dtype, load_in_8bit, token, AutoModelForCausalLM)
@@ -221,7 +230,7 @@ def hookpoint_width(model: PreTrainedModel, hookpoint: str, *, name: str = "") -
 
     handle = model.base_model.get_submodule(hookpoint).register_forward_hook(note_shape)
     try:
-        input_ids = torch.arange(6, device=model.device).view(2, 3)
+        input_ids = torch.arange(6, device=input_device(model)).view(2, 3)
         model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), use_cache=False)
     finally:
         handle.remove()
@@ -239,6 +248,52 @@ def hookpoint_width(model: PreTrainedModel, hookpoint: str, *, name: str = "") -
     return shapes[0][2]
 
 
+def weights_digest(model: PreTrainedModel) -> str:
+    """Checksum of a model's weights, the same wherever they are: on any device, or offloaded.
+
+    Of every parameter and stored buffer of `model.base_model` it reads the name, shape, dtype and
+    up to DIGEST_VALUES values, spread evenly, of 8-bit weights the scales too. So a head does not
+    matter, another dtype or quantisation does, and a change of a few values can be missed. Weights
+    offloaded to a disk are read whole.
+    """
+    digest = hashlib.sha256()
+    for name, weight in _stored_tensors(model.base_model):
+        values = weight.detach().reshape(-1)
+        count = min(len(values), DIGEST_VALUES)
+        spread = torch.arange(count) * (len(values) - 1) // max(count - 1, 1)
+        sample = values[spread.to(values.device)].cpu().contiguous()
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
+        digest.update(sample.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _stored_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters, persistent buffers and scales of 8-bit weights, each with its values."""
+    for prefix, module in model.named_modules():
+        own = dict(module.named_parameters(recurse=False))
+        volatile = module._non_persistent_buffers_set
+        buffers = module.named_buffers(recurse=False)
+        own |= {name: buffer for name, buffer in buffers if name not in volatile}
+        for name, tensor in own.items():
+            path = f"{prefix}.{name}" if prefix else name
+            yield path, _with_values(module, name, tensor)
+            scales = getattr(tensor, "SCB", None)
+            if tensor.dtype == torch.int8 and scales is None:  # bitsandbytes moves them once used
+                scales = getattr(getattr(module, "state", None), "SCB", None)
+            if scales is not None:
+                yield f"{path}.SCB", scales
+
+
+def _with_values(module: nn.Module, name: str, tensor: Tensor) -> Tensor:
+    """A module's own parameter or buffer, from where accelerate keeps it if it is offloaded."""
+    if tensor.device.type != "meta":
+        return tensor
+    for hook in accelerate_hooks(module):
+        if getattr(hook, "weights_map", None) is not None:
+            return hook.weights_map[name]
+    raise ValueError(f"The values of {name!r} in a {type(module).__name__} are not loaded.")
+
+
 def first_tensor(output: Any) -> Any:
     """A module's hidden states: its output, or the first member where it returns a tuple."""
     return output[0] if isinstance(output, tuple) else output
@@ -254,6 +309,13 @@ def _check_layer(name: str, layer: int, num_layers: int) -> None:
             f"{name} has {num_layers} layers, numbered 0 to {num_layers - 1}; there is no layer "
             f"{layer}."
         )
+
+
+def _check_packages(load_in_8bit: bool, device_map: str | None = None) -> None:
+    if device_map is not None and not is_accelerate_available():
+        raise ValueError("A device_map needs accelerate: `pip install accelerate`.")
+    if load_in_8bit and not is_bitsandbytes_available():
+        raise ValueError("Loading in 8 bits needs bitsandbytes: `pip install bitsandbytes`.")
 
 
 def _load(auto: Any, what: str, key: tuple[str, str | None], **kwargs: Any) -> Any:
@@ -282,20 +344,23 @@ def _load_tokenizer(key: tuple[str, str | None], token: str | None) -> Any:
 
 def _load_model(
     key: tuple[str, str | None],
-    device: torch.device,
+    place: torch.device | str,
     dtype: torch.dtype,
     load_in_8bit: bool,
     token: str | None,
     auto: Any = AutoModel,
 ) -> PreTrainedModel:
     quantization = BitsAndBytesConfig(load_in_8bit=True) if load_in_8bit else None
+    if load_in_8bit:
+        # It warns of every single product of a model that is not in float16.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     model = _load(
         auto,
         "model",
         key,
         token=token,
         dtype=dtype,
-        device_map={"": device},
+        device_map={"": place} if isinstance(place, torch.device) else place,
         quantization_config=quantization,
     )
     return model.eval().requires_grad_(False)

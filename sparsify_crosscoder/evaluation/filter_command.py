@@ -8,8 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..activations.stream import ActivationStream
 from ..crosscoders import Crosscoder
 from ..subcommands import execute
@@ -30,7 +28,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..cli import load_run_config
     from ..training.artifacts import load_pairs
 
-    device = torch.device(args.device) if args.device else pick_device()
+    device = pick_device(args.device)
     options = load_run_config(args.run)
     crosscoder = Crosscoder.load_one(args.run, args.seed, device)
     cfg = filter_config(args, options.outlier_multiple)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm.auto import tqdm
 
 from ..crosscoders import Crosscoder
@@ -33,7 +32,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     if len(args.runs) < 2:
         raise ValueError("Stability compares two runs or more; name several run folders.")
-    device = torch.device(args.device) if args.device else pick_device()
+    device = pick_device(args.device)
     options = [load_run_config(run) for run in args.runs]
     pairs = load_pairs(options[0], device)
     found, verdicts = [], {}

@@ -260,7 +260,7 @@ def run_pairs(
             raw, origin = harvest_windows(
                 sources, windows, rows.tolist(), batch_size=args.batch_size
             )
-            yield raw, origin[:, 0], origin[:, 1]
+            yield [x.to(device) for x in raw], origin[:, 0], origin[:, 1]
 
     return from_models(), windows, [source.tokenizer for source in sources]
 
@@ -288,7 +288,7 @@ def show_top(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Show where latents of a run fire, and return that as JSON values."""
     from ..activations.sources import pick_device
 
-    device = torch.device(args.device) if args.device else pick_device()
+    device = pick_device(args.device)
     crosscoder = Crosscoder.load_one(args.run, args.seed, device)
     for latent in args.latents or ():
         if not 0 <= latent < crosscoder.num_latents:

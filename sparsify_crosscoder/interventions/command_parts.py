@@ -77,7 +77,7 @@ def read_prompts(args: argparse.Namespace) -> list[str]:
 
 
 def device_of(args: argparse.Namespace) -> torch.device:
-    return torch.device(args.device) if args.device else pick_device()
+    return pick_device(args.device)
 
 
 def load_model(args: argparse.Namespace, name: str, revision: str | None = None) -> tuple[Any, Any]:

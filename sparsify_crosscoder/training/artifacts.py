@@ -12,7 +12,7 @@ import datasets
 import torch
 from sparsify.utils import simple_parse_args_string
 
-from ..activations.sources import Source, load_sources
+from ..activations.sources import Source, load_sources, pick_device
 from ..activations.store import ActivationStore
 from ..activations.stream import ActivationStream, LiveStream, StoreStream, split_windows
 from ..activations.text import load_texts
@@ -72,7 +72,15 @@ def split_run_windows(
 
 
 def load_run_sources(args: RunConfig, device: torch.device) -> list[Source]:
-    """The models that the options name, read where the options say."""
+    """The models that the options name, read where the options say.
+
+    They are on the options' `devices` if they name some. A run may be looked at on another machine
+    than it was made on: if one of these is not there, all models are on `device`.
+    """
+    try:
+        devices = [pick_device(name) for name in args.devices]
+    except ValueError:
+        devices = []
     return load_sources(
         [args.model, *args.partners],
         hookpoints=args.hookpoints,
@@ -82,6 +90,8 @@ def load_run_sources(args: RunConfig, device: torch.device) -> list[Source]:
         revision=args.revision,
         load_in_8bit=args.load_in_8bit,
         token=args.hf_token,
+        devices=devices,
+        device_map=args.device_map,
     )
 
 

@@ -1,8 +1,13 @@
+import threading
+from contextlib import contextmanager
+
 import pytest
 import torch
+from accelerate import dispatch_model
 from models_for_tests import KINDS, tiny_model
 from windows_for_tests import random_windows
 
+from sparsify_crosscoder.activations import harvest
 from sparsify_crosscoder.activations.harvest import HarvestReport, harvest_windows, run_harvest
 from sparsify_crosscoder.activations.sources import Source, hookpoint_width, layer_list
 
@@ -159,14 +164,53 @@ def test_the_same_harvest_gives_the_same_bits_in_bfloat16():
             assert torch.equal(a, b)
 
 
-def test_threads_are_as_before_afterwards(two_sources):
+@contextmanager
+def threads(number):
     before = torch.get_num_threads()
+    torch.set_num_threads(number)
     try:
-        torch.set_num_threads(2)
-        harvest_windows(two_sources, random_windows(2), [0, 1], batch_size=2)
-        assert torch.get_num_threads() == 2
+        yield
     finally:
         torch.set_num_threads(before)
+
+
+def test_threads_are_as_before_afterwards(two_sources):
+    with threads(2):
+        harvest_windows(two_sources, random_windows(2), [0, 1], batch_size=2)
+        assert torch.get_num_threads() == 2
+
+
+def note_threads(sources):
+    """Which thread runs each source's model, and with how many threads for its products."""
+    seen = [set() for _ in sources]
+    for source_, own in zip(sources, seen, strict=True):
+        source_.model.register_forward_pre_hook(
+            lambda module, args, own=own: own.add(
+                (threading.current_thread().name, torch.get_num_threads())
+            )
+        )
+    return seen
+
+
+def test_models_on_the_cpu_take_turns_where_there_is_one_thread(two_sources):
+    windows = random_windows(6)
+    with threads(2):
+        side_by_side, _ = harvest_windows(two_sources, windows, range(6), batch_size=2)
+    seen = note_threads(two_sources)
+    with threads(1):
+        in_turn, _ = harvest_windows(two_sources, windows, range(6), batch_size=2)
+    assert seen == [{(threading.current_thread().name, 1)}] * 2
+    assert all(torch.equal(a, b) for a, b in zip(side_by_side, in_turn, strict=True))
+
+
+def test_no_more_models_run_side_by_side_on_the_cpu_than_there_are_threads():
+    sources = [source(tiny_model("llama", seed=seed)) for seed in range(3)]
+    windows = random_windows(6, sources=3)
+    seen = note_threads(sources)
+    with threads(2):
+        harvest_windows(sources, windows, range(6), batch_size=2)
+    assert all(len(own) == 1 for own in seen)
+    assert len(set.union(*seen)) == 2 and {number for own in seen for _, number in own} == {1}
 
 
 def test_results_are_ordinary_tensors_that_training_can_use(two_sources):
@@ -246,3 +290,83 @@ def test_reports_add_up():
     assert HarvestReport() + total == total == total + HarvestReport()
     with pytest.raises(ValueError, match="different numbers of sources"):
         total + HarvestReport(tokens=[1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    "devices, lanes",
+    [
+        (["cuda:0", "cuda:1", "cuda:2"], [[[0]], [[1]], [[2]]]),
+        (["cuda:0", "cuda:1", "cuda:0"], [[[1]], [[0], [2]]]),
+        (["cuda:0", "cuda:1", "cuda:0 cuda:1"], [[[0], [1], [2]]]),
+        (["cuda:0 cpu", "cpu", "cuda:1"], [[[1]], [[0]], [[2]]]),
+        (["cpu", "cpu", "cpu"], [[[0], [2]], [[1]]]),
+    ],
+)
+def test_models_that_share_an_accelerator_take_turns(devices, lanes, monkeypatch):
+    sources = [source(tiny_model("llama")) for _ in devices]
+    places = {
+        id(s.model): {torch.device(one) for one in own.split()}
+        for s, own in zip(sources, devices, strict=True)
+    }
+    monkeypatch.setattr(harvest, "execution_devices", lambda model: places[id(model)])
+    with threads(2):
+        assert harvest._lanes(sources, random_windows(2, sources=3)[:]) == lanes
+
+
+def offloaded(model, folder):
+    """The model with every other layer, its embedding and last norm on the disk."""
+    path, count = layer_list(model)
+    places = {name: "disk" for name, _ in model.named_children() if name != path}
+    places |= {f"{path}.{i}": "disk" if i % 2 else "cpu" for i in range(count)}
+    return dispatch_model(model, places, offload_dir=folder, main_device="cpu")
+
+
+def not_loaded(model):
+    return [name for name, weight in model.named_parameters() if weight.device.type == "meta"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_offloaded_model_gives_the_same_bits_and_is_offloaded_again(kind, tmp_path):
+    windows = random_windows(8, same_tokens=True)
+    expected, _ = harvest_windows(
+        [source(tiny_model(kind), 2)] * 2, windows, range(8), batch_size=3
+    )
+    model = offloaded(tiny_model(kind), tmp_path)
+    before = not_loaded(model)
+    assert len(before) > 10 and model.device.type == "meta"
+    sources = [source(model, 2)] * 2
+    for _ in range(2):
+        found, _ = harvest_windows(sources, windows, range(8), batch_size=3)
+        assert torch.equal(found[0], expected[0])
+        assert found[0].device.type == "cpu"
+        assert not_loaded(model) == before
+
+
+def test_a_forward_that_stops_inside_a_module_offloads_its_weights(tmp_path):
+    hookpoint = "layers.1.self_attn.o_proj"  # the attention around it has weights of its own
+    windows = random_windows(4, same_tokens=True)
+    whole = source(tiny_model("gpt_oss"), hookpoint=hookpoint)
+    expected, _ = harvest_windows([whole] * 2, windows, range(4), batch_size=2)
+    model = offloaded(tiny_model("gpt_oss"), tmp_path)
+    before = not_loaded(model)
+    assert "layers.1.self_attn.sinks" in before
+    parts = source(model, hookpoint=hookpoint)
+    found, _ = harvest_windows([parts] * 2, windows, range(4), batch_size=2)
+    assert torch.equal(found[0], expected[0])
+    assert not_loaded(model) == before
+
+
+def test_a_float16_model_gives_float16_activations():
+    windows = random_windows(6, same_tokens=True)
+    full, _ = harvest_windows([source(tiny_model("llama"), 2)] * 2, windows, range(6), batch_size=3)
+    half = source(tiny_model("llama").half(), 2)
+    found, _ = harvest_windows([half] * 2, windows, range(6), batch_size=3)
+    assert found[0].dtype == torch.float16
+    torch.testing.assert_close(found[0].float(), full[0], rtol=0.02, atol=0.02)
+
+
+def test_activations_that_the_models_dtype_cannot_hold_are_refused():
+    half = source(tiny_model("llama").half(), 1)
+    layers(half.model)[1].register_forward_hook(lambda module, args, output: output.float() + 1e6)
+    with pytest.raises(ValueError, match=r"NaN or infinite .*float16.* try bfloat16 or float32"):
+        harvest_windows([half] * 2, random_windows(2, same_tokens=True), [0, 1], batch_size=2)

@@ -2,11 +2,15 @@ import json
 
 import pytest
 import torch
+from accelerate import dispatch_model
 from models_for_tests import KINDS, save_tiny_model, tiny_config, tiny_model
 from tokenizers_for_tests import byte_level_tokenizer, metaspace_tokenizer
 from transformers import AutoModel, Gemma3Config
+from windows_for_tests import random_windows
 
 from sparsify_crosscoder.activations import sources
+from sparsify_crosscoder.activations.harvest import harvest_windows
+from sparsify_crosscoder.activations.placement import execution_devices
 from sparsify_crosscoder.activations.sources import (
     hookpoint_width,
     layer_list,
@@ -14,6 +18,7 @@ from sparsify_crosscoder.activations.sources import (
     normalize_hookpoint,
     pick_device,
     pick_model_dtype,
+    weights_digest,
 )
 
 CPU = torch.device("cpu")
@@ -213,3 +218,135 @@ def test_each_process_under_torchrun_takes_its_own_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert pick_device() == CPU
+
+
+@pytest.mark.parametrize("name", ["nonsense", "cuda:99", "cuda:x", "meta", ""])
+def test_a_device_that_is_not_there_is_refused_with_those_that_are(name):
+    with pytest.raises(ValueError, match=rf"no device '{name}' here.* There is cpu") as raised:
+        pick_device(name)
+    assert len(str(raised.value)) < 250 and "\n" not in str(raised.value)
+
+
+def test_the_device_asked_for_is_taken():
+    assert pick_device("cpu") == pick_device(CPU) == CPU
+
+
+def test_every_model_is_loaded_where_it_is_wanted(folders, monkeypatch):
+    asked = []
+
+    def from_pretrained(name, device_map=None, original=AutoModel.from_pretrained, **kwargs):
+        asked.append((name, device_map))
+        return original(name, **kwargs)
+
+    monkeypatch.setattr(AutoModel, "from_pretrained", from_pretrained)
+    places = ["cpu:1", "cpu:0"]
+    load_sources(folders, device=CPU, devices=places, dtype="float32")
+    assert asked == [(folders[i], {"": torch.device(places[i])}) for i in (0, 1)]
+    load_sources(folders, device=CPU, device_map="auto", dtype="float32")
+    assert asked[2:] == [(folder, "auto") for folder in folders]
+
+
+@pytest.mark.parametrize(
+    "places, complaint",
+    [
+        ({"devices": ["cpu"]}, r"2 models .* need 2 devices in the same order, got 1: cpu"),
+        ({"devices": ["cpu", "cuda:99"]}, "no device 'cuda:99' here"),
+        ({"devices": ["cpu", "cpu"], "device_map": "auto"}, "not both"),
+        ({"device_map": "best"}, "Unknown device_map 'best': use auto, balanced"),
+    ],
+)
+def test_wrong_places_are_refused_before_anything_is_loaded(
+    folders, places, complaint, monkeypatch
+):
+    monkeypatch.setattr(sources, "_load", None)
+    with pytest.raises(ValueError, match=complaint):
+        load_sources(folders, device=CPU, **places)
+
+
+def test_sources_that_share_a_model_share_its_device(folders):
+    with pytest.raises(ValueError, match=r"llama is loaded once .* both cpu and cpu:0"):
+        load_sources([folders[0]] * 2, device=CPU, devices=["cpu", "cpu:0"])
+    shared, twin = load_sources([folders[0]] * 2, device=CPU, devices=["cpu"] * 2, dtype="float32")
+    assert shared.model is twin.model
+
+
+@pytest.mark.parametrize("device_map", ["auto", "balanced", "sequential"])
+def test_a_device_map_changes_no_weight(folders, device_map):
+    plain = load_sources(folders, device=CPU, dtype="float32")
+    spread = load_sources(folders, device=CPU, dtype="float32", device_map=device_map)
+    for one, other in zip(plain, spread, strict=True):
+        assert (one.hookpoint, one.width) == (other.hookpoint, other.width)
+        assert weights_digest(one.model) == weights_digest(other.model)
+
+
+def test_missing_packages_are_named_with_the_command_that_brings_them(folders, monkeypatch):
+    monkeypatch.setattr(sources, "is_accelerate_available", lambda: False)
+    with pytest.raises(ValueError, match="pip install accelerate"):
+        load_sources(folders, device=CPU, device_map="auto")
+    monkeypatch.setattr(sources, "is_bitsandbytes_available", lambda: False)
+    with pytest.raises(ValueError, match="pip install bitsandbytes"):
+        load_sources(folders, device=CPU, load_in_8bit=True)
+
+
+def test_8_bit_models_are_harvested_and_are_like_the_full_ones(folders):
+    pytest.importorskip("bitsandbytes")
+    windows = random_windows(20, vocab_size=250)
+    found = {}
+    for bits in (8, 32):
+        dtype = "auto" if bits == 8 else "float32"
+        loaded = load_sources(folders, device=CPU, dtype=dtype, load_in_8bit=bits == 8)
+        digests = [weights_digest(source.model) for source in loaded]
+        found[bits], _ = harvest_windows(loaded, windows, range(20), batch_size=4)
+        assert [weights_digest(source.model) for source in loaded] == digests  # also once used
+    for eight, full in zip(found[8], found[32], strict=True):
+        assert eight.dtype == torch.float16
+        likeness = torch.nn.functional.cosine_similarity(eight.float(), full)
+        assert likeness.median() > 0.99
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_digest_is_that_of_the_weights_wherever_they_are(kind, tmp_path):
+    model = tiny_model(kind)
+    digest = weights_digest(model)
+    assert weights_digest(tiny_model(kind)) == digest
+    assert weights_digest(tiny_model(kind, causal_lm=True).base_model) == weights_digest(
+        tiny_model(kind, causal_lm=True)
+    )
+    assert weights_digest(tiny_model(kind, seed=1)) != digest
+    assert weights_digest(tiny_model(kind).bfloat16()) != digest
+    path, _ = layer_list(model)
+    places = {name: "cpu" if name != path else "disk" for name, _ in model.named_children()}
+    offloaded = dispatch_model(tiny_model(kind), places, offload_dir=tmp_path, main_device="cpu")
+    assert next(offloaded.get_submodule(path).parameters()).device.type == "meta"
+    assert weights_digest(offloaded) == digest
+    assert execution_devices(offloaded) == {CPU}
+
+
+UP = "layers.3.mlp.up_proj"
+
+
+def test_the_digest_reads_the_ends_of_every_weight_and_all_of_a_small_one():
+    model = tiny_model("llama")
+    digests = {weights_digest(model)}
+    changes = [
+        ("norm", 17),
+        ("embed_tokens", 0),
+        ("embed_tokens", -1),
+        ("layers.3.mlp.up_proj", -1),
+    ]
+    for name, position in changes:
+        with torch.no_grad():
+            model.get_submodule(name).weight.view(-1)[position] += 1
+        digests.add(weights_digest(model))
+    assert len(digests) == 5
+
+
+def test_an_8_bit_digest_depends_on_the_scales():
+    model = tiny_model("llama", layers=1)
+    eight = torch.nn.Parameter(torch.ones(32, 32, dtype=torch.int8), requires_grad=False)
+    model.layers[0].self_attn.q_proj.weight = eight
+    digests = set()
+    for scale in (1.0, 2.0):
+        eight.SCB = torch.full((32,), scale)
+        digests.add(weights_digest(model))
+    assert len(digests) == 2
