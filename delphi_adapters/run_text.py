@@ -43,11 +43,14 @@ class RunText:
         """
         from transformers import AutoTokenizer
 
-        from sparsify_crosscoder import ActivationStore
         from sparsify_crosscoder.activations.harvest import harvest_windows
         from sparsify_crosscoder.cli import load_run_config
         from sparsify_crosscoder.crosscoders import Crosscoder
-        from sparsify_crosscoder.training.artifacts import load_run_sources, load_windows
+        from sparsify_crosscoder.training.artifacts import (
+            load_run_sources,
+            load_windows,
+            run_store,
+        )
 
         args = load_run_config(run)
         described = Crosscoder.load_one(run).sources
@@ -56,8 +59,8 @@ class RunText:
             delphi_hookpoint(model, source["hookpoint"])
             for model, source in zip(models, described, strict=True)
         ]
-        if args.cache is not None and Path(args.cache).exists():
-            store = ActivationStore.open(args.cache)
+        store = run_store(args)
+        if store is not None:
             ends = np.cumsum([0, *store.windows["num_pairs"]])
 
             def from_store(start: int, stop: int) -> list[Tensor]:

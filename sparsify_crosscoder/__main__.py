@@ -20,6 +20,11 @@ COMMANDS = {
         "harvest",
         "fill an activation store and report on the alignment",
     ),
+    "store": (
+        f"{_HERE}.activations.store_command",
+        "main",
+        "say what a store holds, check it, join several",
+    ),
     "top": (f"{_EVALUATION}.top", "main", "show where the latents of a run fire most"),
     "filter": (
         f"{_EVALUATION}.filter_command",

@@ -18,11 +18,13 @@ from safetensors.torch import load_file
 from simple_parsing import ArgumentParser, list_field
 from sparsify.__main__ import RunConfig as SparsifyRunConfig
 
+from .activations.manifest import is_store, read_manifest
 from .activations.sources import pick_device
 from .config import CrosscoderTrainConfig
 from .files import atomic_write_json
 from .registry import Architecture, ArchitectureError, architecture_names, get_architecture
 from .training.allocator import keep_freed_memory
+from .training.artifacts import harvest_run
 from .training.run_folder import RunFolder
 
 USE_ERROR, RUN_ERROR = 2, 1
@@ -52,6 +54,18 @@ class RunConfig(CrosscoderTrainConfig, SparsifyRunConfig):
     cache: str | None = None
     """Folder of an activation store to train from. It is harvested first if it does not exist."""
 
+    pairs: int | None = None
+    """Read only as many texts as give so many pairs. If None, all."""
+
+    dtype: Literal["bfloat16", "float16", "float32", "int8"] = "bfloat16"
+    """What the store of --cache keeps activations in; int8 takes half of bfloat16's bytes."""
+
+    shard_pairs: int | None = None
+    """Pairs in a file of the store. If None, as many as make 256 MB in 16 bits, at most 65,536."""
+
+    append: bool = False
+    """Add texts that the store of --cache does not have yet."""
+
     device: str | None = None
     """Device to run on. If None, CUDA, MPS or the CPU, whichever there is."""
 
@@ -69,6 +83,8 @@ class RunConfig(CrosscoderTrainConfig, SparsifyRunConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        if is_store(self.dataset):
+            self._read_from_store()
         if not self.partners:
             raise ValueError(
                 "A crosscoder needs two models or more: name the others with --partners."
@@ -93,6 +109,35 @@ class RunConfig(CrosscoderTrainConfig, SparsifyRunConfig):
                 f"--dataset_weights gives {len(self.dataset_weights)} weights for "
                 f"{1 + len(self.extra_datasets)} datasets; give one each."
             )
+        for name in ("pairs", "shard_pairs"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
+
+    def _read_from_store(self) -> None:
+        """Take from the store that stands for DATASET what models were read, and where."""
+        manifest = read_manifest(Path(self.dataset))
+        assert manifest is not None
+        names, hookpoints = (
+            [source[name] for source in manifest["sources"]] for name in ("name", "hookpoint")
+        )
+        held = ", ".join(f"{n} at {h}" for n, h in zip(names, hookpoints, strict=True))
+        given = [self.model, *(self.partners or names[1:])]
+        same_models = [Path(name).name for name in given] == [Path(name).name for name in names]
+        same_places = not self.layers and len(self.hookpoints) in (0, len(hookpoints))
+        for asked, place in zip(self.hookpoints, hookpoints, strict=False):
+            same_places &= f".{asked}".endswith(f".{place}")
+        if not same_models or not same_places:
+            raise ValueError(
+                f"The store '{self.dataset}' holds {held}; name the same models in this order, and "
+                "leave --hookpoints and --layers off."
+            )
+        for name in ("cache", "pairs", "extra_datasets", "append"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"--{name} has no meaning where the store '{self.dataset}' stands for a "
+                    "dataset; leave it off."
+                )
+        self.partners, self.hookpoints = given[1:], hookpoints
 
 
 def run_config_class(architecture: Architecture) -> type[RunConfig]:
@@ -163,8 +208,7 @@ def harvest(argv: Sequence[str]) -> None:
         raise SystemExit(USE_ERROR)
 
     def job(device: torch.device) -> dict[str, Any]:
-        data = get_architecture(args.arch).load_artifacts(args, device)
-        facts = data.describe()
+        facts = harvest_run(args, device)
         print(json.dumps(facts, indent=2))
         return facts
 

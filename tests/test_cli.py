@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -9,13 +10,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from models_for_tests import save_tiny_model
 from safetensors.torch import load_file
 from tokenizers_for_tests import byte_level_tokenizer, metaspace_tokenizer
 
-from sparsify_crosscoder import Crosscoder, cli
+from sparsify_crosscoder import ActivationStore, Crosscoder, cli
 from sparsify_crosscoder.__main__ import main
 
 SENTENCES = [
@@ -227,6 +229,123 @@ def test_a_run_is_looked_at_where_its_devices_are_not(inputs, monkeypatch):
     (RUN / "config.json").write_text(json.dumps({**config, "devices": ["cuda:98", "cuda:99"]}))
     main(["top", str(RUN), "--pairs", "500", "--count", "1", "--json", "top.json"])
     assert json.loads(Path("top.json").read_text())
+
+
+def saved(run):
+    return load_file(Path("checkpoints") / run / "layers.1+h.2" / "sae.safetensors")
+
+
+def test_training_from_a_store_needs_neither_models_nor_texts(inputs, tmp_path, capsys):
+    cli.run(command(inputs, "--cache", "store"))
+    main(["top", str(RUN), "--pairs", "500", "--latents", "3", "--json", "before.json"])
+    hidden = inputs.rename(inputs.with_name("hidden"))
+    try:
+        from_store = {"dataset": "store", "partners": "", "hookpoints": ""}
+        cli.run(command(inputs, run_name="alone", **from_store))
+        moved = {"model": "elsewhere/llama", "partners": "elsewhere/gpt2", "dataset": "store"}
+        cli.run(command(inputs, run_name="moved", **moved))
+        main(["filter", "checkpoints/alone", "--min_firings", "5", "--pairs", "4000"])
+    finally:
+        hidden.rename(inputs)
+    for run in ("alone", "moved"):
+        assert all(torch.equal(saved("run")[name], saved(run)[name]) for name in saved("run"))
+    first, alone = (
+        json.loads((Path("checkpoints") / run / "summary.json").read_text())
+        for run in ("run", "alone")
+    )
+    assert first["data"]["alignment"] == alone["data"]["alignment"]
+    assert first["sources"] == alone["sources"] and first["fve"] == alone["fve"]
+    main(["top", "checkpoints/alone", "--pairs", "500", "--latents", "3", "--json", "after.json"])
+    assert Path("before.json").read_text() == Path("after.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changed", "options", "message"),
+    [
+        ({"model": "other"}, [], "holds .*llama at layers.1, .*gpt2 at h.2; name the same models"),
+        ({"partners": "other"}, [], "name the same models in this order"),
+        ({"hookpoints": "layers.1 h.1"}, [], "leave --hookpoints and --layers off"),
+        ({}, ["--pairs", "100"], "--pairs has no meaning where the store"),
+        ({}, ["--cache", "more"], "--cache has no meaning where the store"),
+    ],
+)
+def test_a_store_that_does_not_fit_the_command_is_refused(
+    inputs, changed, options, message, capsys
+):
+    main(["harvest", *command(inputs, "--cache", "store", "--pairs", "500")])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(command(inputs, *options, dataset="store", **changed))
+    assert stop.value.code == 2 and re.search(message, capsys.readouterr().err)
+    assert not RUN.exists()
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float32"])
+def test_a_harvest_reads_as_many_texts_as_give_the_pairs_asked_for(dtype, inputs, capsys):
+    argv = command(inputs, "--cache", "store", "--dtype", dtype, "--json", "report.json")
+    main(["harvest", *argv, "--pairs", "2_000"])
+    report = json.loads(Path("report.json").read_text())
+    assert report["dtype"] == dtype and report["harvest"]["pairs"] == report["pairs"]
+    store = ActivationStore.open("store")
+    texts = np.array(store.windows["text_id"])
+    counts = np.array(store.windows["num_pairs"])
+    assert len(store) == report["pairs"] >= 2000 > len(store) - counts[texts == texts[-1]].sum()
+    main(["harvest", *argv, "--pairs", "3_000", "--append"])
+    longer = json.loads(Path("report.json").read_text())
+    assert longer["pairs"] >= 3000 and longer["harvest"]["pairs"] == longer["pairs"] - len(store)
+    main(["harvest", *argv, "--pairs", "3_000"])
+    assert json.loads(Path("report.json").read_text())["harvest"]["pairs"] == 0
+    with pytest.raises(SystemExit) as stop:
+        main(["harvest", *argv, "--pairs", "1_000_000"])
+    assert stop.value.code == 1
+    assert re.search(r"All 300 texts give [\d,]+ pairs, fewer than", capsys.readouterr().err)
+
+
+def test_two_processes_harvest_the_bytes_of_one(inputs):
+    argv = [*command(inputs, "--cache", "together", "--shard_pairs", "700"), "--pairs", "6000"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    ours = ["--nproc-per-node", "2", "-m", "sparsify_crosscoder", "harvest"]
+    process = spawn(argv, *torchrun, *ours)
+    out, _ = process.communicate(timeout=280)
+    assert process.returncode == 0, out
+    main(["harvest", *(arg.replace("together", "alone") for arg in argv)])
+    files = [
+        {
+            str(file.relative_to(folder)): file.read_bytes()
+            for file in Path(folder).rglob("*")
+            if file.is_file()
+        }
+        for folder in ("together", "alone")
+    ]
+    assert sum(name.startswith("shard") for name in files[0]) > 5
+    assert files[0] == files[1]
+
+
+def test_a_store_says_what_it_holds_and_shows_pairs_as_text(inputs, capsys):
+    main(["harvest", *command(inputs, "--cache", "store", "--pairs", "500")])
+    capsys.readouterr()
+    main(["store", "store", "--verify", "--show", "0", "7", "--json", "held.json"])
+    held = json.loads(Path("held.json").read_text())
+    shown = capsys.readouterr().out
+    assert f"store: {held['pairs']:,} pairs of" in shown and "all as they were written" in shown
+    assert "A  " + str(inputs / "llama") in shown
+    for pair in held["shown"]:
+        assert list(pair["contexts"]) == ["A llama", "B gpt2"]
+        for name, context in pair["contexts"].items():
+            assert context.count("«") == 1 and f"  {name}: {context}" in shown
+    more = ["--text_column", "text", "--shuffle_seed", "3"]
+    main(["harvest", *command(inputs, "--cache", "second", "--pairs", "400", *more)])
+    main(["store", "store", "second", "--merge_into", "both", "--json", "both.json"])
+    both = json.loads(Path("both.json").read_text())
+    assert both["pairs"] == held["pairs"] + len(ActivationStore.open("second"))
+    for argv, message in (
+        (["store", "second"], "Several stores are for --merge_into"),
+        (["store", "second", "--merge_into", "both"], "'both' exists already"),
+        (["nothing"], "'nothing' holds no activations"),
+        (["store", "--drop_unfinished"], "has no unfinished part"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(["store", *argv])
+        assert stop.value.code == 1 and message in capsys.readouterr().err
 
 
 def test_mixing_datasets_and_chat(inputs, tmp_path):

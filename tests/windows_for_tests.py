@@ -16,12 +16,13 @@ def random_windows(
 ) -> Dataset:
     """Windows of random lengths, with random pairs, as `prepare_windows` gives them."""
     rng = np.random.default_rng(seed)
-    columns: dict[str, list] = {"text_id": [], "num_pairs": [], "ends": []}
+    columns: dict[str, list] = {"text_id": [], "num_pairs": [], "starts": [], "ends": []}
     for window in range(num_windows):
         num_pairs = int(rng.integers(1, max_tokens // 2))
         columns["text_id"].append(100 + window // windows_per_text)
         columns["num_pairs"].append(num_pairs)
         columns["ends"].append(sorted(rng.choice(500, num_pairs, replace=False).tolist()))
+        columns["starts"].append([0, *columns["ends"][-1][:-1]])
         ids: list[int] = []
         for s in range(sources):
             if not (same_tokens and s):

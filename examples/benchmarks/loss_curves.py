@@ -69,11 +69,11 @@ def synthetic_batches(setting: Setting) -> tuple[list[Tensor], Batches]:
 def stored_batches(path: Path, size: int) -> tuple[list[Tensor], Batches]:
     """The same from an activation store: batches of whole windows that training never sees."""
     from sparsify_crosscoder.activations.store import ActivationStore
-    from sparsify_crosscoder.activations.stream import StoreStream, split_windows
+    from sparsify_crosscoder.activations.stream import StoreStream
 
     store = ActivationStore.open(path)
     held_out_pairs = HELD_OUT_BATCHES * size
-    train_rows, held_out_rows = split_windows(store.windows, held_out_pairs, seed=0)
+    train_rows, held_out_rows = store.split(held_out_pairs)
     train = StoreStream(store, seed=0, window_rows=train_rows)
     held_out = StoreStream(store, seed=0, window_rows=held_out_rows)
 

@@ -2,69 +2,123 @@
 
 A store is a folder:
 
-    manifest.json               what the store is, and the shards written so far
-    windows/                    the windows dataset (`Dataset.save_to_disk`)
+    manifest.json               what the store is
+    windows_000/                the windows of its first part (`Dataset.save_to_disk`)
     shard_000000.safetensors    the pairs of consecutive windows, in the windows' order
-    shard_000001.safetensors
+    shard_000001.safetensors    (see `shards`; a shard ends with the text that fills it)
     ...
-
-A shard of n pairs holds `activations_0` [n, d_0], `activations_1` [n, d_1], ... and, int32 [n]
-each, `window` (row of the windows dataset) and `pair` (number of the pair in that window). A shard
-ends with the first window that brings it to `shard_pairs` pairs.
 
 manifest.json:
 
     format      "sparsify-crosscoder activations"
-    version     1
-    complete    whether every shard is there
-    sources     per source: name, revision, hookpoint, width, dtype of the model, sha256 of the
-                tokenizer
-    windows     count, pairs, sha256 of the contents
-    settings    batch_size, shard_pairs, dtype of the activations
-    shards      per shard: file, rows, bytes, sha256
+    version     2
+    sources     per source: name, revision, hookpoint, width, dtype of the model, digest of its
+                weights, sha256 of the tokenizer
+    parts       one for each harvest, all further ones appended or merged:
+      complete      whether every shard is there
+      windows       count, pairs, sha256 of the contents
+      settings      batch_size, shard_pairs, dtype of the activations
+      origin        options that say which texts these are, or null
+      first_text    what was added to the numbers of its texts, so that all parts' differ
+      first_shard   number of its first shard
+      shards        per shard: file, rows, bytes, sha256
 
-Nothing in it depends on when, how fast or in how many attempts the store was written.
+While a part is unfinished, each shard that is whole has its entry in a file of its own
+(shard_000000.json), written after the shard. Shards are never changed, only replaced as a whole,
+and nothing depends on when, how fast, by how many processes or in how many attempts they were
+written.
+
+Of every pair the windows have the text, the characters of it that the pair stands for, and each
+model's tokens.
 """
 
-import hashlib
-import json
-import shutil
-from collections.abc import Iterator, Sequence
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, load_from_disk
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from datasets import Dataset
 from torch import Tensor
 from tqdm import tqdm
 
-from ..files import atomic_path, atomic_write_json, remove_leftovers
-from .harvest import HarvestReport, run_harvest
-from .sources import Source, pick_model_dtype
+from .harvest import HarvestReport
+from .manifest import (
+    MANIFEST,
+    hash_windows,
+    is_whole,
+    join_windows,
+    load_part_windows,
+    read_manifest,
+    shard_name,
+    shift_texts,
+    windows_name,
+)
+from .order import split_windows
+from .shards import Shard, StoredRows, damaged, hash_file, join_rows, num_checked_blocks
+from .sources import Source
+from .store_writing import drop_unfinished, harvest_into, merge_stores
 
-FORMAT = "sparsify-crosscoder activations"
-VERSION = 1
-MANIFEST = "manifest.json"
-WINDOWS = "windows"
+# Mapped files count as memory of the process as far as they were read, at least so much for a row.
+_MAPPED_AT_ONCE, _MAPPED_FOR_A_ROW = 2**26, 2**16
+_SHARDS_AT_ONCE = 512
+
+
+@dataclass
+class StoredPair:
+    """Where a pair comes from."""
+
+    window: int
+    """Row of the store's windows."""
+
+    text_id: int
+    """Which text; of the dataset it came from, where the store has one part."""
+
+    dataset: str | None
+    """The dataset that the text is from."""
+
+    characters: tuple[int, int]
+    """The characters of the text that the pair stands for."""
+
+    token_ids: list[int]
+    """Each model's token at which the activation was read."""
+
+    position: int
+    """Number of the pair in its window."""
 
 
 class ActivationStore:
     """Activation pairs in a folder, numbered in the order of its windows.
 
-    Made by `ActivationStore.create` or `ActivationStore.open`.
+    Made by `ActivationStore.create`, `open` or `merge`.
     """
 
     def __init__(self, path: str | Path, manifest: dict[str, Any], report: HarvestReport):
         self.path = Path(path)
         self.manifest = manifest
         self.report = report
-        """What `create` read just now; empty for a store that was complete already."""
-        self.windows: Dataset = _load_windows(self.path)
-        self._ends = torch.tensor([s["rows"] for s in manifest["shards"]]).cumsum(0)
-        self._shards: dict[int, dict[str, Tensor]] = {}
+        """What `create` read just now, in this process; empty if everything was there already."""
+        self.windows: Dataset = join_windows(
+            [load_part_windows(self.path, part) for part in range(len(manifest["parts"]))]
+        )
+        """The windows of all parts, one after the other."""
+        self._shards: list[dict[str, Any]] = [s for p in manifest["parts"] for s in p["shards"]]
+        self._ends = torch.tensor([shard["rows"] for shard in self._shards]).cumsum(0)
+        self._window_ends = np.cumsum(np.asarray(self.windows["num_pairs"], dtype=np.int64))
+        self._checked = [np.zeros(num_checked_blocks(s["rows"]), bool) for s in self._shards]
+        self._open: OrderedDict[int, Shard] = OrderedDict()
+        self._mapped = 0
+        self._lock = Lock()
+        if len(self) != self._window_ends[-1]:
+            raise damaged(
+                self.path / MANIFEST,
+                f"its shards hold {len(self):,} pairs, its windows {self._window_ends[-1]:,}",
+            )
 
     @classmethod
     def create(
@@ -74,305 +128,194 @@ class ActivationStore:
         windows: Dataset,
         *,
         batch_size: int,
-        shard_pairs: int = 65536,
+        shard_pairs: int | None = None,
         dtype: str = "bfloat16",
-    ) -> "ActivationStore":
+        append: bool = False,
+        origin: dict[str, Any] | None = None,
+    ) -> ActivationStore:
         """Harvest all windows into the folder `path`, or finish or open what is there already.
 
-        A harvest that was killed goes on where it stopped and ends with the same bytes. Raises
-        ValueError if the folder holds anything else (nothing is changed then), if the disk has too
-        little room, and as `harvest_windows` does.
+        A harvest that was killed goes on where it stopped and ends with the same bytes; shards
+        that were damaged are harvested again. In a distributed run every rank calls this and
+        writes its share of the shards. `dtype` is one of bfloat16, float16, float32 and int8, the
+        last with a scale for each row and each dimension. `shard_pairs` are as many as make
+        256 MB in 16 bits, at most 65,536, by default. With `append`, windows that a complete store
+        does not have are added to it; if the store's are the beginning of those given, the others.
+        `origin` says in the manifest where the texts are from.
+
+        Raises ValueError if the folder holds anything else, if another process writes to it or the
+        disk has too little room (nothing is changed then), and as `harvest_windows` does; OSError
+        if the disk becomes full.
         """
         path = Path(path)
-        if shard_pairs < 1:
-            raise ValueError(f"shard_pairs must be at least 1, got {shard_pairs}.")
-        stored_dtype = pick_model_dtype("cpu", dtype)
-        num_pairs = np.asarray(windows["num_pairs"], dtype=np.int64)
-        if not num_pairs.sum():
-            raise ValueError("The windows hold no pair: there is nothing to harvest.")
-        manifest: dict[str, Any] = {
-            "format": FORMAT,
-            "version": VERSION,
-            "complete": False,
-            "sources": [_describe(source) for source in sources],
-            "windows": {
-                "count": len(windows),
-                "pairs": int(num_pairs.sum()),
-                "sha256": _hash_windows(windows),
-            },
-            "settings": {
-                "batch_size": batch_size,
-                "shard_pairs": shard_pairs,
-                "dtype": str(stored_dtype).removeprefix("torch."),
-            },
-            "shards": [],
-        }
-        found = _begun(path, manifest)
-        bounds = _shard_bounds(num_pairs, shard_pairs)
-        missing = [i for i in range(len(bounds)) if not _is_whole(path, found, i)]
-        if found is not None and found["complete"] and not missing and (path / WINDOWS).exists():
-            return cls.open(path)
-        manifest["shards"] = found["shards"] if found is not None else []
-        path.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(path)
-        atomic_write_json(path / MANIFEST, manifest)
-        if not (path / WINDOWS).exists():
-            with atomic_path(path / WINDOWS) as temporary:
-                windows.save_to_disk(temporary)
-
-        pairs_missing = sum(int(num_pairs[slice(*bounds[i])].sum()) for i in missing)
-        _check_room(path, pairs_missing, [s.width for s in sources], stored_dtype)
-        report = HarvestReport()
-        with tqdm(
-            desc="Harvesting",
-            unit=" pairs",
-            unit_scale=True,
-            total=int(num_pairs.sum()),
-            initial=int(num_pairs.sum()) - pairs_missing,
-        ) as bar:
-            for i in missing:
-                harvest = run_harvest(
-                    sources, windows, range(*bounds[i]), batch_size=batch_size, progress=bar.update
-                )
-                report += harvest.report
-                shard = _write_shard(
-                    path / f"shard_{i:06d}.safetensors",
-                    harvest.activations,
-                    harvest.origin,
-                    stored_dtype,
-                )
-                manifest["shards"][i : i + 1] = [shard]
-                atomic_write_json(path / MANIFEST, manifest)
-        manifest["complete"] = True
-        atomic_write_json(path / MANIFEST, manifest)
-        return cls(path, manifest, report)
+        report = harvest_into(
+            path,
+            sources,
+            windows,
+            batch_size=batch_size,
+            shard_pairs=shard_pairs,
+            dtype=dtype,
+            append=append,
+            origin=origin,
+        )
+        store = cls.open(path)
+        store.report = report
+        return store
 
     @classmethod
-    def open(cls, path: str | Path) -> "ActivationStore":
+    def open(cls, path: str | Path) -> ActivationStore:
         """Open a complete store.
 
         Raises ValueError if it is no store, of another version, unfinished, or if a shard is
-        missing or has the wrong size; `verify` also finds damage that leaves the size as it is.
+        missing or has the wrong size. Damage that leaves the size as it is shows when the damaged
+        pairs are read, or by `verify`.
         """
         path = Path(path)
-        manifest = _read_manifest(path)
+        manifest = read_manifest(path)
         if manifest is None:
             raise ValueError(f"'{path}' holds no activations: there is no {MANIFEST} in it.")
-        if not manifest["complete"]:
+        for number, part in enumerate(manifest["parts"]):
+            if part["complete"]:
+                continue
+            begun = len(list(path.glob("shard_*.json")))
+            what = "What was being added to" if number else "The harvest into"
+            drop = f" `sparsify-crosscoder store {path} --drop_unfinished` gives it up."
             raise ValueError(
-                f"The harvest into '{path}' is unfinished ({len(manifest['shards'])} shards "
-                "written). Run the same harvest again: it goes on where it stopped."
+                f"{what} '{path}' is unfinished ({begun} shards written). Run the same harvest "
+                f"again: it goes on where it stopped.{drop if number else ''}"
             )
-        for i, shard in enumerate(manifest["shards"]):
-            if not _is_whole(path, manifest, i):
+        for shard in (shard for part in manifest["parts"] for shard in part["shards"]):
+            if not is_whole(path, shard):
                 file = path / shard["file"]
                 size = f"has {file.stat().st_size:,} bytes" if file.exists() else "is missing"
-                raise _damaged(file, f"it {size}, its size was {shard['bytes']:,} bytes")
+                raise damaged(file, f"it {size}, its size was {shard['bytes']:,} bytes")
         return cls(path, manifest, HarvestReport())
+
+    @classmethod
+    def merge(cls, path: str | Path, stores: Sequence[str | Path]) -> ActivationStore:
+        """Join stores of the same sources and dtype into a new one at `path`.
+
+        Stores of different texts come one after the other. Unfinished ones of the same harvest, as
+        machines without a common disk write them, complete each other. Files are linked where that
+        is possible, else copied; every one is checked. Raises ValueError, and leaves nothing at
+        `path`, if the stores do not go together, a shard is damaged or in none of them, or `path`
+        exists.
+        """
+        merge_stores(Path(path), [Path(store) for store in stores])
+        return cls.open(path)
+
+    @staticmethod
+    def drop_unfinished(path: str | Path) -> int:
+        """Give up the part that an append left unfinished; returns how many shards it had."""
+        return drop_unfinished(Path(path))
 
     def __len__(self) -> int:
         """Pairs in the store."""
         return int(self._ends[-1])
 
     @property
+    def sources(self) -> list[dict[str, Any]]:
+        """`name`, `hookpoint` and `width` of each source, and more that identifies it."""
+        return self.manifest["sources"]
+
+    @property
     def d_sources(self) -> list[int]:
-        return [source["width"] for source in self.manifest["sources"]]
+        return [source["width"] for source in self.sources]
+
+    @property
+    def dtype(self) -> str:
+        """What activations are kept in: bfloat16, float16, float32 or int8."""
+        return self.manifest["parts"][0]["settings"]["dtype"]
+
+    @property
+    def num_shards(self) -> int:
+        return len(self._shards)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all shards."""
+        return sum(shard["bytes"] for shard in self._shards)
 
     def rows(self, index: Tensor) -> list[Tensor]:
         """The pairs numbered `index` [n], in its order: one [n, d_s] tensor per source.
 
-        Shards are memory-mapped, so only the rows asked for are read. Raises IndexError for
-        numbers outside of the store.
+        They have the store's dtype, float32 if that is int8. Shards are memory-mapped, so only the
+        rows asked for are read, and what was read is given back to the system soon. Raises
+        IndexError for numbers outside of the store, ValueError for pairs that are damaged.
         """
-        return self._gather(index, [f"activations_{s}" for s in range(len(self.d_sources))])
+        return self.stored_rows(index).decode()
 
-    def provenance(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Window (row of `windows`) and number in the window of each pair, int64 [n] both."""
-        window, pair = self._gather(index, ["window", "pair"])
-        return window.long(), pair.long()
-
-    def verify(self) -> None:
-        """Read every shard and compare checksums; raises ValueError naming the first damaged."""
-        for shard in tqdm(self.manifest["shards"], desc="Verifying", unit=" shards"):
-            file = self.path / shard["file"]
-            if _hash_file(file) != shard["sha256"]:
-                raise _damaged(file, "its contents do not match their checksum")
-
-    def _gather(self, index: Tensor, names: list[str]) -> list[Tensor]:
+    def stored_rows(self, index: Tensor) -> StoredRows:
+        """The same pairs as they are stored."""
         index = index.long().contiguous()
         if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(self):
             raise IndexError(f"The pairs of this store are numbered 0 to {len(self) - 1}.")
         shard_of = torch.searchsorted(self._ends, index, right=True)
-        out = [self._shard(0)[name] for name in names]
-        out = [t.new_empty(len(index), *t.shape[1:]) for t in out]
-        for shard in shard_of.unique().tolist():
-            here = (shard_of == shard).nonzero()[:, 0]
-            start = int(self._ends[shard]) - self.manifest["shards"][shard]["rows"]
-            for result, name in zip(out, names, strict=True):
-                result[here] = self._shard(shard)[name][index[here] - start]
-        return out
+        numbers, places = shard_of.unique(return_inverse=True)
+        order = places.argsort(stable=True)
+        parts = []
+        with self._lock:
+            here = order.split(places.bincount(minlength=len(numbers)).tolist())
+            for number, chosen in zip(numbers.tolist(), here, strict=True):
+                start = int(self._ends[number]) - self._shards[number]["rows"]
+                parts.append(self._shard(number).read(index[chosen] - start))
+                self._mapped += len(chosen) * len(self.d_sources) * _MAPPED_FOR_A_ROW
+            if not parts:
+                parts.append(self._shard(0).read(index))
+            if self._mapped > _MAPPED_AT_ONCE:
+                self._open.clear()
+                self._mapped = 0
+        joined = join_rows(parts)
+        return joined if len(parts) == 1 else joined.at(order.argsort())
 
-    def _shard(self, number: int) -> dict[str, Tensor]:
-        if number not in self._shards:
-            file = self.path / self.manifest["shards"][number]["file"]
-            try:
-                with safe_open(file, framework="pt", device="cpu") as opened:
-                    # On the CPU these are views of the mapped file; nothing is read yet.
-                    self._shards[number] = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-            except (OSError, SafetensorError) as error:
-                raise _damaged(file, str(error)) from error
-        return self._shards[number]
+    def _shard(self, number: int) -> Shard:
+        if number not in self._open:
+            if len(self._open) >= _SHARDS_AT_ONCE:
+                self._open.popitem(last=False)
+            file = self.path / self._shards[number]["file"]
+            self._open[number] = Shard(file, self._checked[number])
+        return self._open[number]
 
+    def provenance(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Window (row of `windows`) and number in the window of each pair, int64 [n] both."""
+        numbers = index.numpy()
+        window = np.searchsorted(self._window_ends, numbers, side="right")
+        counts = np.diff(self._window_ends, prepend=0)
+        pair = numbers - (self._window_ends - counts)[window]
+        return torch.from_numpy(window), torch.from_numpy(pair)
 
-def _describe(source: Source) -> dict[str, Any]:
-    # Truncation and padding change with how a tokenizer was last called.
-    tokenizer = json.loads(source.tokenizer.backend_tokenizer.to_str())
-    tokenizer |= {"truncation": None, "padding": None}
-    return {
-        "name": source.name,
-        "revision": getattr(source.model.config, "_commit_hash", None),
-        "hookpoint": source.hookpoint,
-        "width": source.width,
-        "model_dtype": str(source.model.dtype).removeprefix("torch."),
-        "tokenizer": hashlib.sha256(json.dumps(tokenizer, sort_keys=True).encode()).hexdigest(),
-    }
-
-
-def _begun(path: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
-    """The manifest of the same harvest at `path`; None if nothing is there."""
-    found = _read_manifest(path)
-    if found is None:
-        if path.exists() and any(not f.name.startswith(".tmp-") for f in path.iterdir()):
-            raise ValueError(
-                f"'{path}' holds other files and no {MANIFEST}; give a new or an empty folder."
-            )
-        return None
-    different = []
-    for part in ("sources", "windows", "settings"):
-        if found[part] != wanted[part]:
-            different.append(
-                f"  {part}: {json.dumps(found[part])}\n  asked: {json.dumps(wanted[part])}"
-            )
-    if different:
-        raise ValueError(
-            f"'{path}' holds other activations than those asked for; give another folder, or "
-            "delete this one.\n" + "\n".join(different)
-        )
-    return found
-
-
-def _read_manifest(path: Path) -> dict[str, Any] | None:
-    file = path / MANIFEST
-    if not file.exists():
-        return None
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(
-            f"'{file}' is damaged ({error}). Restore it from a copy, or delete the folder and "
-            "harvest again."
-        ) from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ValueError(f"'{file}' does not describe activations of sparsify-crosscoder.")
-    if manifest["version"] != VERSION:
-        raise ValueError(
-            f"'{path}' has version {manifest['version']} of the format, this program reads version "
-            f"{VERSION}; harvest again, or use the program that wrote it."
-        )
-    return manifest
-
-
-def _load_windows(path: Path) -> Dataset:
-    try:
-        windows = load_from_disk(str(path / WINDOWS))
-    except (OSError, ValueError, KeyError) as error:
-        raise _damaged(path / WINDOWS, str(error)) from error
-    assert isinstance(windows, Dataset)
-    return windows
-
-
-def _is_whole(path: Path, manifest: dict[str, Any] | None, number: int) -> bool:
-    if manifest is None or number >= len(manifest["shards"]):
-        return False
-    shard = manifest["shards"][number]
-    file = path / shard["file"]
-    return file.exists() and file.stat().st_size == shard["bytes"]
-
-
-def _shard_bounds(num_pairs: np.ndarray, shard_pairs: int) -> list[tuple[int, int]]:
-    """Windows [start, stop) of each shard: as many as bring it to `shard_pairs` pairs."""
-    bounds, start, pairs = [], 0, 0
-    for window, count in enumerate(num_pairs.tolist()):
-        pairs += count
-        if pairs >= shard_pairs:
-            bounds.append((start, window + 1))
-            start, pairs = window + 1, 0
-    if pairs:
-        bounds.append((start, len(num_pairs)))
-    return bounds
-
-
-def _check_room(path: Path, pairs: int, widths: list[int], dtype: torch.dtype) -> None:
-    needed = pairs * (sum(widths) * dtype.itemsize + 8)
-    free = shutil.disk_usage(path).free
-    if needed > free:
-        raise ValueError(
-            f"The activations still missing in '{path}' take {needed / 1e9:.1f} GB, but only "
-            f"{free / 1e9:.1f} GB are free there. Use fewer texts, or another disk."
+    def pair(self, number: int) -> StoredPair:
+        """Which text a pair is from, where in it, and which tokens; IndexError if there is none."""
+        if not 0 <= number < len(self):
+            raise IndexError(f"The pairs of this store are numbered 0 to {len(self) - 1}.")
+        window, position = (int(x) for x in self.provenance(torch.tensor([number])))
+        row = self.windows[window]
+        labels = self.windows.features.get("dataset")
+        return StoredPair(
+            window,
+            row["text_id"],
+            None if labels is None else labels.int2str(row["dataset"]),
+            (row["starts"][position], row["ends"][position]),
+            [
+                row[f"input_ids_{s}"][row[f"pairs_{s}"][position]]
+                for s in range(len(self.d_sources))
+            ],
+            position,
         )
 
+    def split(self, held_out_pairs: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """Rows of `windows` to train on and to hold out: whole texts, as `split_windows` says."""
+        return split_windows(self.windows, held_out_pairs, seed)
 
-def _write_shard(
-    file: Path, activations: list[Tensor], origin: Tensor, dtype: torch.dtype
-) -> dict[str, Any]:
-    tensors = {"window": origin[:, 0].int(), "pair": origin[:, 1].int()}
-    for s, x in enumerate(activations):
-        tensors[f"activations_{s}"] = x.to("cpu", dtype)
-        if not tensors[f"activations_{s}"].isfinite().all():
-            raise ValueError(
-                f"Activations of source {s} are too large for {dtype}; store them as bfloat16 or "
-                "float32."
-            )
-    with atomic_path(file) as temporary:
-        save_file({name: t.contiguous() for name, t in tensors.items()}, temporary)
-        return {
-            "file": file.name,
-            "rows": len(origin),
-            "bytes": temporary.stat().st_size,
-            "sha256": _hash_file(temporary),
-        }
-
-
-def _hash_file(file: Path) -> str:
-    digest = hashlib.sha256()
-    with open(file, "rb") as opened:
-        while chunk := opened.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _hash_windows(windows: Dataset) -> str:
-    """Checksum of a windows dataset's contents, whatever its chunks, cache file or indices are."""
-    digest = hashlib.sha256()
-    for name, values in _columns(windows):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(values).tobytes())
-    return digest.hexdigest()
-
-
-def _columns(windows: Dataset) -> Iterator[tuple[str, np.ndarray]]:
-    for batch in windows.with_format("arrow").iter(4096):
-        table: Any = batch
-        for name in sorted(table.column_names):
-            column = table.column(name).combine_chunks()
-            if hasattr(column, "flatten") and hasattr(column, "value_lengths"):
-                yield f"{name} lengths", column.value_lengths().to_numpy(zero_copy_only=False)
-                column = column.flatten()
-            yield name, column.to_numpy(zero_copy_only=False)
-
-
-def _damaged(file: Path, reason: str) -> ValueError:
-    return ValueError(
-        f"'{file}' is damaged: {reason}. Delete it and run the same harvest again, which makes it "
-        "anew, or restore it from a copy."
-    )
+    def verify(self) -> None:
+        """Read everything and compare checksums; raises ValueError naming the first damaged."""
+        for number, part in enumerate(self.manifest["parts"]):
+            windows = shift_texts(load_part_windows(self.path, number), -part["first_text"])
+            if hash_windows(windows) != part["windows"]["sha256"]:
+                raise damaged(
+                    self.path / windows_name(number), "its contents do not match their checksum"
+                )
+        for number, shard in enumerate(tqdm(self._shards, desc="Verifying", unit=" shards")):
+            file = self.path / shard["file"]
+            if shard["file"] != shard_name(number) or hash_file(file) != shard["sha256"]:
+                raise damaged(file, "its contents do not match their checksum")

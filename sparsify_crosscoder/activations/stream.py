@@ -9,6 +9,7 @@ processes; a process yields its own part of them.
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -17,10 +18,24 @@ from datasets import Dataset
 from torch import Tensor
 
 from .harvest import HarvestReport, run_harvest
+from .order import (
+    PAIRS,
+    WHOLE_PAIRS,
+    WINDOWS,
+    PairNumbers,
+    Rows,
+    ShuffledEpochs,
+    Stretch,
+    block_bounds,
+    random_numbers,
+    windows_used,
+)
+from .shards import StoredRows, join_rows
 from .sources import Source
 from .store import ActivationStore
 
-Rows = Sequence[int] | np.ndarray | Tensor
+_STRETCH_BYTES = 2**27
+_READ_AT_ONCE = 4096
 
 
 class ActivationStream(ABC):
@@ -57,28 +72,6 @@ class ActivationStream(ABC):
     def report(self) -> HarvestReport:
         """What this rank has read so far."""
         return self._report
-
-
-def split_windows(windows: Dataset, held_out_pairs: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Rows of `windows` for training and held out, both ascending.
-
-    Whole texts, drawn at random, are held out until they have at least `held_out_pairs` pairs.
-    Raises ValueError if none would be left for training.
-    """
-    text_ids = np.asarray(windows["text_id"], dtype=np.int64)
-    num_pairs = np.asarray(windows["num_pairs"], dtype=np.int64)
-    _, text = np.unique(text_ids, return_inverse=True)
-    pairs_of_text = np.bincount(text, weights=num_pairs).astype(np.int64)
-    order = _rng(_SPLIT, seed).permutation(len(pairs_of_text))
-    enough = int(np.searchsorted(np.cumsum(pairs_of_text[order]), held_out_pairs)) + 1
-    chosen = order[: enough if held_out_pairs > 0 else 0]
-    if len(chosen) == len(order):
-        raise ValueError(
-            f"Holding out {held_out_pairs:,} pairs takes all {len(order):,} texts "
-            f"({num_pairs.sum():,} pairs) and leaves none to train on; hold out fewer or use more."
-        )
-    held_out = np.isin(text, chosen)
-    return torch.from_numpy(np.flatnonzero(~held_out)), torch.from_numpy(np.flatnonzero(held_out))
 
 
 class _Block(NamedTuple):
@@ -127,7 +120,7 @@ class LiveStream(ActivationStream):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        self._rows, self._num_pairs = _windows_used(windows, window_rows)
+        self._rows, self._num_pairs = windows_used(windows, window_rows)
         self._block: _Block | None = None
 
     @property
@@ -156,9 +149,9 @@ class LiveStream(ActivationStream):
             return self._block
         self._block = None  # two blocks need not fit into memory
         epoch, offset = divmod(position, self.num_pairs)
-        order = _rng(_WINDOWS, self.seed, epoch).permutation(len(self._rows))
+        order = random_numbers(WINDOWS, self.seed, epoch).permutation(len(self._rows))
         ends = np.cumsum(self._num_pairs[order])
-        bounds = _block_bounds(ends, self.buffer_pairs)
+        bounds = block_bounds(ends, self.buffer_pairs)
         number = int(np.searchsorted(ends[bounds[1:] - 1], offset, side="right"))
         first, last = bounds[number], bounds[number + 1]
         start = epoch * self.num_pairs + int(ends[first - 1] if first else 0)
@@ -173,14 +166,26 @@ class LiveStream(ActivationStream):
         owner = np.repeat(np.arange(len(counts)) % self.world_size, counts)
         local_row = np.full(stop - start, -1, dtype=np.int64)
         local_row[owner == self.rank] = np.arange(harvest.report.pairs)
-        shuffled = local_row[_rng(_PAIRS, self.seed, epoch, number).permutation(len(local_row))]
+        shuffled = local_row[
+            random_numbers(PAIRS, self.seed, epoch, number).permutation(len(local_row))
+        ]
         self._block = _Block(start, stop, torch.from_numpy(shuffled), harvest.activations)
         return self._block
 
 
-class StoreStream(ActivationStream):
-    """Pairs of a store, every epoch in a new order of all of them.
+class _Loaded(NamedTuple):
+    """A stretch of the sequence, and its pairs if they are in memory."""
 
+    stretch: Stretch
+    rows: StoredRows | None
+
+
+class StoreStream(ActivationStream):
+    """Pairs of a store, every epoch in a new order.
+
+    Up to `whole_pairs` pairs are permuted as a whole, and rows are read one by one. More are
+    shuffled in stretches of `stretch_pairs` pairs, by default 128 MB in 16 bits, which are read in
+    blocks: one is in memory while a thread reads the next, so memory does not grow with the store.
     Of each step's rows, rank r of `world_size` takes every `world_size`-th. `window_rows` are the
     windows to use, all by default.
     """
@@ -193,25 +198,25 @@ class StoreStream(ActivationStream):
         rank: int = 0,
         world_size: int = 1,
         window_rows: Rows | None = None,
+        stretch_pairs: int | None = None,
+        whole_pairs: int = WHOLE_PAIRS,
     ):
         super().__init__()
         self.store = store
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        windows, counts = _windows_used(store.windows, window_rows)
-        num_pairs = np.asarray(store.windows["num_pairs"], dtype=np.int64)
-        first = (np.cumsum(num_pairs) - num_pairs)[windows]
-        inside = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        small = len(store) < 2**31
-        self._pairs = (np.repeat(first, counts) + inside).astype(np.int32 if small else np.int64)
-        self._windows = len(windows)
-        self._order: tuple[int, Tensor] | None = None
+        self._numbers = PairNumbers(store.windows, window_rows)
+        stretch_pairs = stretch_pairs or _STRETCH_BYTES // (2 * sum(store.d_sources))
+        self._epochs = ShuffledEpochs(len(self._numbers), seed, stretch_pairs, whole_pairs)
+        self._loaded: _Loaded | None = None
+        self._next: tuple[int, Future[_Loaded]] | None = None
+        self._reader = ThreadPoolExecutor(1, "read")
 
     @property
     def num_pairs(self) -> int:
         """Pairs in an epoch, over all processes."""
-        return len(self._pairs)
+        return len(self._numbers)
 
     @property
     def d_sources(self) -> list[int]:
@@ -219,22 +224,46 @@ class StoreStream(ActivationStream):
 
     def _read(self, start: int, stop: int) -> list[Tensor]:
         begun = time.perf_counter()
-        parts = [torch.empty(0, dtype=torch.int64)]
+        mine = np.arange(start, stop)[self.rank :: self.world_size]
+        parts = [self.store.stored_rows(torch.empty(0, dtype=torch.int64)).decode()]
         while start < stop:
-            epoch, offset = divmod(start, self.num_pairs)
-            end = min(stop, (epoch + 1) * self.num_pairs)
-            parts.append(self._epoch_order(epoch)[offset : offset + end - start].long())
-            start = end
-        mine = torch.cat(parts)[self.rank :: self.world_size]
-        rows = self.store.rows(mine)
+            loaded = self._loaded_at(start)
+            stretch = loaded.stretch
+            here = mine[(mine >= start) & (mine < stretch.stop)] - stretch.start
+            places = stretch.order[here]
+            if loaded.rows is None:
+                parts.append(self.store.rows(self._numbers.at(stretch.pairs[places])))
+            else:
+                parts.append(loaded.rows.at(torch.from_numpy(places)).decode())
+            start = min(stop, stretch.stop)
         self._report += HarvestReport(pairs=len(mine), seconds=time.perf_counter() - begun)
-        return rows
+        if len(parts) == 2:
+            return parts[1]
+        return [torch.cat(of_source) for of_source in zip(*parts, strict=True)]
 
-    def _epoch_order(self, epoch: int) -> Tensor:
-        if self._order is None or self._order[0] != epoch:
-            order = _rng(_PAIRS, self.seed, epoch).permutation(self._pairs)
-            self._order = epoch, torch.from_numpy(order)
-        return self._order[1]
+    def _loaded_at(self, position: int) -> _Loaded:
+        if self._loaded is not None:
+            stretch = self._loaded.stretch
+            if stretch.start <= position < stretch.stop:
+                return self._loaded
+        self._loaded = None
+        if self._next is not None and self._next[0] == position:
+            self._loaded = self._next[1].result()
+        else:
+            self._loaded = self._load(position)
+        behind = self._loaded.stretch.stop
+        self._next = None
+        if not self._epochs.whole:
+            self._next = behind, self._reader.submit(self._load, behind)
+        return self._loaded
+
+    def _load(self, position: int) -> _Loaded:
+        stretch = self._epochs.stretch_at(position)
+        if self._epochs.whole:
+            return _Loaded(stretch, None)
+        numbers = self._numbers.at(stretch.pairs)
+        parts = [self.store.stored_rows(part) for part in numbers.split(_READ_AT_ONCE)]
+        return _Loaded(stretch, join_rows(parts))
 
 
 class TensorStream(ActivationStream):
@@ -288,36 +317,6 @@ class TensorStream(ActivationStream):
         if self._order is None or self._order[0] != epoch:
             order = np.arange(self.num_pairs)
             if self.seed is not None:
-                order = _rng(_PAIRS, self.seed, epoch).permutation(order)
+                order = random_numbers(PAIRS, self.seed, epoch).permutation(order)
             self._order = epoch, torch.from_numpy(order)
         return self._order[1]
-
-
-# What a random order is for, so that one seed gives unrelated orders.
-_SPLIT, _WINDOWS, _PAIRS = 1, 2, 3
-
-
-def _rng(purpose: int, seed: int, epoch: int = 0, block: int = 0) -> np.random.Generator:
-    return np.random.default_rng([block, epoch, seed % 2**64, purpose])
-
-
-def _windows_used(windows: Dataset, rows: Rows | None) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the windows used, and how many pairs each has."""
-    num_pairs = np.asarray(windows["num_pairs"], dtype=np.int64)
-    used = np.arange(len(windows)) if rows is None else np.asarray(rows, dtype=np.int64)
-    if not num_pairs[used].sum():
-        raise ValueError("The windows hold no aligned pair: there is nothing to stream.")
-    return used, num_pairs[used]
-
-
-def _block_bounds(ends: np.ndarray, buffer_pairs: int) -> np.ndarray:
-    """Bounds of blocks of at least `buffer_pairs` pairs among windows that end at pair `ends`."""
-    bounds = [0]
-    start = 0
-    while ends[-1] - start >= 2 * buffer_pairs:
-        stop = int(np.searchsorted(ends, start + buffer_pairs)) + 1
-        if ends[-1] - ends[stop - 1] < buffer_pairs:
-            break
-        bounds.append(stop)
-        start = int(ends[stop - 1])
-    return np.array([*bounds, len(ends)])

@@ -20,7 +20,7 @@ from .tokenization import CONTENT, SourceTokenizer, source_tokenizers
 
 # Encodings take some hundred bytes a token until their ids are read.
 _CHARACTERS_AT_ONCE = 1_000_000
-_LAYOUT = "windows 3"
+_LAYOUT = "windows 4"
 # Why pairs are dropped, and the column that counts them.
 _DROPPED = {"first token of a window": "dropped_first", "excluded token": "dropped_excluded"}
 
@@ -44,10 +44,11 @@ def prepare_windows(
     Each row of the result is a window: `text_id`, the row of its text in `dataset`, and `dataset`,
     that of the datasets in a mixture that it came from, where `load_texts` says so; `num_pairs`;
     for each source s `input_ids_{s}` (at most `ctx_len`, beginning with the special tokens that
-    the tokenizer puts before a text) and `pairs_{s}` (indices into `input_ids_{s}`); `ends`, the
-    character of the text (of `plain_text` for chat) where each pair ends; `content_tokens_{s}`,
-    the window's share of the text's tokens that could have been paired; and `dropped_first` and
-    `dropped_excluded`, its pairs that were dropped for the two reasons above.
+    the tokenizer puts before a text) and `pairs_{s}` (indices into `input_ids_{s}`); `starts` and
+    `ends`, the characters of the text (of `plain_text` for chat) that each pair stands for, from
+    the end of the text's pair before it; `content_tokens_{s}`, the window's share of the text's
+    tokens that could have been paired; and `dropped_first` and `dropped_excluded`, its pairs that
+    were dropped for the two reasons above.
 
     Raises ValueError for tokenizers that cannot be aligned, a `ctx_len` without room for a pair, a
     missing chat template, or texts in which nothing aligns.
@@ -199,8 +200,9 @@ def _window_features(count: int, dataset: Any = None) -> Features:
     content = {f"content_tokens_{source}": Value("int32") for source in range(count)}
     head: dict[str, Any] = {"text_id": Value("int64"), "num_pairs": Value("int32")}
     head |= {"dataset": dataset} if dataset is not None else {}
+    span = {"starts": numbers, "ends": numbers}
     dropped = {name: Value("int32") for name in _DROPPED.values()}
-    return Features(head | per_source | {"ends": numbers} | content | dropped)
+    return Features(head | per_source | span | content | dropped)
 
 
 class _Text(NamedTuple):
@@ -250,6 +252,7 @@ def _windows_of_text(
 ) -> None:
     """Append the text's windows to `columns`, all but where the text came from."""
     content = [np.cumsum(is_content) for is_content in text.is_content]
+    begins = np.append(0, text.ends[:-1])
     counts: list[list[int]] = []
     capacities = [ctx_len - len(source.prefix) for source in sources]
     for first, stop, starts in cut_windows(text.indices, capacities):
@@ -265,6 +268,7 @@ def _windows_of_text(
         columns["dropped_first"].append(int((~inside).sum()))
         columns["dropped_excluded"].append(int((inside & ~wanted).sum()))
         columns["num_pairs"].append(int(keep.sum()))
+        columns["starts"].append(begins[first:stop][keep])
         columns["ends"].append(text.ends[first:stop][keep])
         last = [int(index[stop - 1]) for index in text.indices]
         for number, source in enumerate(sources):

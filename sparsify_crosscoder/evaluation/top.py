@@ -232,13 +232,12 @@ def run_pairs(
     from transformers import AutoTokenizer
 
     from ..activations.harvest import harvest_windows
-    from ..activations.store import ActivationStore
     from ..cli import load_run_config
-    from ..training.artifacts import load_run_sources, load_windows
+    from ..training.artifacts import load_run_sources, load_windows, run_store
 
     args = load_run_config(run)
-    if args.cache is not None and Path(args.cache).exists():
-        store = ActivationStore.open(args.cache)
+    store = run_store(args)
+    if store is not None:
         names = [args.model, *args.partners]
         tokenizers = [AutoTokenizer.from_pretrained(name) for name in names]
 

@@ -15,11 +15,17 @@ import torch
 from datasets import Dataset, concatenate_datasets
 from torch import Tensor
 
+from ..activations.order import split_windows
 from ..activations.overlap import SPAN, contents, overlap
 from ..activations.sources import Source
-from ..activations.stream import split_windows
-from ..activations.windows import alignment_report
-from ..training.artifacts import HELD_OUT_SEED, align_texts, load_run_texts, split_run_windows
+from ..training.artifacts import (
+    HELD_OUT_SEED,
+    align_texts,
+    load_run_texts,
+    load_windows,
+    split_run_windows,
+    text_options,
+)
 
 if TYPE_CHECKING:
     from ..cli import RunConfig
@@ -113,11 +119,13 @@ def _texts_of_run(
 
     Raises ValueError if the dataset does not give the pairs that the run reported.
     """
+    args = text_options(args)
     texts = load_run_texts(args)
-    windows = align_texts(args, texts, sources)
-    _check_unchanged(run, args, windows, len(texts))
+    windows, report = load_windows(args, sources)
+    _check_unchanged(run, args.dataset, report["alignment"])
     train, held_out = split_run_windows(args, windows)
-    behind = texts.select([])
+    read = report["alignment"]["texts"]
+    behind = texts.select([*range(read, len(texts))])
     if args.max_examples is not None:
         everything = copy.copy(args)
         everything.max_examples = None
@@ -128,7 +136,7 @@ def _texts_of_run(
     return texts.select(_text_ids(windows, train)), others, mean
 
 
-def _check_unchanged(run: Path, args: RunConfig, windows: Dataset, num_texts: int) -> None:
+def _check_unchanged(run: Path, dataset: str, now: dict[str, Any]) -> None:
     file = run / "summary.json"
     if not file.exists():
         raise ValueError(
@@ -136,12 +144,11 @@ def _check_unchanged(run: Path, args: RunConfig, windows: Dataset, num_texts: in
             f"run finish (--resume)."
         )
     before = json.loads(file.read_text(encoding="utf-8"))["data"]["alignment"]
-    now = alignment_report(windows, num_texts)
     for name in ("texts", "pairs", "tokens"):
-        if before[name] != getattr(now, name):
+        if before[name] != now[name]:
             raise ValueError(
-                f"The texts of '{args.dataset}' are not those that '{run}' was trained on ({name}: "
-                f"{before[name]} then, {getattr(now, name)} now), so it cannot be told what the "
+                f"The texts of '{dataset}' are not those that '{run}' was trained on ({name}: "
+                f"{before[name]} then, {now[name]} now), so it cannot be told what the "
                 f"run has seen. Restore the dataset and the tokenizers as they were."
             )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 from collections.abc import Callable
 from dataclasses import asdict
@@ -9,12 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import datasets
+import numpy as np
 import torch
 from sparsify.utils import simple_parse_args_string
 
+from ..activations.manifest import is_store, read_manifest
+from ..activations.order import split_windows
 from ..activations.sources import Source, load_sources, pick_device
 from ..activations.store import ActivationStore
-from ..activations.stream import ActivationStream, LiveStream, StoreStream, split_windows
+from ..activations.stream import ActivationStream, LiveStream, StoreStream
 from ..activations.text import load_texts
 from ..activations.windows import alignment_report, prepare_windows
 from ..registry import get_architecture
@@ -25,11 +29,51 @@ if TYPE_CHECKING:
     from ..cli import RunConfig
 
 HELD_OUT_SEED = 0
+_PROBED_TEXTS = 2048
 T = TypeVar("T")
+
+
+# Options that say which pairs a run's texts give.
+TEXT_OPTIONS = (
+    "dataset",
+    "split",
+    "data_args",
+    "text_column",
+    "extra_datasets",
+    "dataset_weights",
+    "max_examples",
+    "shuffle_seed",
+    "ctx_len",
+    "chat_format",
+    "exclude_tokens",
+    "pairs",
+)
+
+
+def text_options(args: RunConfig) -> RunConfig:
+    """The options that say which texts a run reads; of one from a store, those of the harvest.
+
+    Raises ValueError for a store of several harvests.
+    """
+    if not is_store(args.dataset):
+        return args
+    manifest = read_manifest(Path(args.dataset))
+    assert manifest is not None
+    origins = [part["origin"] for part in manifest["parts"]]
+    if len(origins) > 1 or origins[0] is None:
+        raise ValueError(
+            f"The texts of the store '{args.dataset}' cannot be read again: it was not made by one "
+            "`sparsify-crosscoder harvest`."
+        )
+    of_harvest = copy.copy(args)
+    for name in TEXT_OPTIONS:
+        setattr(of_harvest, name, origins[0][name])
+    return of_harvest
 
 
 def load_run_texts(args: RunConfig) -> datasets.Dataset:
     """The texts that the options name."""
+    args = text_options(args)
     return load_texts(
         args.dataset,
         split=args.split,
@@ -46,6 +90,7 @@ def align_texts(
     args: RunConfig, texts: datasets.Dataset, sources: list[Source]
 ) -> datasets.Dataset:
     """Aligned windows of any texts, made as the run's own are."""
+    args = text_options(args)
     return prepare_windows(
         texts,
         [source.tokenizer for source in sources],
@@ -57,10 +102,39 @@ def align_texts(
 
 
 def load_windows(args: RunConfig, sources: list[Source]) -> tuple[datasets.Dataset, dict[str, Any]]:
-    """Aligned windows of the run's texts, and what the alignment reports."""
+    """Aligned windows of the run's texts, and what the alignment reports.
+
+    With --pairs, those of the first texts that give so many. Raises ValueError if all do not.
+    """
+    args = text_options(args)
     texts = load_run_texts(args)
-    windows = align_texts(args, texts, sources)
-    return windows, {"alignment": asdict(alignment_report(windows, len(texts)))}
+    num_texts = len(texts)
+    if args.pairs is None:
+        windows = align_texts(args, texts, sources)
+    else:
+        windows = _enough_windows(args, texts, sources, args.pairs)
+        num_texts = windows[-1]["text_id"] + 1
+    return windows, {"alignment": asdict(alignment_report(windows, num_texts))}
+
+
+def _enough_windows(
+    args: RunConfig, texts: datasets.Dataset, sources: list[Source], pairs: int
+) -> datasets.Dataset:
+    """Windows of whole texts from the first on, until they have `pairs` pairs."""
+    count = min(_PROBED_TEXTS, len(texts))
+    while True:
+        windows = align_texts(args, texts.select(range(count)), sources)
+        ends = np.cumsum(np.asarray(windows["num_pairs"], dtype=np.int64))
+        if ends[-1] >= pairs:
+            text_ids = np.asarray(windows["text_id"], dtype=np.int64)
+            last = text_ids[np.searchsorted(ends, pairs)]
+            return windows.select(range(int(np.searchsorted(text_ids, last, side="right"))))
+        if count == len(texts):
+            raise ValueError(
+                f"All {count:,} texts give {ends[-1]:,} pairs, fewer than the {pairs:,} that "
+                "--pairs asks for: add --extra_datasets, or ask for fewer."
+            )
+        count = min(max(int(1.05 * count * pairs / ends[-1]), count + 1), len(texts))
 
 
 def split_run_windows(
@@ -99,48 +173,54 @@ def load_artifacts(args: RunConfig, device: torch.device) -> PairedData:
     """Load what a run needs; everything that can be wrong is found before any model is run.
 
     Sets `args.hookpoints` to one hookpoint per source. In a distributed run the first rank
-    prepares the texts and the activation store, and the others read what it wrote.
+    prepares the texts, and every rank harvests its share of the activation store. A run from a
+    store needs no model.
     """
-    world = current_world()
-    sources = load_run_sources(args, device)
-    args.hookpoints, args.layers = [source.hookpoint for source in sources], []
-    widths = [source.width for source in sources]
+    if is_store(args.dataset):
+        store = ActivationStore.open(args.dataset)
+        windows, widths = store.windows, store.d_sources
+        facts: dict[str, Any] = {"alignment": asdict(alignment_report(windows, _num_texts(store)))}
+        facts |= {"store": args.dataset}
+    else:
+        store = None
+        sources = load_run_sources(args, device)
+        args.hookpoints, args.layers = [source.hookpoint for source in sources], []
+        widths = [source.width for source in sources]
     coder = get_architecture(args.arch).coder_class
     coder.make_partition(args.sae.resolve_num_latents(widths), widths, args.sae)
 
-    windows, facts = _first_rank_first(lambda: load_windows(args, sources))
+    if store is None:
+        windows, facts = _first_rank_first(lambda: load_windows(args, sources))
     train, held_out = split_run_windows(args, windows)
     counts = torch.tensor(windows["num_pairs"][:])
     args.resolve_schedule(check_length(args, int(counts[train].sum())))
 
-    described = [{"name": s.name, "hookpoint": s.hookpoint, "width": s.width} for s in sources]
-    if args.cache is not None:
-        path = Path(args.cache)
-        store = _first_rank_first(
-            lambda: ActivationStore.create(path, sources, windows, batch_size=args.batch_size)
-        )
-        facts |= {"store": str(path), "harvest": store.report.to_dict()}
+    if store is None and args.cache is not None:
+        store = _harvest_store(args, sources, windows, facts["alignment"]["texts"])
+        facts |= {"store": args.cache, "harvest": store.report.to_dict()}
         del sources
         gc.collect()
+    world = current_world()
 
-        def stream(rows: torch.Tensor, seed: int) -> StoreStream | LiveStream:
-            return StoreStream(
-                store, window_rows=rows, seed=seed, rank=world.rank, world_size=world.size
-            )
-    else:
+    def stream(rows: torch.Tensor, seed: int) -> ActivationStream:
+        ranks = {"rank": world.rank, "world_size": world.size}
+        if store is not None:
+            return StoreStream(store, window_rows=rows, seed=seed, **ranks)
+        return LiveStream(
+            sources,
+            windows,
+            window_rows=rows,
+            batch_size=args.batch_size,
+            buffer_pairs=args.buffer_pairs,
+            seed=seed,
+            **ranks,
+        )
 
-        def stream(rows: torch.Tensor, seed: int) -> StoreStream | LiveStream:
-            return LiveStream(
-                sources,
-                windows,
-                window_rows=rows,
-                batch_size=args.batch_size,
-                buffer_pairs=args.buffer_pairs,
-                seed=seed,
-                rank=world.rank,
-                world_size=world.size,
-            )
-
+    names = [args.model, *args.partners]
+    described = [
+        {"name": name, "hookpoint": hookpoint, "width": width}
+        for name, hookpoint, width in zip(names, args.hookpoints, widths, strict=True)
+    ]
     return PairedData(
         stream(train, args.shuffle_seed),
         stream(held_out, HELD_OUT_SEED) if len(held_out) else None,
@@ -149,10 +229,58 @@ def load_artifacts(args: RunConfig, device: torch.device) -> PairedData:
     )
 
 
+def harvest_run(args: RunConfig, device: torch.device) -> dict[str, Any]:
+    """Harvest the texts that the options name into the store of --cache; returns a report."""
+    sources = load_run_sources(args, device)
+    windows, facts = _first_rank_first(lambda: load_windows(args, sources))
+    store = _harvest_store(args, sources, windows, facts["alignment"]["texts"])
+    return facts | {
+        "store": args.cache,
+        "pairs": len(store),
+        "bytes": store.num_bytes,
+        "dtype": store.dtype,
+        "harvest": store.report.to_dict(),
+    }
+
+
+def _harvest_store(
+    args: RunConfig, sources: list[Source], windows: datasets.Dataset, num_texts: int
+) -> ActivationStore:
+    assert args.cache is not None
+    return ActivationStore.create(
+        args.cache,
+        sources,
+        windows,
+        batch_size=args.batch_size,
+        shard_pairs=args.shard_pairs,
+        dtype=args.dtype,
+        append=args.append,
+        origin={name: getattr(args, name) for name in TEXT_OPTIONS} | {"texts": num_texts},
+    )
+
+
+def _num_texts(store: ActivationStore) -> int:
+    """Texts that were read for a store, those without a pair included where that is known."""
+    origins = [part["origin"] for part in store.manifest["parts"]]
+    if len(origins) == 1 and origins[0] is not None:
+        return origins[0]["texts"]
+    return len(np.unique(store.windows["text_id"]))
+
+
+def run_store(args: RunConfig) -> ActivationStore | None:
+    """The store that a run was trained from, if there is one."""
+    if is_store(args.dataset):
+        return ActivationStore.open(args.dataset)
+    if args.cache is not None and Path(args.cache).exists():
+        return ActivationStore.open(args.cache)
+    return None
+
+
 def load_pairs(args: RunConfig, device: torch.device) -> ActivationStream:
     """All pairs of a run's texts, shuffled: from its store if there is one, or from its models."""
-    if args.cache is not None and Path(args.cache).exists():
-        return StoreStream(ActivationStore.open(args.cache), seed=args.shuffle_seed)
+    store = run_store(args)
+    if store is not None:
+        return StoreStream(store, seed=args.shuffle_seed)
     sources = load_run_sources(args, device)
     windows, _ = load_windows(args, sources)
     return LiveStream(

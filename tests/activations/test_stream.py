@@ -1,4 +1,5 @@
 import itertools
+import shutil
 
 import numpy as np
 import pytest
@@ -8,14 +9,10 @@ from tokenizers_for_tests import byte_level_tokenizer
 from windows_for_tests import random_windows
 
 from sparsify_crosscoder.activations.harvest import harvest_windows
+from sparsify_crosscoder.activations.order import split_windows
 from sparsify_crosscoder.activations.sources import Source
 from sparsify_crosscoder.activations.store import ActivationStore
-from sparsify_crosscoder.activations.stream import (
-    LiveStream,
-    StoreStream,
-    TensorStream,
-    split_windows,
-)
+from sparsify_crosscoder.activations.stream import LiveStream, StoreStream, TensorStream
 
 SOURCES = [
     Source("A", "layers.1", tiny_model("llama"), byte_level_tokenizer(), 32),
@@ -40,9 +37,9 @@ def raw():
     return harvest_windows(SOURCES, WINDOWS, range(len(WINDOWS)), batch_size=4)[0]
 
 
-@pytest.fixture(params=["live", "store"])
+@pytest.fixture(params=["live", "store", "large store"])
 def make(request, store):
-    """Makes a stream of either kind over the same pairs."""
+    """Makes a stream of each kind over the same pairs."""
 
     def live(**options):
         options = {"batch_size": 4, "buffer_pairs": 40, "seed": 0, **options}
@@ -51,7 +48,10 @@ def make(request, store):
     def stored(**options):
         return StoreStream(store, **{"seed": 0, **options})
 
-    return live if request.param == "live" else stored
+    def in_blocks(**options):
+        return stored(stretch_pairs=40, whole_pairs=0, **options)
+
+    return {"live": live, "store": stored, "large store": in_blocks}[request.param]
 
 
 def pair_numbers(batches, raw):
@@ -168,6 +168,35 @@ def test_the_report_counts_what_was_read(make):
     list(stream.batches(0, NUM_PAIRS // STEP, STEP))
     assert NUM_PAIRS - STEP < stream.report().pairs <= NUM_PAIRS
     assert stream.report().pairs_per_second > 0
+
+
+def test_one_stretch_is_in_memory_and_the_next_is_read_ahead(store, monkeypatch):
+    read = []
+    stored_rows = ActivationStore.stored_rows
+    monkeypatch.setattr(
+        ActivationStore,
+        "stored_rows",
+        lambda self, index: read.append(len(index)) or stored_rows(self, index),
+    )
+    stream = StoreStream(store, seed=0, stretch_pairs=64, whole_pairs=0)
+    list(stream.batches(0, 3, STEP))
+    stream._next[1].result()
+    assert sum(read) <= 3 * 64
+    list(stream.batches(3, NUM_PAIRS // STEP, STEP))
+    stream._next[1].result()
+    assert sum(read) <= NUM_PAIRS + 2 * 64
+
+
+def test_damage_stops_training_and_names_the_shard(store, tmp_path):
+    path = shutil.copytree(store.path, tmp_path / "damaged")
+    file = path / "shard_000001.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-50] ^= 1
+    file.write_bytes(data)
+    for whole_pairs in (0, 10**6):
+        stream = StoreStream(ActivationStore.open(path), seed=0, whole_pairs=whole_pairs)
+        with pytest.raises(ValueError, match=r"shard_000001.safetensors' is damaged"):
+            list(stream.batches(0, NUM_PAIRS // STEP, STEP))
 
 
 # Live harvest in blocks

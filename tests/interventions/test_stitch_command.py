@@ -99,6 +99,22 @@ def test_a_run_is_stitched_on_the_texts_that_it_was_not_trained_on(run, tmp_path
     assert stitching.direction(torch.zeros(32), 1).shape == (24,)
 
 
+def test_a_run_from_a_store_is_stitched_on_what_its_harvest_left_out(
+    inputs,  # noqa: F811
+    offline,
+    tmp_path,
+):
+    options = ("--save_dir", str(tmp_path), "--pairs", "6000")
+    store = str(tmp_path / "store")
+    main(["harvest", *command(inputs, *options, "--cache", store)])
+    cli.run(command(inputs, *options[:2], dataset=store, max_steps="4", held_out_pairs="500"))
+    text = stitch(tmp_path / "run", tmp_path / "stitching")["text"]
+    assert (text["trained_on"], text["partly_trained_on"]) == (0, 0)
+    assert 0 < text["trained_on_texts"] < 300 and text["looked_at"] > 0
+    read = json.loads((tmp_path / "run" / "summary.json").read_text())["data"]["alignment"]["texts"]
+    assert text["trained_on_texts"] < read < 300 <= read + text["looked_at"]
+
+
 def test_the_same_command_gives_the_same_maps(run, tmp_path):
     for name in ("one", "two"):
         stitch(run, tmp_path / name)

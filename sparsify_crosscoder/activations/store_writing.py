@@ -1,0 +1,522 @@
+"""Writing a store: harvests that share the work, resume, append; merging what several wrote.
+
+A part of a store is one harvest: its windows, and which of them go into which shard, are settled
+before a model runs. Rank r of W writes every W-th shard. A shard that is whole has a note beside it
+(`shard_000000.json`) until the part is complete and the first rank enters all of them into the
+manifest, so a shard never depends on how many processes wrote the store, or in how many attempts.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch.distributed as dist
+from datasets import Dataset
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from ..files import atomic_path, atomic_write_json, remove_leftovers
+from ..world import current_world
+from .harvest import HarvestReport, run_harvest
+from .manifest import (
+    LOCK,
+    MANIFEST,
+    hash_windows,
+    identity,
+    is_whole,
+    load_part_windows,
+    new_manifest,
+    new_part,
+    read_manifest,
+    shard_name,
+    shift_texts,
+    windows_name,
+)
+from .shards import DTYPES, bytes_per_pair, damaged, hash_file, write_shard
+from .sources import Source
+
+_SHARD_BYTES, _SHARD_PAIRS = 2**28, 2**16
+
+
+def harvest_into(
+    path: Path,
+    sources: Sequence[Source],
+    windows: Dataset,
+    *,
+    batch_size: int,
+    shard_pairs: int | None,
+    dtype: str,
+    append: bool,
+    origin: dict[str, Any] | None,
+) -> HarvestReport:
+    """Harvest `windows` into the store at `path`; what `ActivationStore.create` does."""
+    if shard_pairs is None:
+        shard_pairs = default_shard_pairs([source.width for source in sources])
+    if shard_pairs < 1:
+        raise ValueError(f"shard_pairs must be at least 1, got {shard_pairs}.")
+    if dtype not in DTYPES:
+        raise ValueError(f"A store keeps activations as {', '.join(DTYPES)}, not {dtype!r}.")
+    if not sum(windows["num_pairs"][:]):
+        raise ValueError("The windows hold no pair: there is nothing to harvest.")
+    wanted = new_manifest(sources)
+    settings = {"batch_size": batch_size, "shard_pairs": shard_pairs, "dtype": dtype}
+
+    def begin() -> int | None:
+        return _begin(path, wanted, windows, settings, append, origin)
+
+    report = HarvestReport()
+    first = current_world().rank == 0
+    with writing(path) if first else nullcontext():
+        while (part := _first_rank_tells(begin)) is not None:
+            if not (path / MANIFEST).exists():  # a machine with a folder of its own
+                begin()
+            report += _harvest_part(path, sources, part)
+            _wait()
+            if first:
+                _finish(path, part)
+    return report
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Be the only one to write to the store at `path`.
+
+    Raises ValueError if another process does, or the folder holds other files and no store.
+    """
+    made = not path.exists()
+    if not made and read_manifest(path) is None:
+        others = [f.name for f in path.iterdir() if not f.name.startswith(".tmp-")]
+        if set(others) - {LOCK}:
+            raise ValueError(
+                f"'{path}' holds other files and no {MANIFEST}; give a new or an empty folder."
+            )
+    path.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(
+            f"Another process is writing to '{path}'. Wait until it has ended, or give another "
+            "folder."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+        if made and {file.name for file in path.iterdir()} <= {LOCK}:
+            shutil.rmtree(path)
+
+
+def drop_unfinished(path: Path) -> int:
+    """Remove the unfinished last part of a store, and say how many shards of it there were.
+
+    Raises ValueError if every part is complete, or nothing would be left.
+    """
+    with writing(path):
+        manifest = read_manifest(path)
+        if manifest is None or manifest["parts"][-1]["complete"]:
+            raise ValueError(f"'{path}' has no unfinished part.")
+        if len(manifest["parts"]) == 1:
+            raise ValueError(f"'{path}' has no part that is complete: delete the folder.")
+        dropped = manifest["parts"].pop()
+        atomic_write_json(path / MANIFEST, manifest)
+        notes = 0
+        for file in path.glob("shard_*"):
+            if int(file.stem.removeprefix("shard_")) >= dropped["first_shard"]:
+                notes += file.suffix == ".json"
+                file.unlink()
+        shutil.rmtree(path / windows_name(len(manifest["parts"])), ignore_errors=True)
+        return notes
+
+
+# One part
+
+
+class _Plan(NamedTuple):
+    """Which windows of a part go into which shard."""
+
+    bounds: list[tuple[int, int]]
+    """Windows [start, stop) of each shard."""
+
+    rows: list[int]
+    """Pairs of each shard."""
+
+    files: list[Path]
+
+
+def _plan(path: Path, part: dict[str, Any], windows: Dataset) -> _Plan:
+    num_pairs = np.asarray(windows["num_pairs"], dtype=np.int64)
+    text_ids = np.asarray(windows["text_id"], dtype=np.int64)
+    bounds = shard_bounds(num_pairs, text_ids, part["settings"]["shard_pairs"])
+    return _Plan(
+        bounds,
+        [int(num_pairs[slice(*bound)].sum()) for bound in bounds],
+        [path / shard_name(part["first_shard"] + i) for i in range(len(bounds))],
+    )
+
+
+def _begin(
+    path: Path,
+    wanted: dict[str, Any],
+    windows: Dataset,
+    settings: dict[str, Any],
+    append: bool,
+    origin: dict[str, Any] | None,
+) -> int | None:
+    """Make the folder ready for a part that is not whole, and say which; None if all are."""
+    manifest = read_manifest(path) or wanted
+    parts = manifest["parts"]
+    if identity(manifest) != identity(wanted):
+        _refuse(path, "sources", manifest["sources"], wanted["sources"])
+    covered, rest = _covered(parts, windows)
+    if rest is None or not parts:
+        different = [parts[n]["settings"] for n in covered if parts[n]["settings"] != settings]
+        if different:
+            _refuse(path, "settings", different[0], settings)
+    elif not append:
+        asked = {"count": len(windows), "sha256": hash_windows(windows)}
+        _refuse(path, "windows", [part["windows"] for part in parts], asked)
+    elif parts[0]["settings"]["dtype"] != settings["dtype"]:
+        _refuse(path, "settings", parts[0]["settings"], settings)
+    elif not all(part["complete"] for part in parts):
+        raise ValueError(
+            f"'{path}' has an unfinished part, so nothing can be added to it. Run the harvest that "
+            f"began it again, or drop it: `sparsify-crosscoder store {path} --drop_unfinished`."
+        )
+    if rest is None:
+        damaged_parts = [n for n in covered if not _is_whole_part(path, n, parts[n])]
+        if not damaged_parts:
+            return None
+        number = damaged_parts[0]
+        if parts[number]["complete"]:
+            _reopen(path, parts[number])
+        before = sum(parts[n]["windows"]["count"] for n in covered[: covered.index(number)])
+        windows = windows.select(range(before, before + parts[number]["windows"]["count"]))
+    else:
+        number, windows = len(parts), rest
+        part = new_part(windows, settings, origin, before=parts)
+        if len(covered) < len(parts):  # other texts, which begin at 0 again
+            last = load_part_windows(path, number - 1)
+            part["first_text"] = 1 + int(np.asarray(last["text_id"]).max())
+        parts.append(part)
+    windows = shift_texts(windows, parts[number]["first_text"])
+    _check_room(path, manifest, _plan(path, parts[number], windows))
+    _write_beginning(path, manifest, number, windows)
+    return number
+
+
+def _covered(parts: list[dict[str, Any]], windows: Dataset) -> tuple[list[int], Dataset | None]:
+    """Parts that together hold `windows` or their beginning, and the windows that none holds."""
+    digest = hash_windows(windows)
+    for number, part in enumerate(parts):
+        if part["windows"]["sha256"] == digest:
+            return [number], None
+    covered, place = [], 0
+    for number, part in enumerate(parts):
+        stop = place + part["windows"]["count"]
+        if stop > len(windows):
+            break
+        if hash_windows(windows.select(range(place, stop))) != part["windows"]["sha256"]:
+            break
+        covered.append(number)
+        place = stop
+    if place and place == len(windows):
+        return covered, None
+    if len(covered) < len(parts):
+        return [], windows
+    return covered, windows.select(range(place, len(windows)))
+
+
+def _is_whole_part(path: Path, number: int, part: dict[str, Any]) -> bool:
+    there = part["complete"] and (path / windows_name(number)).exists()
+    return there and all(is_whole(path, shard) for shard in part["shards"])
+
+
+def _write_beginning(path: Path, manifest: dict[str, Any], number: int, windows: Dataset) -> None:
+    """Write a part's windows and the manifest; what a killed harvest left half written goes."""
+    remove_leftovers(path)
+    folder = path / windows_name(number)
+    if folder.exists() and hash_windows(load_part_windows(path, number)) != hash_windows(windows):
+        shutil.rmtree(folder)
+    if not folder.exists():
+        with atomic_path(folder) as temporary:
+            windows.save_to_disk(temporary)
+    atomic_write_json(path / MANIFEST, manifest)
+
+
+def _refuse(path: Path, what: str, found: Any, asked: Any) -> None:
+    more = " `--append` adds more texts to them." if what == "windows" else ""
+    raise ValueError(
+        f"'{path}' holds other activations than those asked for; give another folder, or delete "
+        f"this one.{more}\n  {what}: {json.dumps(found)}\n  asked: {json.dumps(asked)}"
+    )
+
+
+def _reopen(path: Path, part: dict[str, Any]) -> None:
+    """Make a complete part unfinished, so that what is missing is harvested again."""
+    for shard in part["shards"]:
+        if is_whole(path, shard):
+            atomic_write_json(_note(path / shard["file"]), shard)
+    part |= {"complete": False, "shards": []}
+
+
+def _harvest_part(path: Path, sources: Sequence[Source], number: int) -> HarvestReport:
+    """Write this rank's shards that are not there yet."""
+    report = HarvestReport()
+    manifest = read_manifest(path)
+    assert manifest is not None
+    part, windows = manifest["parts"][number], load_part_windows(path, number)
+    settings, world = part["settings"], current_world()
+    bounds, rows, files = _plan(path, part, windows)
+    mine = [i for i in range(world.rank, len(bounds), world.size) if not _is_good(files[i])]
+    bytes_each = bytes_per_pair([source.width for source in sources], settings["dtype"])
+    with (
+        _Progress(files, rows, bytes_each, disable=world.rank > 0) as progress,
+        ThreadPoolExecutor(1, "write") as pool,
+    ):
+        pending: Future[None] | None = None
+        for i in mine:
+            harvest = run_harvest(
+                sources,
+                windows,
+                range(*bounds[i]),
+                batch_size=settings["batch_size"],
+                progress=progress.add,
+            )
+            report += harvest.report
+            if pending is not None:
+                pending.result()
+            progress.refresh_others()
+            pending = pool.submit(_write, files[i], harvest.activations, settings["dtype"])
+            del harvest
+        if pending is not None:
+            pending.result()
+    return report
+
+
+def _write(file: Path, activations: list[Any], dtype: str) -> None:
+    try:
+        shard = write_shard(file, activations, dtype)
+    except OSError as error:
+        free = shutil.disk_usage(file.parent).free
+        raise OSError(
+            f"'{file}' could not be written ({error}); {free / 1e9:.1f} GB are free there. Make "
+            "room and run the same harvest again: what is written stays."
+        ) from error
+    atomic_write_json(_note(file), shard)
+
+
+def _note(file: Path) -> Path:
+    return file.with_suffix(".json")
+
+
+def _read_note(file: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(_note(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _is_good(file: Path) -> bool:
+    """Whether a shard was written, and is as it was written."""
+    note = _read_note(file)
+    if note is None or not is_whole(file.parent, note):
+        return False
+    if hash_file(file) == note["sha256"]:
+        return True
+    logging.getLogger(__name__).warning("'%s' is damaged and is harvested again.", file)
+    return False
+
+
+def _finish(path: Path, number: int) -> None:
+    """Enter a part's shards into the manifest."""
+    manifest = read_manifest(path)
+    assert manifest is not None
+    part = manifest["parts"][number]
+    files = _plan(path, part, load_part_windows(path, number)).files
+    notes = [_read_note(file) for file in files]
+    missing = [file.name for file, note in zip(files, notes, strict=True) if note is None]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(files)} shards are not in '{path}', first {missing[0]}: other "
+            "machines wrote them to folders of their own. Bring the folders to one machine and "
+            "join them: `sparsify-crosscoder store --merge_into NEW FOLDER ...`."
+        )
+    part |= {"complete": True, "shards": notes}
+    atomic_write_json(path / MANIFEST, manifest)
+    for file in files:
+        _note(file).unlink(missing_ok=True)
+
+
+def default_shard_pairs(widths: Sequence[int]) -> int:
+    """Pairs of a shard: as many as make 256 MB in 16 bits, at most 65,536."""
+    return max(min(_SHARD_PAIRS, _SHARD_BYTES // (2 * sum(widths))), 1)
+
+
+def shard_bounds(
+    num_pairs: np.ndarray, text_ids: np.ndarray, shard_pairs: int
+) -> list[tuple[int, int]]:
+    """Windows [start, stop) of each shard: whole texts, until they have `shard_pairs` pairs.
+
+    A text is only cut where it has that many pairs itself.
+    """
+    ends = np.cumsum(num_pairs)
+    closes_text = np.append(text_ids[1:] != text_ids[:-1], True)
+    bounds, start, before, text_before = [], 0, 0, 0
+    for window in range(len(num_pairs)):
+        enough = ends[window] - before >= shard_pairs
+        if enough and (closes_text[window] or ends[window] - text_before >= shard_pairs):
+            bounds.append((start, window + 1))
+            start, before = window + 1, int(ends[window])
+            text_before = before
+        if closes_text[window]:
+            text_before = int(ends[window])
+    if before < ends[-1]:
+        bounds.append((start, len(num_pairs)))
+    return bounds
+
+
+def _check_room(path: Path, manifest: dict[str, Any], plan: _Plan) -> None:
+    widths = [source["width"] for source in manifest["sources"]]
+    bytes_each = bytes_per_pair(widths, manifest["parts"][0]["settings"]["dtype"])
+    missing = sum(
+        rows for rows, file in zip(plan.rows, plan.files, strict=True) if not _note(file).exists()
+    )
+    needed, free = missing * bytes_each, shutil.disk_usage(path).free
+    if needed > free:
+        raise ValueError(
+            f"The activations still missing in '{path}' take {needed / 1e9:.1f} GB, but only "
+            f"{free / 1e9:.1f} GB are free there. Use fewer --pairs, --dtype int8, or another disk."
+        )
+
+
+class _Progress:
+    """Pairs of all ranks: this one's as they come, the others' shard by shard."""
+
+    def __init__(self, files: list[Path], rows: list[int], bytes_each: float, *, disable: bool):
+        self._files, self._rows, self._bytes_each = files, rows, bytes_each
+        self._done: set[int] = set()
+        self._disable = disable
+        self._own = 0
+        done = self._finished() if not disable else 0
+        self._bar = tqdm(
+            desc="Harvesting",
+            unit=" pairs",
+            unit_scale=True,
+            total=sum(rows),
+            initial=done,
+            disable=disable,
+        )
+        self._others = done
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+    def add(self, pairs: int) -> None:
+        self._own += pairs
+        self._bar.update(pairs)
+        self._bar.set_postfix_str(f"{self._bar.n * self._bytes_each / 1e9:,.2f} GB", refresh=False)
+
+    def refresh_others(self) -> None:
+        if not self._disable and current_world().size > 1:
+            self._bar.update(max(self._finished() - self._bar.n, 0))
+
+    def _finished(self) -> int:
+        for i, file in enumerate(self._files):
+            if i not in self._done and _note(file).exists():
+                self._done.add(i)
+        return sum(self._rows[i] for i in self._done)
+
+
+def _wait() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def _first_rank_tells(find: Callable[[], int | None]) -> int | None:
+    """What `find` gives on the first rank, on all of them."""
+    found = [find() if current_world().rank == 0 else None]
+    if dist.is_initialized():
+        dist.broadcast_object_list(found)
+    return found[0]
+
+
+# Several stores
+
+
+def merge_stores(path: Path, stores: Sequence[Path]) -> None:
+    """Join stores into a new one at `path`; what `ActivationStore.merge` does."""
+    if path.exists():
+        raise ValueError(f"'{path}' exists already; give the merged store a new folder.")
+    manifests = []
+    for store in stores:
+        manifest = read_manifest(store)
+        if manifest is None:
+            raise ValueError(f"'{store}' holds no activations: there is no {MANIFEST} in it.")
+        manifests.append(manifest)
+    first = manifests[0]
+    merged = {**first, "parts": []}
+    found: dict[str, list[tuple[Path, int, dict[str, Any]]]] = {}
+    for store, manifest in zip(stores, manifests, strict=True):
+        if identity(manifest) != identity(first):
+            _refuse(store, "sources", manifest["sources"], first["sources"])
+        for number, part in enumerate(manifest["parts"]):
+            if part["settings"]["dtype"] != first["parts"][0]["settings"]["dtype"]:
+                _refuse(store, "settings", part["settings"], first["parts"][0]["settings"])
+            found.setdefault(part["windows"]["sha256"], []).append((store, number, part))
+
+    with atomic_path(path) as temporary:
+        temporary.mkdir()
+        texts = 0
+        for copies in found.values():
+            store, number, part = copies[0]
+            windows = shift_texts(load_part_windows(store, number), texts - part["first_text"])
+            windows.save_to_disk(temporary / windows_name(len(merged["parts"])))
+            shards = _collect(copies, len(_plan(path, part, windows).bounds))
+            made = part | {"complete": True, "first_text": texts, "shards": []}
+            made["first_shard"] = sum(len(p["shards"]) for p in merged["parts"])
+            for i, (file, shard) in enumerate(tqdm(shards, desc="Merging", unit=" shards")):
+                if hash_file(file) != shard["sha256"]:
+                    raise damaged(file, "its contents do not match their checksum")
+                name = shard_name(made["first_shard"] + i)
+                try:
+                    os.link(file, temporary / name)
+                except OSError:  # another disk, or a file system without hard links
+                    shutil.copyfile(file, temporary / name)
+                made["shards"].append({**shard, "file": name})
+            merged["parts"].append(made)
+            texts = 1 + int(np.asarray(windows["text_id"]).max())
+        atomic_write_json(temporary / MANIFEST, merged)
+
+
+def _collect(
+    copies: Sequence[tuple[Path, int, dict[str, Any]]], count: int
+) -> list[tuple[Path, dict[str, Any]]]:
+    """Every shard of a part, from whichever store has it."""
+    shards = []
+    for i in range(count):
+        for store, _, part in copies:
+            file = store / shard_name(part["first_shard"] + i)
+            shard = part["shards"][i] if part["complete"] else _read_note(file)
+            if shard is not None and is_whole(store, shard):
+                shards.append((file, shard))
+                break
+        else:
+            names = ", ".join(f"'{store}'" for store, _, _ in copies)
+            raise ValueError(
+                f"Shard {i} of {count} is in none of {names}: name the folder that has it, "
+                "or finish the harvest first."
+            )
+    return shards
