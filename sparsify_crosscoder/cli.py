@@ -61,7 +61,7 @@ class RunConfig(CrosscoderTrainConfig, SparsifyRunConfig):
     """What the store of --cache keeps activations in; int8 takes half of bfloat16's bytes."""
 
     shard_pairs: int | None = None
-    """Pairs in a file of the store. If None, as many as make 256 MB in 16 bits, at most 65,536."""
+    """Pairs in a file of the store. If None, as many as make 256 MB, at most 65,536."""
 
     append: bool = False
     """Add texts that the store of --cache does not have yet."""

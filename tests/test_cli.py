@@ -525,6 +525,24 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_bits(options, inputs):
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
+def test_a_run_that_fills_the_disk_says_so_and_goes_on(inputs, capsys):
+    resource = pytest.importorskip("resource")
+    cli.run(command(inputs, run_name="whole"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    argv = command(inputs, "--save_every", "5")
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+        with pytest.raises(SystemExit) as stop:
+            cli.run(argv)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert stop.value.code == 1
+    assert "could not be written" in capsys.readouterr().err
+    assert not list(RUN.glob("checkpoints/*"))
+    cli.run([*argv, "--resume"])
+    assert all(torch.equal(saved("whole")[name], saved("run")[name]) for name in saved("run"))
+
+
 def test_all_ways_of_calling_give_the_same_weights(inputs):
     bin_folder = Path(sys.executable).parent
     ways = {

@@ -15,7 +15,7 @@ hundreds of times larger than the others, which would leave those nothing of eig
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -86,22 +86,31 @@ class StoredRows:
         return decoded
 
 
-def join_rows(parts: Sequence[StoredRows]) -> StoredRows:
-    """The rows of several parts, one after the other."""
-    if len(parts) == 1:
-        return parts[0]
-    before = np.cumsum([0, *(max((len(x) for x in p.centers), default=1) for p in parts)])
+def join_rows(parts: Iterable[StoredRows], num_rows: int) -> StoredRows:
+    """The rows of several parts, one after the other, `num_rows` in all.
 
-    def joined(field: str) -> list[Tensor]:
-        return [torch.cat(xs) for xs in zip(*(getattr(p, field) for p in parts), strict=True)]
-
-    return StoredRows(
-        joined("values"),
-        joined("scales"),
-        torch.cat([p.table + int(n) for p, n in zip(parts, before[:-1], strict=True)]),
-        joined("centers"),
-        joined("spreads"),
-    )
+    Parts are taken one by one, so those of a generator need not exist at the same time.
+    """
+    values: list[Tensor] = []
+    scales: list[Tensor] = []
+    centers: list[list[Tensor]] = []
+    spreads: list[list[Tensor]] = []
+    table = torch.empty(num_rows, dtype=torch.int64)
+    done = 0
+    for part in parts:
+        if not values:
+            values = [x.new_empty(num_rows, *x.shape[1:]) for x in part.values]
+            scales = [x.new_empty(num_rows) for x in part.scales]
+        here = slice(done, done + len(part))
+        for out, x in zip([*values, *scales], [*part.values, *part.scales], strict=True):
+            out[here] = x
+        table[here] = part.table + sum(len(tables[0]) for tables in centers)
+        if part.scales:
+            centers.append(part.centers)
+            spreads.append(part.spreads)
+        done += len(part)
+    tables = [[torch.cat(xs) for xs in zip(*parts, strict=True)] for parts in (centers, spreads)]
+    return StoredRows(values, scales, table, *tables)
 
 
 class Shard:
@@ -114,7 +123,7 @@ class Shard:
             with safe_open(file, framework="pt", device="cpu") as opened:
                 # On the CPU these are views of the mapped file; nothing is read yet.
                 self._tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, RuntimeError) as error:  # torch's own, of a lost file
             raise damaged(file, str(error)) from error
         self._sources = sum(name.startswith("activations_") for name in self._tensors)
         if not self._sources or len(self._tensors.get("checksums", ())) != len(checked):

@@ -64,9 +64,8 @@ from .shards import Shard, StoredRows, damaged, hash_file, join_rows, num_checke
 from .sources import Source
 from .store_writing import drop_unfinished, harvest_into, merge_stores
 
-# Mapped files count as memory of the process as far as they were read, at least so much for a row.
-_MAPPED_AT_ONCE, _MAPPED_FOR_A_ROW = 2**26, 2**16
-_SHARDS_AT_ONCE = 512
+# A mapped file counts as memory of the process, in the worst case all of it.
+_MAPPED_AT_ONCE = 2**27
 
 
 @dataclass
@@ -112,7 +111,6 @@ class ActivationStore:
         self._window_ends = np.cumsum(np.asarray(self.windows["num_pairs"], dtype=np.int64))
         self._checked = [np.zeros(num_checked_blocks(s["rows"]), bool) for s in self._shards]
         self._open: OrderedDict[int, Shard] = OrderedDict()
-        self._mapped = 0
         self._lock = Lock()
         if len(self) != self._window_ends[-1]:
             raise damaged(
@@ -139,7 +137,7 @@ class ActivationStore:
         that were damaged are harvested again. In a distributed run every rank calls this and
         writes its share of the shards. `dtype` is one of bfloat16, float16, float32 and int8, the
         last with a scale for each row and each dimension. `shard_pairs` are as many as make
-        256 MB in 16 bits, at most 65,536, by default. With `append`, windows that a complete store
+        256 MB, at most 65,536, by default. With `append`, windows that a complete store
         does not have are added to it; if the store's are the beginning of those given, the others.
         `origin` says in the manifest where the texts are from.
 
@@ -240,7 +238,7 @@ class ActivationStore:
         """The pairs numbered `index` [n], in its order: one [n, d_s] tensor per source.
 
         They have the store's dtype, float32 if that is int8. Shards are memory-mapped, so only the
-        rows asked for are read, and what was read is given back to the system soon. Raises
+        rows asked for are read; at most 128 MB of them are mapped at a time, or one. Raises
         IndexError for numbers outside of the store, ValueError for pairs that are damaged.
         """
         return self.stored_rows(index).decode()
@@ -253,28 +251,32 @@ class ActivationStore:
         shard_of = torch.searchsorted(self._ends, index, right=True)
         numbers, places = shard_of.unique(return_inverse=True)
         order = places.argsort(stable=True)
-        parts = []
+        here = order.split(places.bincount(minlength=len(numbers)).tolist())
+        parts = [self._read(n, index[i]) for n, i in zip(numbers.tolist(), here, strict=True)]
+        if len(parts) == 1:
+            return parts[0]
+        if not parts:
+            return self._read(0, index)
+        return join_rows(parts, len(index)).at(order.argsort())
+
+    def _read(self, number: int, index: Tensor) -> StoredRows:
+        """The pairs `index` of the store, all of them in one shard."""
         with self._lock:
-            here = order.split(places.bincount(minlength=len(numbers)).tolist())
-            for number, chosen in zip(numbers.tolist(), here, strict=True):
-                start = int(self._ends[number]) - self._shards[number]["rows"]
-                parts.append(self._shard(number).read(index[chosen] - start))
-                self._mapped += len(chosen) * len(self.d_sources) * _MAPPED_FOR_A_ROW
-            if not parts:
-                parts.append(self._shard(0).read(index))
-            if self._mapped > _MAPPED_AT_ONCE:
-                self._open.clear()
-                self._mapped = 0
-        joined = join_rows(parts)
-        return joined if len(parts) == 1 else joined.at(order.argsort())
+            start = int(self._ends[number]) - self._shards[number]["rows"]
+            return self._shard(number).read(index - start)
 
     def _shard(self, number: int) -> Shard:
         if number not in self._open:
-            if len(self._open) >= _SHARDS_AT_ONCE:
-                self._open.popitem(last=False)
-            file = self.path / self._shards[number]["file"]
-            self._open[number] = Shard(file, self._checked[number])
+            self._open[number] = Shard(
+                self.path / self._shards[number]["file"], self._checked[number]
+            )
+        self._open.move_to_end(number)
+        while len(self._open) > 1 and self._mapped() > _MAPPED_AT_ONCE:
+            self._open.popitem(last=False)
         return self._open[number]
+
+    def _mapped(self) -> int:
+        return sum(self._shards[number]["bytes"] for number in self._open)
 
     def provenance(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Window (row of `windows`) and number in the window of each pair, int64 [n] both."""

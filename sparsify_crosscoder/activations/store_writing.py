@@ -59,12 +59,12 @@ def harvest_into(
     origin: dict[str, Any] | None,
 ) -> HarvestReport:
     """Harvest `windows` into the store at `path`; what `ActivationStore.create` does."""
-    if shard_pairs is None:
-        shard_pairs = default_shard_pairs([source.width for source in sources])
-    if shard_pairs < 1:
-        raise ValueError(f"shard_pairs must be at least 1, got {shard_pairs}.")
     if dtype not in DTYPES:
         raise ValueError(f"A store keeps activations as {', '.join(DTYPES)}, not {dtype!r}.")
+    if shard_pairs is None:
+        shard_pairs = default_shard_pairs([source.width for source in sources], dtype)
+    if shard_pairs < 1:
+        raise ValueError(f"shard_pairs must be at least 1, got {shard_pairs}.")
     if not sum(windows["num_pairs"][:]):
         raise ValueError("The windows hold no pair: there is nothing to harvest.")
     wanted = new_manifest(sources)
@@ -248,9 +248,10 @@ def _write_beginning(path: Path, manifest: dict[str, Any], number: int, windows:
     if folder.exists() and hash_windows(load_part_windows(path, number)) != hash_windows(windows):
         shutil.rmtree(folder)
     if not folder.exists():
-        with atomic_path(folder) as temporary:
+        with _explained(folder), atomic_path(folder) as temporary:
             windows.save_to_disk(temporary)
-    atomic_write_json(path / MANIFEST, manifest)
+    with _explained(path / MANIFEST):
+        atomic_write_json(path / MANIFEST, manifest)
 
 
 def _refuse(path: Path, what: str, found: Any, asked: Any) -> None:
@@ -304,15 +305,22 @@ def _harvest_part(path: Path, sources: Sequence[Source], number: int) -> Harvest
 
 
 def _write(file: Path, activations: list[Any], dtype: str) -> None:
-    try:
+    with _explained(file):
         shard = write_shard(file, activations, dtype)
+        atomic_write_json(_note(file), shard)
+
+
+@contextmanager
+def _explained(file: Path) -> Iterator[None]:
+    """Say what to do where writing `file` fails."""
+    try:
+        yield
     except OSError as error:
         free = shutil.disk_usage(file.parent).free
         raise OSError(
             f"'{file}' could not be written ({error}); {free / 1e9:.1f} GB are free there. Make "
             "room and run the same harvest again: what is written stays."
         ) from error
-    atomic_write_json(_note(file), shard)
 
 
 def _note(file: Path) -> Path:
@@ -357,9 +365,9 @@ def _finish(path: Path, number: int) -> None:
         _note(file).unlink(missing_ok=True)
 
 
-def default_shard_pairs(widths: Sequence[int]) -> int:
-    """Pairs of a shard: as many as make 256 MB in 16 bits, at most 65,536."""
-    return max(min(_SHARD_PAIRS, _SHARD_BYTES // (2 * sum(widths))), 1)
+def default_shard_pairs(widths: Sequence[int], dtype: str) -> int:
+    """Pairs of a shard: as many as make 256 MB, at most 65,536."""
+    return max(min(_SHARD_PAIRS, int(_SHARD_BYTES / bytes_per_pair(widths, dtype))), 1)
 
 
 def shard_bounds(

@@ -35,7 +35,7 @@ from .sources import Source
 from .store import ActivationStore
 
 _STRETCH_BYTES = 2**27
-_READ_AT_ONCE = 4096
+_READ_AT_ONCE = 1024
 
 
 class ActivationStream(ABC):
@@ -262,8 +262,8 @@ class StoreStream(ActivationStream):
         if self._epochs.whole:
             return _Loaded(stretch, None)
         numbers = self._numbers.at(stretch.pairs)
-        parts = [self.store.stored_rows(part) for part in numbers.split(_READ_AT_ONCE)]
-        return _Loaded(stretch, join_rows(parts))
+        parts = (self.store.stored_rows(part) for part in numbers.split(_READ_AT_ONCE))
+        return _Loaded(stretch, join_rows(parts, len(numbers)))
 
 
 class TensorStream(ActivationStream):

@@ -141,14 +141,26 @@ class RunFolder:
 
     @contextmanager
     def new_checkpoint(self, step: int, names: list[str], extra: dict[str, Any]) -> Iterator[Path]:
-        """A folder to write a checkpoint into, which becomes the run's newest when it is whole."""
+        """A folder to write a checkpoint into, which becomes the run's newest when it is whole.
+
+        Raises OSError if the disk is full; the checkpoint before is then still the newest.
+        """
         checkpoints = self.path / "checkpoints"
         remove_leftovers(checkpoints)
         final = checkpoints / f"step_{step:06d}"
-        with atomic_path(final) as temporary:
-            temporary.mkdir()
-            yield temporary
-            atomic_write_json(temporary / "trainer.json", extra)
+        try:
+            with atomic_path(final) as temporary:
+                temporary.mkdir()
+                yield temporary
+                atomic_write_json(temporary / "trainer.json", extra)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+                raise
+            free = shutil.disk_usage(checkpoints).free
+            raise OSError(
+                f"The checkpoint '{final}' could not be written ({error}); {free / 1e9:.1f} GB are "
+                "free there. Make room and go on with --resume: what was saved before is whole."
+            ) from error
         self.publish(step, names)
 
     def publish(self, step: int, names: list[str]) -> None:

@@ -100,9 +100,10 @@ def test_shards_end_with_texts_unless_a_text_fills_one(pairs, texts, shard_pairs
     assert shard_bounds(np.array(pairs), np.array(texts), shard_pairs) == bounds
 
 
-def test_a_shard_has_at_most_256_mb_in_16_bits_and_65536_pairs_by_default():
-    assert default_shard_pairs([576, 640]) == 65_536
-    assert default_shard_pairs([4096, 4096]) == 16_384
+def test_a_shard_has_at_most_256_mb_and_65536_pairs_by_default():
+    assert default_shard_pairs([576, 640], "bfloat16") == 65_536
+    for dtype, pairs in (("bfloat16", 16_384), ("int8", 32_736), ("float32", 8_192)):
+        assert default_shard_pairs([4096, 4096], dtype) == pytest.approx(pairs, rel=1e-3)
 
 
 def test_rows_come_in_the_order_asked_for_from_any_shard(whole):
@@ -375,6 +376,32 @@ def test_a_full_disk_is_noticed_before_any_model_runs(tmp_path, monkeypatch):
     hook.remove()
 
 
+@pytest.fixture
+def full_disk():
+    """A function that limits how large files may become, as a disk that runs full does."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size or soft, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("stopped_at", ["windows_000", "shard_000000.safetensors"])
+def test_a_disk_that_runs_full_stops_the_harvest_which_then_goes_on(
+    tmp_path, full_disk, stopped_at
+):
+    settings = {"batch_size": 3, "shard_pairs": 100, "dtype": "float32"}
+    whole = ActivationStore.create(tmp_path / "whole", SOURCES, WINDOWS, **settings).path
+    size = (whole / "shard_000000.safetensors").stat().st_size
+    full_disk(1000 if stopped_at == "windows_000" else size - 1)
+    path = tmp_path / "s"
+    with pytest.raises(OSError, match=f"{stopped_at}' could not be written (.|\n)*Make room"):
+        ActivationStore.create(path, SOURCES, WINDOWS, **settings)
+    assert not list(path.glob(".tmp-*"))
+    full_disk(None)
+    ActivationStore.create(path, SOURCES, WINDOWS, **settings)
+    assert contents(path) == contents(whole)
+
+
 def test_activations_too_large_for_the_dtype_are_refused(tmp_path):
     large = tiny_model("llama")
     large.embed_tokens.weight *= 1e7
@@ -399,7 +426,7 @@ def test_rows_are_read_from_mapped_files_which_are_let_go(whole, monkeypatch):
     store.rows(torch.tensor([0]))
     assert mapped()
     monkeypatch.setattr("sparsify_crosscoder.activations.store._MAPPED_AT_ONCE", 0)
-    store.rows(torch.tensor([0]))
+    store.rows(torch.tensor([len(store) - 1]))
     assert not mapped()
 
 
