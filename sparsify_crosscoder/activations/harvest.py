@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
+from .batching import FORWARD_COST, FORWARD_COST_CPU, Batch, batches_by_length
 from .placement import accelerate_hooks, execution_devices, input_device, module_device
 from .sources import Source, first_tensor
 
@@ -115,8 +115,10 @@ def run_harvest(
     kept = [_Kept.empty(source, num_pairs) for source in sources]
 
     def run(members: list[int], cancelled: Event) -> None:
-        batches = _batches(texts, members, counts, batch_size)
-        for batch in batches:
+        model = sources[members[0]].model
+        on_cpu = all(weight.device.type == "cpu" for weight in model.parameters())
+        cost = FORWARD_COST_CPU if on_cpu else FORWARD_COST
+        for batch in batches_by_length(texts, members, counts, batch_size, cost):
             if cancelled.is_set():
                 return
             _run_model(sources, members, batch, kept, stop_early)
@@ -160,57 +162,11 @@ class _Kept(NamedTuple):
         self.finite[destination] = rows.isfinite().all(dim=1)
 
 
-class _Batch(NamedTuple):
-    """Windows that one forward reads, and where the activations of their P pairs belong."""
-
-    input_ids: Tensor
-    """[windows, tokens], padded on the right."""
-
-    attention_mask: Tensor
-
-    window: Tensor
-    """[P] window inside the batch."""
-
-    position: dict[int, Tensor]
-    """[P] token position, by source."""
-
-    destination: Tensor
-    """[P] row of the result."""
-
-
-def _batches(
-    texts: dict[str, Any],
-    members: list[int],
-    counts: np.ndarray,
-    batch_size: int,
-) -> Iterator[_Batch]:
-    """Batches of similar length, the same for the same windows whatever ran before."""
-    token_ids = texts[f"input_ids_{members[0]}"]
-    ends = np.cumsum(counts).tolist()
-    order = sorted(np.flatnonzero(counts).tolist(), key=lambda i: len(token_ids[i]))
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        lengths = torch.tensor([len(token_ids[i]) for i in chosen])
-        input_ids = pad_sequence([torch.tensor(token_ids[i]) for i in chosen], batch_first=True)
-        yield _Batch(
-            input_ids=input_ids,
-            attention_mask=(torch.arange(input_ids.shape[1]) < lengths[:, None]).long(),
-            window=torch.from_numpy(np.repeat(np.arange(len(chosen)), counts[chosen])),
-            position={
-                s: torch.from_numpy(np.concatenate([texts[f"pairs_{s}"][i] for i in chosen]))
-                for s in members
-            },
-            destination=torch.from_numpy(
-                np.concatenate([np.arange(ends[i] - int(counts[i]), ends[i]) for i in chosen])
-            ),
-        )
-
-
 @torch.inference_mode()
 def _run_model(
     sources: Sequence[Source],
     members: list[int],
-    batch: _Batch,
+    batch: Batch,
     kept: list[_Kept],
     stop_early: bool,
 ) -> None:
@@ -231,11 +187,8 @@ def _run_model(
             stack.enter_context(torch.autocast(kind, enabled=False))
         hookpoints = {sources[s].hookpoint for s in members}
         stack.enter_context(_reading(model, hookpoints, keep, stop_early))
-        model(
-            input_ids=batch.input_ids.to(device),
-            attention_mask=batch.attention_mask.to(device),
-            use_cache=False,
-        )
+        mask = None if all(sources[s].causal for s in members) else batch.attention_mask.to(device)
+        model(input_ids=batch.input_ids.to(device), attention_mask=mask, use_cache=False)
 
 
 class _AllRead(Exception):

@@ -44,6 +44,10 @@ class Source:
     width: int
     """Last dimension of the hookpoint's output."""
 
+    causal: bool = False
+    """Whether later tokens do not reach the hookpoint, so that padding behind a text needs no mask:
+    attention without one is faster."""
+
 
 def pick_model_dtype(
     device: torch.device | str,
@@ -147,8 +151,9 @@ def load_sources(
         else:
             path, num_layers = layer_list(model)
             hookpoint = f"{path}.{layers[i] if layers else num_layers // 2}"
-        width = hookpoint_width(model, hookpoint, name=key[0])
-        sources.append(Source(key[0], hookpoint, model, tokenizers[key], width))
+        output = try_hookpoint(model, hookpoint, name=key[0])
+        width, causal = output.shape[2], is_causal(output)
+        sources.append(Source(key[0], hookpoint, model, tokenizers[key], width, causal))
     return sources
 
 
@@ -216,36 +221,51 @@ def normalize_hookpoint(model: PreTrainedModel, hookpoint: str, *, name: str = "
     )
 
 
-@torch.inference_mode()
 def hookpoint_width(model: PreTrainedModel, hookpoint: str, *, name: str = "") -> int:
-    """Width of a hookpoint's output, found by a forward over 2 x 3 tokens.
+    """Width of a hookpoint's output, found by a forward over 2 x 8 tokens.
 
     Raises ValueError if the module never runs or its output is not [batch, position, width].
     """
-    shapes: list[tuple[int, ...]] = []
+    return try_hookpoint(model, hookpoint, name=name).shape[2]
 
-    def note_shape(module: nn.Module, args: Any, output: Any) -> None:
-        output = first_tensor(output)
-        shapes.append(tuple(output.shape) if isinstance(output, torch.Tensor) else ())
 
-    handle = model.base_model.get_submodule(hookpoint).register_forward_hook(note_shape)
+def is_causal(output: Tensor) -> bool:
+    """Whether what `try_hookpoint` gives shows that tokens do not see later ones."""
+    one, other = output[:, : output.shape[1] // 2].float()
+    # Mixtures of experts round a token by who else is there; what is not causal differs by more.
+    return bool(((one - other).norm(dim=1) <= 1e-3 * one.norm(dim=1)).all())
+
+
+@torch.inference_mode()
+def try_hookpoint(model: PreTrainedModel, hookpoint: str, *, name: str = "") -> Tensor:
+    """A hookpoint's output [2, 8, width] for two texts that differ in their second half only.
+
+    Raises ValueError if the module never runs or its output is not [batch, position, width].
+    """
+    outputs: list[Any] = []
+    handle = model.base_model.get_submodule(hookpoint).register_forward_hook(
+        lambda module, args, output: outputs.append(first_tensor(output))
+    )
     try:
-        input_ids = torch.arange(6, device=input_device(model)).view(2, 3)
-        model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), use_cache=False)
+        size = model.config.get_text_config(decoder=True).vocab_size
+        ids = torch.linspace(0, size - 1, 12).long()
+        ids = torch.stack([ids[:8], torch.cat([ids[:4], ids[8:]])])
+        model(input_ids=ids.to(input_device(model)), use_cache=False)
     finally:
         handle.remove()
     name = name or type(model).__name__
-    if not shapes:
+    if not outputs:
         raise ValueError(
             f"Module {hookpoint!r} of {name} takes no part in reading text; "
             "use one that does, such as a layer."
         )
-    if len(shapes) > 1 or len(shapes[0]) != 3 or shapes[0][:2] != (2, 3):
+    shape = tuple(outputs[0].shape) if isinstance(outputs[0], Tensor) else ()
+    if len(outputs) > 1 or len(shape) != 3 or shape[:2] != (2, 8):
         raise ValueError(
             f"Module {hookpoint!r} of {name} does not give one vector per token: its output has "
-            f"shape {shapes[0] or 'unknown'} (runs: {len(shapes)}) for 2 texts of 3 tokens."
+            f"shape {shape or 'unknown'} (runs: {len(outputs)}) for 2 texts of 8 tokens."
         )
-    return shapes[0][2]
+    return outputs[0]
 
 
 def weights_digest(model: PreTrainedModel) -> str:

@@ -1,5 +1,6 @@
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -90,6 +91,21 @@ def test_padding_does_not_change_a_window(kind):
     padded, _ = harvest_windows(sources, windows, range(8), batch_size=8)
     for a, b in zip(alone, padded, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_causal_model_reads_padded_windows_without_a_mask(kind):
+    windows = random_windows(8, same_tokens=True)
+    masked = source(tiny_model(kind), 2)
+    causal = replace(masked, causal=True)
+    masks = []
+    causal.model.register_forward_pre_hook(
+        lambda module, args, kwargs: masks.append(kwargs["attention_mask"]), with_kwargs=True
+    )
+    without, _ = harvest_windows([causal] * 2, windows, range(8), batch_size=8)
+    with_mask, _ = harvest_windows([causal, masked], windows, range(8), batch_size=8)
+    assert masks[0] is None and masks[1] is not None and not masks[1].all()
+    torch.testing.assert_close(without[0], with_mask[0], rtol=1e-5, atol=1e-5)
 
 
 def test_pairs_come_in_the_order_of_the_rows_asked_for(two_sources):
@@ -210,7 +226,7 @@ def test_no_more_models_run_side_by_side_on_the_cpu_than_there_are_threads():
     with threads(2):
         harvest_windows(sources, windows, range(6), batch_size=2)
     assert all(len(own) == 1 for own in seen)
-    assert len(set.union(*seen)) == 2 and {number for own in seen for _, number in own} == {1}
+    assert len(set.union(*seen)) <= 2 and {number for own in seen for _, number in own} == {1}
 
 
 def test_results_are_ordinary_tensors_that_training_can_use(two_sources):

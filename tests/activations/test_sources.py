@@ -13,11 +13,13 @@ from sparsify_crosscoder.activations.harvest import harvest_windows
 from sparsify_crosscoder.activations.placement import execution_devices
 from sparsify_crosscoder.activations.sources import (
     hookpoint_width,
+    is_causal,
     layer_list,
     load_sources,
     normalize_hookpoint,
     pick_device,
     pick_model_dtype,
+    try_hookpoint,
     weights_digest,
 )
 
@@ -157,6 +159,25 @@ def test_layers_and_widths_are_found_in_every_family(kind):
     path, num_layers = layer_list(model)
     assert (path, num_layers) == ("h" if kind == "gpt2" else "layers", 3)
     assert hookpoint_width(model, f"{path}.1") == 32
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_decoders_are_found_to_be_causal(kind, dtype):
+    model = tiny_model(kind).to(dtype)
+    assert is_causal(try_hookpoint(model, f"{layer_list(model)[0]}.2"))
+
+
+@pytest.mark.parametrize("layer", [0, 3])
+def test_models_that_look_ahead_are_not_taken_for_causal(layer):
+    config = tiny_config("gemma3")
+    config.use_bidirectional_attention = True
+    model = AutoModel.from_config(config).eval()
+    assert not is_causal(try_hookpoint(model, f"layers.{layer}"))
+
+
+def test_loaded_sources_know_that_they_are_causal(folders):
+    assert all(source.causal for source in load_sources(folders, device=CPU, dtype="float32"))
 
 
 def test_a_head_does_not_change_what_a_hookpoint_means():
