@@ -1,0 +1,346 @@
+"""Harvest into a store, against the models' forward passes alone and against full ones with hooks.
+
+    python examples/benchmarks/harvest.py           20,000 pairs, fifteen minutes
+    python examples/benchmarks/harvest.py --quick   4,000 pairs, under two minutes
+
+On the models and the text that `make demo` leaves (`--data`): SmolLM2-135M-Instruct at layers.15
+and Gemma 3 270M at layers.9, windows of at most 256 tokens that are aligned already, 16 in a batch:
+
+harvest          `ActivationStore.create` into an empty folder: batches, forward passes that stop at
+                 the hookpoint, activations at the pairs, shards on the disk with their checksums
+forwards alone   the same batches, ready as tensors, through models of which only the layers up to
+                 the hookpoint are there; nothing is read or kept
+full forwards    what most public code does: whole causal language models, one after the other,
+                 windows in the order of the texts, padded to the longest of their batch, a forward
+                 hook that keeps the layer's output; pairs end up in memory, not on a disk
+
+Ways take turns in one process; a rate is the median over the rounds, a ratio the median of the
+rounds' ratios. The CPU's time says more where other programs run, but has no waiting for the disk.
+With one thread (the default) models take turns; with more (`--threads`) the first two ways run them
+side by side, the cores divided among them.
+
+The script ends with exit code 1 if a claim in `CLAIMS` does not hold. With `--quick` the ratio
+to forwards alone is no claim: what a store costs once is much of so short a harvest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from time import perf_counter, process_time
+from typing import Any
+
+import torch
+from datasets import Dataset
+from machine import processor
+from step_report import table
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from sparsify_crosscoder.activations.harvest import run_harvest
+from sparsify_crosscoder.activations.sources import (
+    Source,
+    layer_list,
+    load_language_model,
+    load_sources,
+    pick_device,
+)
+from sparsify_crosscoder.activations.store import ActivationStore
+from sparsify_crosscoder.activations.text import load_texts
+from sparsify_crosscoder.activations.windows import prepare_windows
+from sparsify_crosscoder.files import atomic_write_json
+
+MODELS = ("smollm2-135m-instruct", "gemma-3-270m")
+HOOKPOINTS = ("layers.15", "layers.9")
+CTX_LEN, BATCH_SIZE = 256, 16
+PAIRS, ROUNDS = 20_000, 5
+QUICK_PAIRS, QUICK_ROUNDS = 4_000, 2
+HARVEST, ALONE, FULL = "harvest", "forwards alone", "full forwards"
+CLAIMS = {
+    "harvest to forwards alone": 0.9,
+    "harvest to full forwards": 1.6,
+    "cosine with full forwards": 0.999,
+}
+"""The least that must be found."""
+
+NOT_WITH_QUICK = {"harvest to forwards alone"}
+
+Inputs = dict[str, Tensor]
+
+
+# What is harvested
+
+
+def demo_sources(data: Path, device: torch.device, dtype: str) -> list[Source]:
+    """The demo's two models, read where it reads them."""
+    names = [str(data / "models" / name) for name in MODELS]
+    return load_sources(names, hookpoints=HOOKPOINTS, device=device, dtype=dtype)
+
+
+def first_windows(texts: Path, sources: Sequence[Source], num_pairs: int) -> Dataset:
+    """Aligned windows from the beginning of the texts: as many as bring `num_pairs` pairs."""
+    windows = prepare_windows(
+        load_texts(str(texts), max_examples=440), [s.tokenizer for s in sources], ctx_len=CTX_LEN
+    )
+    ends = torch.tensor(windows["num_pairs"][:]).cumsum(0)
+    return windows.select(range(int((ends < num_pairs).sum()) + 1))
+
+
+# The ways
+
+
+def full_forwards(
+    model: Any, hookpoint: str, windows: Dataset, source: int, batch_size: int
+) -> Tensor:
+    """Activations [pairs, D] by a hook on a whole model that reads the windows as they come."""
+    kept: list[Tensor] = []
+    handle = model.base_model.get_submodule(hookpoint).register_forward_hook(
+        lambda module, args, output: kept.append(output[0] if type(output) is tuple else output)
+    )
+    found = []
+    with torch.inference_mode():
+        for batch in windows.iter(batch_size):
+            ids = [torch.tensor(row) for row in batch[f"input_ids_{source}"]]
+            mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
+            inputs = pad_sequence(ids, batch_first=True).to(model.device)
+            model(input_ids=inputs, attention_mask=mask.to(model.device))
+            hidden = kept.pop()
+            found += [hidden[i, pairs] for i, pairs in enumerate(batch[f"pairs_{source}"])]
+    handle.remove()
+    return torch.cat(found)
+
+
+def recorded_batches(
+    sources: Sequence[Source], windows: Dataset, batch_size: int
+) -> list[list[Inputs]]:
+    """What a harvest hands to each source's model."""
+    found: list[list[Inputs]] = [[] for _ in sources]
+    with ExitStack() as stack:
+        for source, batches in zip(sources, found, strict=True):
+            handle = source.model.register_forward_pre_hook(
+                lambda module, args, kwargs, batches=batches: batches.append(kwargs),
+                with_kwargs=True,
+            )
+            stack.callback(handle.remove)
+        run_harvest(sources, windows, range(len(windows)), batch_size=batch_size)
+    return found
+
+
+@contextmanager
+def cut_behind(source: Source) -> Iterator[None]:
+    """Inside, the source's model ends with the layer of its hookpoint, without its last norm."""
+    model: Any = source.model
+    path, _ = layer_list(model)
+    layers, norm = model.get_submodule(path), model.norm
+    last = int(source.hookpoint.removeprefix(f"{path}."))
+    model.layers, model.norm = nn.ModuleList(list(layers)[: last + 1]), nn.Identity()
+    try:
+        yield
+    finally:
+        model.layers, model.norm = layers, norm
+
+
+def forwards_alone(sources: Sequence[Source], batches: Sequence[Sequence[Inputs]]) -> None:
+    """Run each source's model on its batches, side by side if there are threads enough."""
+
+    @torch.inference_mode()
+    def run(number: int) -> None:
+        for inputs in batches[number]:
+            sources[number].model(**inputs)
+
+    cores, numbers = torch.get_num_threads(), range(len(sources))
+    with ExitStack() as stack:
+        for source in sources:
+            stack.enter_context(cut_behind(source))
+        if cores < len(sources):
+            list(map(run, numbers))
+            return
+        threads = (cores // len(sources),)
+        try:
+            with ThreadPoolExecutor(
+                len(sources), initializer=torch.set_num_threads, initargs=threads
+            ) as pool:
+                list(pool.map(run, numbers))
+        finally:
+            torch.set_num_threads(cores)
+
+
+# Measuring
+
+
+def in_turns(
+    ways: Mapping[str, Callable[[], object]], rounds: int, pairs: int
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Pairs per second of each way in each round, on the clock and in the CPU's time."""
+    rates: dict[str, list[float]] = {way: [] for way in ways}
+    cpu_rates: dict[str, list[float]] = {way: [] for way in ways}
+    for number in range(rounds):
+        for way, run in ways.items():
+            begun, cpu_begun = perf_counter(), process_time()
+            run()
+            rates[way].append(pairs / (perf_counter() - begun))
+            cpu_rates[way].append(pairs / (process_time() - cpu_begun))
+            print(f"round {number + 1}, {way}: {rates[way][-1]:,.0f}/s", file=sys.stderr)
+    return rates, cpu_rates
+
+
+def ratio(rates: Mapping[str, Sequence[float]], way: str, other: str) -> float:
+    """How many times the rate of `other` that of `way` is: the median over the rounds."""
+    return median(a / b for a, b in zip(rates[way], rates[other], strict=True))
+
+
+def measure_harvest(
+    sources: Sequence[Source],
+    whole_models: Sequence[Any],
+    windows: Dataset,
+    folder: Path,
+    *,
+    rounds: int,
+    batch_size: int = BATCH_SIZE,
+) -> dict[str, Any]:
+    """Rates of the three ways on the same windows, and how alike their activations are."""
+    batches = recorded_batches(sources, windows, batch_size)
+    store = folder / "store"
+    found: list[Tensor] = []
+
+    def harvest() -> None:
+        shutil.rmtree(store, ignore_errors=True)
+        ActivationStore.create(store, sources, windows, batch_size=batch_size)
+
+    def full() -> None:
+        found[:] = [
+            full_forwards(model, source.hookpoint, windows, s, batch_size)
+            for s, (model, source) in enumerate(zip(whole_models, sources, strict=True))
+        ]
+
+    ways = {HARVEST: harvest, ALONE: lambda: forwards_alone(sources, batches), FULL: full}
+    pairs = sum(windows["num_pairs"][:])
+    rates, cpu_rates = in_turns(ways, rounds, pairs)
+    stored = ActivationStore.open(store).rows(torch.arange(pairs))
+    cosines = [
+        nn.functional.cosine_similarity(a.float(), b.cpu().float())
+        for a, b in zip(stored, found, strict=True)
+    ]
+    lengths = [[len(row) for row in windows[f"input_ids_{s}"][:]] for s in range(len(sources))]
+    return {
+        "pairs": pairs,
+        "windows": len(windows),
+        "rates": rates,
+        "cpu_rates": cpu_rates,
+        "padded": {
+            HARVEST: [
+                sum(one["input_ids"].numel() for one in some) / sum(own) - 1
+                for some, own in zip(batches, lengths, strict=True)
+            ],
+            FULL: [
+                sum(max(own[i : i + batch_size]) * len(own[i : i + batch_size]) for i in starts)
+                / sum(own)
+                - 1
+                for own in lengths
+                for starts in [range(0, len(own), batch_size)]
+            ],
+        },
+        "found": {
+            "harvest to forwards alone": ratio(rates, HARVEST, ALONE),
+            "harvest to full forwards": ratio(rates, HARVEST, FULL),
+            "cosine with full forwards": min(float(cosine.median()) for cosine in cosines),
+        },
+    }
+
+
+# Report
+
+
+def judge(parts: Mapping[str, Mapping[str, Any]], quick: bool = False) -> list[dict[str, Any]]:
+    """What the measured parts have found for every claim that is made."""
+    found = {claim: value for part in parts.values() for claim, value in part["found"].items()}
+    return [
+        {"claim": claim, "at_least": least, "found": found[claim], "holds": found[claim] >= least}
+        for claim, least in CLAIMS.items()
+        if not (quick and claim in NOT_WITH_QUICK)
+    ]
+
+
+def harvest_table(measured: Mapping[str, Any]) -> list[str]:
+    """What `measure_harvest` found."""
+    rates, cpu_rates, padded = (measured[key] for key in ("rates", "cpu_rates", "padded"))
+    rows = [
+        [
+            way,
+            f"{median(rates[way]):,.0f}",
+            f"{ratio(rates, way, FULL):.2f}x",
+            f"{median(cpu_rates[way]):,.0f}",
+            f"{ratio(cpu_rates, way, FULL):.2f}x",
+            ", ".join(f"{share:.0%}" for share in padded.get(way, padded[HARVEST])),
+        ]
+        for way in rates
+    ]
+    head = ["", "pairs/s", "to full", "pairs/CPU s", "to full", "padding, by model"]
+    size = f"{measured['pairs']:,} pairs in {measured['windows']:,} windows"
+    return [f"{size}, {len(rates[HARVEST])} rounds:", "", *table(head, rows)]
+
+
+def show(report: Mapping[str, Any]) -> str:
+    """The report as tables."""
+    lines = [
+        f"{report['processor']}, torch {report['versions']['torch']}, {report['dtype']}, "
+        f"{report['threads']} thread(s).",
+        "",
+        *harvest_table(report["parts"]["harvest"]),
+        "",
+    ]
+    cells = [
+        [c["claim"], f"{c['at_least']:g}", f"{c['found']:.4g}", "pass" if c["holds"] else "FAIL"]
+        for c in report["claims"]
+    ]
+    return "\n".join([*lines, *table(["claim", "at least", "found", ""], cells)])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, default=Path("runs/demo-data"))
+    parser.add_argument("--quick", action="store_true", help="under two minutes")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default=None)
+    parser.add_argument("--dtype", default="auto", help="of the models; auto as in training")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write all figures there")
+    args = parser.parse_args()
+    if not (args.data / "texts.jsonl").exists():
+        raise SystemExit(f"'{args.data}' holds no models and texts; `make demo` leaves some.")
+    torch.set_num_threads(args.threads)
+    device = torch.device(args.device) if args.device else pick_device()
+    pairs, rounds = (QUICK_PAIRS, QUICK_ROUNDS) if args.quick else (PAIRS, ROUNDS)
+
+    sources = demo_sources(args.data, device, args.dtype)
+    windows = first_windows(args.data / "texts.jsonl", sources, pairs)
+    whole = [load_language_model(s.name, device=device, dtype=args.dtype)[0] for s in sources]
+    with TemporaryDirectory() as folder:
+        parts = {"harvest": measure_harvest(sources, whole, windows, Path(folder), rounds=rounds)}
+    names = ("sparsify-crosscoder", "torch", "transformers", "datasets")
+    report = {
+        "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        "versions": {"python": platform.python_version(), **{n: version(n) for n in names}},
+        "threads": args.threads,
+        "dtype": str(sources[0].model.dtype).removeprefix("torch."),
+        "parts": parts,
+        "claims": judge(parts, args.quick),
+    }
+    if args.json is not None:
+        atomic_write_json(args.json, report)
+    print(show(report))
+    return int(not all(claim["holds"] for claim in report["claims"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
