@@ -71,7 +71,8 @@ def save(crosscoder: Crosscoder, path: Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
     state = {name: t.detach().cpu().contiguous() for name, t in crosscoder.state_dict().items()}
     with atomic_path(path / WEIGHTS) as temporary:
-        save_file(state, str(temporary), metadata={"format": "pt", "arch": crosscoder.arch})
+        # One entry: of several, the order in the file would be random.
+        save_file(state, str(temporary), metadata={"format": "pt"})
     thresholds = [None if t != t else t for t in crosscoder.threshold.tolist()]
     atomic_write_json(
         path / CONFIG,
