@@ -73,6 +73,7 @@ def _try_all() -> None:
     row_sums(x, places, places, x[0], 2)
     decoding_gradients(x, x[0], x, places, by_latent)
     encoding_gradients(x[0], x, places, by_latent)
+    rounded(x, 4)
     errors(x, x, x[0], [2])
     squared_distances(x, x[0], [2])
     scaled_by_source(x, x[0, :1], [2])
@@ -95,7 +96,9 @@ def serve_sums(table: Tensor) -> bool:
 
 
 def _run(kernel: Any, *args: Any) -> Any:
-    arrays = (arg.detach().contiguous().numpy() if isinstance(arg, Tensor) else arg for arg in args)
+    arrays = [
+        arg.contiguous().numpy(force=True) if isinstance(arg, Tensor) else arg for arg in args
+    ]
     return _compiled[kernel](*arrays)
 
 
@@ -108,7 +111,7 @@ def reaching(values: Tensor, cuts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.from_numpy(rows), torch.from_numpy(columns), torch.from_numpy(found)
 
 
-def largest(scores: Tensor, budget: int) -> tuple[Tensor, float]:
+def largest(scores: Tensor, budget: int) -> tuple[Tensor, Tensor]:
     """Places of the `budget` largest positive `scores` [E], in order, and the smallest of them.
 
     Of equal ones the first are kept. All places, and 0, if fewer than `budget` >= 1 are positive.
@@ -116,7 +119,7 @@ def largest(scores: Tensor, budget: int) -> tuple[Tensor, float]:
     # Positive floating-point numbers are in the order of their bits.
     bits = scores.view(torch.int32 if scores.itemsize == 4 else torch.int64)
     kept, cut = _run(_largest, bits, budget)
-    return torch.from_numpy(kept), cut.view(scores.numpy().dtype).item()
+    return torch.from_numpy(kept), torch.from_numpy(cut).view(scores.dtype)[0]
 
 
 def order_by(keys: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -159,6 +162,15 @@ def encoding_gradients(
     return torch.from_numpy(grads[0]), torch.from_numpy(grads[1])
 
 
+def rounded(matrix: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """`matrix` [rows, D] in float32, rounded to bfloat16 with zeros behind it, `[rows, width]`.
+
+    With the L2 norms of its rows, and those of what rounding took from them, `[rows]` each.
+    """
+    wide, norms, lost = map(torch.from_numpy, _run(_rounded, matrix, width))
+    return wide.view(torch.bfloat16), norms, lost
+
+
 def errors(
     target: Tensor, decoded: Tensor, bias: Tensor, widths: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
@@ -197,21 +209,21 @@ def _reaching(values, cuts):
     found = np.empty(total, values.dtype)
     flags = np.zeros(-(-width // 8) * 8, np.uint8)
     words = flags.view(np.uint64)
+    one, ones = np.uint64(1), np.uint64(0x0101010101010101)
     place = 0
     for i in range(num_rows):
         for j in range(width):
             flags[j] = values[i, j] >= cuts[j]
-        # Few are set: eight are passed over at a time, and those before one at once.
+        # Few are set: eight are passed over at a time.
         for w in range(len(words)):
-            word, j = words[w], 8 * w
+            word = words[w]
             while word:
-                while not word & np.uint64(255):
-                    word >>= np.uint64(8)
-                    j += 1
+                # The bytes below the lowest that is set, added up in the highest byte.
+                below = (((word & (~word + one)) - one) & ones) * ones >> np.uint64(56)
+                j = 8 * w + np.int64(below)
                 rows[place], columns[place], found[place] = i, j, values[i, j]
                 place += 1
-                word >>= np.uint64(8)
-                j += 1
+                word &= word - one
     return rows, columns, found
 
 
@@ -265,6 +277,28 @@ def _entry_dots(a, b, rows, indices):
             total += a[row, d] * b[index, d]
         dots[e] = total
     return dots
+
+
+def _rounded(matrix, width):
+    bits = matrix.view(np.uint32)
+    wide = np.zeros((len(matrix), width), np.int16)
+    norms, lost = np.empty(len(matrix), matrix.dtype), np.empty(len(matrix), matrix.dtype)
+    kept = np.empty(matrix.shape[1], np.uint32)
+    rounded = kept.view(matrix.dtype)
+    half, highest = np.uint32(0x7FFF), np.uint32(0xFFFF0000)
+    for i in range(len(matrix)):
+        for d in range(len(kept)):
+            # To the nearest, and of two that are as near to the even one.
+            even = (bits[i, d] >> np.uint32(16)) & np.uint32(1)
+            kept[d] = (bits[i, d] + half + even) & highest
+            wide[i, d] = kept[d] >> np.uint32(16)
+        squares, lost_squares = matrix.dtype.type(0), matrix.dtype.type(0)
+        for d in range(len(kept)):
+            difference = matrix[i, d] - rounded[d]
+            squares += matrix[i, d] * matrix[i, d]
+            lost_squares += difference * difference
+        norms[i], lost[i] = np.sqrt(squares), np.sqrt(lost_squares)
+    return wide, norms, lost
 
 
 def _errors(target, decoded, bias, ends):
@@ -357,6 +391,7 @@ _SUMS = (
     _row_sums,
     _decoding_gradients,
     _encoding_gradients,
+    _rounded,
     _errors,
     _squared_distances,
     _scaled_by_source,

@@ -135,13 +135,13 @@ class BoundedPreactivations:
         # <x, w> = <x', w'> + <x - x', w> + <x', w - w'> for the rounded x' and w'. More columns add
         # the bias, and what the last two can be at most (Cauchy-Schwarz), to the product.
         width = -(-(x.shape[1] + 4) // _ALIGNMENT) * _ALIGNMENT
-        left, right = _widened(x, width), _widened(weight, width)
-        norms = weight.norm(dim=1)
-        accumulated = 2.0**-24 * width * norms
+        (left, x_norms, x_lost), (right, norms, lost) = _rounded(x, width), _rounded(weight, width)
         ones, bias_error = x.new_ones(len(x)), 2.0**-8 * _UP * bias.abs()
-        _set_columns(left, x.shape[1], [ones, ones, _lost(x, left), x.norm(dim=1)])
-        errors = [norms * _UP, (_lost(weight, right) + accumulated) * _UP]
-        _set_columns(right, x.shape[1], [bias, bias_error, *errors])
+        accumulated = 2.0**-24 * width * norms
+        last = slice(x.shape[1], x.shape[1] + 4)
+        left[:, last] = torch.stack([ones, ones, x_lost, x_norms], 1)
+        errors = [norms * _UP, (lost + accumulated) * _UP]
+        right[:, last] = torch.stack([bias, bias_error, *errors], 1)
         self.product = Product(left, right, None, kept)
 
     @property
@@ -155,7 +155,7 @@ class BoundedPreactivations:
 
     def at(self, rows: Tensor, latents: Tensor) -> Tensor:
         """The exact pre-activations of some entries, `[E]`."""
-        return entry_dots(self.x, self.weight, rows, latents) + self.bias[latents]
+        return entry_dots(self.x, self.weight, rows, latents) + self.bias.index_select(0, latents)
 
     def strongest(self, latents: Tensor, k: int) -> tuple[Tensor, Tensor]:
         return _strongest(self.bounds, latents, k, self.at, _lowered)
@@ -174,24 +174,20 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     return False
 
 
-def _widened(matrix: Tensor, width: int) -> Tensor:
-    """The matrix in bfloat16 with columns of zeros behind it, `[rows, width]`."""
+def _rounded(matrix: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The matrix in bfloat16 with columns of zeros behind it, `[rows, width]`.
+
+    With the L2 norms of its rows, and those of what rounding took from them, `[rows]` each.
+    """
+    if cpu_kernels.serve_sums(matrix) and matrix.dtype == torch.float32:
+        return cpu_kernels.rounded(matrix, width)
     wide = torch.empty(len(matrix), width, dtype=torch.bfloat16, device=matrix.device)
     wide[:, : matrix.shape[1]] = matrix
     wide[:, matrix.shape[1] :] = 0
-    return wide
-
-
-def _set_columns(wide: Tensor, first: int, columns: list[Tensor]) -> None:
-    for offset, column in enumerate(columns):
-        wide[:, first + offset] = column
-
-
-def _lost(exact: Tensor, wide: Tensor) -> Tensor:
-    """L2 norm of what rounding took from each row, `[rows]`."""
-    rounded = wide[:, : exact.shape[1]].split(_ROWS_AT_ONCE)
-    pieces = zip(exact.split(_ROWS_AT_ONCE), rounded, strict=True)
-    return torch.cat([(a - b).norm(dim=1) for a, b in pieces])
+    rounded = wide[:, : matrix.shape[1]].split(_ROWS_AT_ONCE)
+    pieces = zip(matrix.split(_ROWS_AT_ONCE), rounded, strict=True)
+    lost = torch.cat([(a - b).norm(dim=1) for a, b in pieces])
+    return wide, matrix.norm(dim=1), lost
 
 
 def _lowered(cuts: Tensor) -> Tensor:

@@ -136,8 +136,7 @@ def largest_entries(
         lower = lowered(level, attempt)
         entries = _candidates(lower, blocks, partition, group, norms)
         if budget and world.size == 1 and cpu_kernels.serve(entries.scores):
-            places, smallest = cpu_kernels.largest(entries.scores, budget)
-            cut = level.new_tensor(smallest)
+            places, cut = cpu_kernels.largest(entries.scores, budget)
         else:
             mask, cut = select_largest(entries.scores, budget, world)
             places = mask.nonzero()[:, 0]
