@@ -268,7 +268,10 @@ class Crosscoder(SparseCoder):
     def normalize(self, x: Tensor | Sequence[Tensor]) -> Tensor:
         """Raw activations to normalised ones, `[..., d_in]` in the crosscoder's dtype."""
         if not isinstance(x, Tensor):
-            x = torch.cat([part.to(self.device) for part in x], -1)
+            parts = [part.to(self.device) for part in x]
+            if self.dtype == torch.float32 and cpu_kernels.serve_parts(parts, self.d_sources):
+                return cpu_kernels.normalized(parts, self.mean, self.factors)
+            x = torch.cat(parts, -1)
         if x.shape[-1] != self.d_in:
             raise ValueError(
                 f"Expected activations of width {self.d_in} = sum of {self.d_sources}, "
@@ -319,7 +322,7 @@ class Crosscoder(SparseCoder):
                 parts.append(norms if self.cfg.rank_by == "mean" else norms * len(block.sources))
                 continue
             widths = [self.d_sources[s] for s in block.sources]
-            norms = torch.stack([part.norm(dim=1) for part in weight.split(widths, 1)]).sum(0)
+            norms = sparse_ops.norms_by_source(weight, widths).sum(0)
             parts.append(norms / len(block.sources) if self.cfg.rank_by == "mean" else norms)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 

@@ -44,7 +44,7 @@ def start() -> None:
     try:
         import numba  # pyright: ignore[reportMissingImports]
 
-        _compiled.update({kernel: _compile(numba, kernel) for kernel in (*_CHOICES, *_SUMS)})
+        _compiled.update({kernel: _compile(numba, kernel) for kernel in (*_EXACT, *_SUMS)})
         _try_all()
     except Exception as error:  # of a numpy that is too new, of a missing LLVM: all are reasons
         _compiled.clear()
@@ -73,7 +73,9 @@ def _try_all() -> None:
     row_sums(x, places, places, x[0], 2)
     decoding_gradients(x, x[0], x, places, by_latent)
     encoding_gradients(x[0], x, places, by_latent)
-    rounded(x, 4)
+    widened(x, x, ((1.0, 0.0), (0.0, 1.0)), 6)
+    norms_by_source(x, [2])
+    normalized([x, x], torch.ones(4), x[0])
     errors(x, x, x[0], [2])
     squared_distances(x, x[0], [2])
     scaled_by_source(x, x[0, :1], [2])
@@ -93,6 +95,13 @@ def serve_entries(table: Tensor, num_entries: int) -> bool:
 def serve_sums(table: Tensor) -> bool:
     """Whether sums over all of `table` [N, D] are better made here than by torch."""
     return table.numel() <= _MOST_PRODUCTS and table.is_floating_point() and serve(table)
+
+
+def serve_parts(parts: Sequence[Tensor], widths: Sequence[int]) -> bool:
+    """Whether `normalized` is for `parts`: float32 matrices of such widths, without a gradient."""
+    plain = all(part.dtype == torch.float32 and not part.requires_grad for part in parts)
+    shapes = [(len(parts[0]), width) for width in widths]
+    return plain and all(map(serve_sums, parts)) and [tuple(p.shape) for p in parts] == shapes
 
 
 def _run(kernel: Any, *args: Any) -> Any:
@@ -162,13 +171,29 @@ def encoding_gradients(
     return torch.from_numpy(grads[0]), torch.from_numpy(grads[1])
 
 
-def rounded(matrix: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """`matrix` [rows, D] in float32, rounded to bfloat16 with zeros behind it, `[rows, width]`.
+def widened(
+    matrix: Tensor, own: Tensor, mix: tuple[tuple[float, float], ...], width: int
+) -> Tensor:
+    """`matrix` [rows, D] in bfloat16 with more columns behind it, `[rows, width]`.
 
-    With the L2 norms of its rows, and those of what rounding took from them, `[rows]` each.
+    First `own` [rows, 2]. Then for each `(a, b)` of two in `mix`, `a` times the L2 norm of what
+    rounding took from a row and `b` times that of the row. Then zeros. All given is float32.
     """
-    wide, norms, lost = map(torch.from_numpy, _run(_rounded, matrix, width))
-    return wide.view(torch.bfloat16), norms, lost
+    bits, behind = _run(_widened, matrix, own, mix, width)
+    wide = torch.from_numpy(bits).view(torch.bfloat16)
+    wide[:, matrix.shape[1] : matrix.shape[1] + 4] = torch.from_numpy(behind)
+    return wide
+
+
+def norms_by_source(table: Tensor, widths: Sequence[int]) -> Tensor:
+    """L2 norm of each source's part of every row of `table` [R, D], `[S, R]`."""
+    return torch.from_numpy(_run(_norms_by_source, table, _ends(widths)))
+
+
+def normalized(parts: Sequence[Tensor], mean: Tensor, factors: Tensor) -> Tensor:
+    """`(parts[s] - mean of s) * factors[s]` side by side, `[N, D]`, for one `[N, D_s]` per s."""
+    arrays = tuple(part.contiguous().numpy() for part in parts)
+    return torch.from_numpy(_run(_normalized, arrays, mean, factors))
 
 
 def errors(
@@ -279,26 +304,55 @@ def _entry_dots(a, b, rows, indices):
     return dots
 
 
-def _rounded(matrix, width):
-    bits = matrix.view(np.uint32)
-    wide = np.zeros((len(matrix), width), np.int16)
-    norms, lost = np.empty(len(matrix), matrix.dtype), np.empty(len(matrix), matrix.dtype)
-    kept = np.empty(matrix.shape[1], np.uint32)
+def _normalized(parts, mean, factors):
+    result = np.empty((len(parts[0]), len(mean)), mean.dtype)
+    begin = 0
+    for s in range(len(parts)):
+        part, factor = parts[s], factors[s]
+        end = begin + part.shape[1]
+        centre = mean[begin:end]
+        for i in range(len(result)):
+            row = result[i, begin:end]
+            for d in range(part.shape[1]):
+                row[d] = (part[i, d] - centre[d]) * factor
+        begin = end
+    return result
+
+
+def _widened(matrix, own, mix, width):
+    num_rows, read = matrix.shape
+    bits, wide = matrix.view(np.uint32), np.zeros((num_rows, width), np.int16)
+    behind = np.empty((num_rows, 4), matrix.dtype)
+    kept = np.empty(read, np.uint32)
     rounded = kept.view(matrix.dtype)
-    half, highest = np.uint32(0x7FFF), np.uint32(0xFFFF0000)
-    for i in range(len(matrix)):
-        for d in range(len(kept)):
+    for i in range(num_rows):
+        for d in range(read):
             # To the nearest, and of two that are as near to the even one.
             even = (bits[i, d] >> np.uint32(16)) & np.uint32(1)
-            kept[d] = (bits[i, d] + half + even) & highest
+            kept[d] = (bits[i, d] + np.uint32(0x7FFF) + even) & np.uint32(0xFFFF0000)
             wide[i, d] = kept[d] >> np.uint32(16)
-        squares, lost_squares = matrix.dtype.type(0), matrix.dtype.type(0)
-        for d in range(len(kept)):
+        lost, squares = matrix.dtype.type(0), matrix.dtype.type(0)
+        for d in range(read):
             difference = matrix[i, d] - rounded[d]
+            lost += difference * difference
             squares += matrix[i, d] * matrix[i, d]
-            lost_squares += difference * difference
-        norms[i], lost[i] = np.sqrt(squares), np.sqrt(lost_squares)
-    return wide, norms, lost
+        for c in range(2):
+            behind[i, c] = own[i, c]
+            behind[i, 2 + c] = mix[c][0] * np.sqrt(lost) + mix[c][1] * np.sqrt(squares)
+    return wide, behind
+
+
+def _norms_by_source(table, ends):
+    norms = np.empty((len(ends), len(table)), table.dtype)
+    for r in range(len(table)):
+        begin = 0
+        for s in range(len(ends)):
+            squares = table.dtype.type(0)
+            for d in range(begin, ends[s]):
+                squares += table[r, d] * table[r, d]
+            norms[s, r] = np.sqrt(squares)
+            begin = ends[s]
+    return norms
 
 
 def _errors(target, decoded, bias, ends):
@@ -385,13 +439,14 @@ def _encoding_gradients(grad, x, rows, order, starts):
     return grad_weight, grad_bias
 
 
-_CHOICES = (_reaching, _largest, _order_by)
+_EXACT = (_reaching, _largest, _order_by, _normalized)
 _SUMS = (
     _entry_dots,
     _row_sums,
     _decoding_gradients,
     _encoding_gradients,
-    _rounded,
+    _widened,
+    _norms_by_source,
     _errors,
     _squared_distances,
     _scaled_by_source,

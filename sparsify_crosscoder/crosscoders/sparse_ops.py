@@ -276,6 +276,16 @@ def squared_distances(x: Tensor, centre: Tensor, widths: list[int]) -> Tensor:
     return torch.stack([part.sum() for part in (x - centre).pow(2).sum(0).split(widths)])
 
 
+def norms_by_source(table: Tensor, widths: list[int]) -> Tensor:
+    """L2 norm of each source's part of every row of `table` [R, D], `[S, R]`, without a gradient.
+
+    `widths` are those of the sources, whose columns lie side by side.
+    """
+    if cpu_kernels.serve_sums(table):
+        return cpu_kernels.norms_by_source(table, widths)
+    return torch.stack([part.norm(dim=1) for part in table.detach().split(widths, 1)])
+
+
 class _Errors(torch.autograd.Function):
     @staticmethod
     def forward(

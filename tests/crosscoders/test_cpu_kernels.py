@@ -164,6 +164,67 @@ def test_errors_and_distances_are_those_of_torch(seed, widths, pairs, dtype):
     assert_close(sums, scaled.double().sum(0), scaled.double().abs().sum(0))
 
 
+@runs_kernels
+@untimed
+@given(seeds, st.lists(st.integers(1, 20), min_size=1, max_size=3), st.integers(0, 9), dtypes)
+def test_norms_are_those_of_torch(seed, widths, rows, dtype):
+    generator = torch.Generator().manual_seed(seed)
+    table = torch.randn(rows, sum(widths), generator=generator, dtype=dtype)
+    want = torch.stack([part.double().norm(dim=1) for part in table.split(widths, 1)])
+    assert_close(cpu_kernels.norms_by_source(table, widths), want, want)
+
+
+@runs_kernels
+@untimed
+@given(seeds, st.lists(st.integers(1, 20), min_size=2, max_size=3), st.integers(0, 9))
+def test_normalised_activations_are_those_of_torch_to_the_last_bit(seed, widths, pairs):
+    generator = torch.Generator().manual_seed(seed)
+    parts = [torch.randn(pairs, width, generator=generator) for width in widths]
+    crosscoder = Crosscoder(widths, CrosscoderConfig(num_latents=4, k=1))
+    means = [torch.randn(width, generator=generator) for width in widths]
+    crosscoder.set_normalization(means, torch.rand(len(widths), generator=generator))
+    assert cpu_kernels.serve_parts(parts, widths)
+    assert torch.equal(crosscoder.normalize(parts), crosscoder.normalize(torch.cat(parts, 1)))
+
+
+@runs_kernels
+def test_activations_that_have_a_gradient_or_do_not_fit_are_not_for_the_kernels():
+    fit = [torch.zeros(4, 3), torch.zeros(4, 2)]
+    assert cpu_kernels.serve_parts(fit, [3, 2])
+    assert not cpu_kernels.serve_parts(fit, [2, 3]) and not cpu_kernels.serve_parts(fit[:1], [3, 2])
+    assert not cpu_kernels.serve_parts([fit[0], fit[1].bfloat16()], [3, 2])
+    assert not cpu_kernels.serve_parts([fit[0], fit[1].requires_grad_()], [3, 2])
+
+
+@runs_kernels
+@untimed
+@given(seeds, st.integers(0, 9), st.integers(1, 40))
+def test_rounded_matrices_are_those_of_torch(seed, rows, width):
+    generator = torch.Generator().manual_seed(seed)
+    matrix, own = (torch.randn(rows, n, generator=generator) for n in (width, 2))
+    wide = cpu_kernels.widened(matrix, own, ((2.0, 0.0), (0.5, 1.0)), width + 7)
+    rounded = matrix.bfloat16()
+    lost, norms = (matrix - rounded).norm(dim=1), matrix.norm(dim=1)
+    assert torch.equal(wide[:, :width], rounded)
+    assert torch.equal(wide[:, width : width + 2], own.bfloat16())
+    want = torch.stack([2 * lost, 0.5 * lost + norms], 1)
+    torch.testing.assert_close(wide[:, width + 2 : -3], want.bfloat16(), rtol=2**-7, atol=0)
+    assert not wide[:, -3:].any()
+
+
+@runs_kernels
+def test_rounding_is_to_the_nearest_and_of_two_to_the_even():
+    one, ulp = 1.0, 2.0**-7
+    exact = [one + ulp / 2, one + 3 * ulp / 2, one + ulp / 2 + 2**-23, 3e38, -one - 0.4 * ulp, -0.0]
+    matrix = torch.tensor([exact])
+    wide = cpu_kernels.widened(matrix, torch.ones(1, 2), ((1.0, 0.0), (0.0, 1.0)), 10)
+    assert wide[0, :3].tolist() == [one, one + 2 * ulp, one + ulp]
+    assert torch.equal(wide[:, :6], matrix.bfloat16())
+    infinite = torch.tensor([[torch.inf, torch.nan]])
+    wide = cpu_kernels.widened(infinite, torch.ones(1, 2), ((1.0, 0.0), (0.0, 1.0)), 6)
+    assert wide[0, 0] == torch.inf and wide[0, 5].isnan()
+
+
 def make(arch, screening):
     torch.manual_seed(0)
     options = {"num_latents": 64, "k": 4, "screening": screening}
