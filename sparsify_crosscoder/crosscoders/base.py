@@ -26,7 +26,7 @@ from ..world import ALONE, World
 from . import checkpoints, cpu_kernels, sparse_ops
 from .batch_topk import kth_largest
 from .partition import Partition
-from .preactivations import BoundedPreactivations, ExactPreactivations, has_fast_bfloat16
+from .preactivations import ExactPreactivations, has_fast_bfloat16, screened
 from .selection import (
     NUM_LEVELS,
     Entries,
@@ -353,8 +353,7 @@ class Crosscoder(SparseCoder):
         kept: bool = False,
     ) -> list[Any]:
         """What every block makes of its input, without a gradient; `kept` for several looks."""
-        exact = exact or self.screen_dtype is None
-        form = ExactPreactivations if exact else BoundedPreactivations
+        form = ExactPreactivations if exact or self.screen_dtype is None else screened
         bias = self.encoder.bias if bias is None else bias
         blocks = zip(self.partition.blocks, self.encoder.weights, inputs, strict=True)
         return [
@@ -472,19 +471,14 @@ class Crosscoder(SparseCoder):
     ) -> list[SparseCode]:
         """One code per block, over its pairs so many times, with gradients to the encoder."""
         codes = []
-        for block, weight, x, part in zip(
-            self.partition.blocks, self.encoder.weights, inputs, parts, strict=True
+        sizes = [len(block) for block in self.partition.blocks]
+        biases = [bias] if len(sizes) == 1 else bias.split(sizes)
+        for block, weight, b, x, part in zip(
+            self.partition.blocks, self.encoder.weights, biases, inputs, parts, strict=True
         ):
-            shape = (times * len(x), len(block))
             indices = part.latents - block.start if block.start else part.latents
-            codes.append(
-                sparse_ops.encode(
-                    x,
-                    self._reduced(weight, block),
-                    bias[block.start : block.stop],
-                    SparseCode(part.acts, indices, part.rows, shape),
-                )
-            )
+            code = SparseCode(part.acts, indices, part.rows, (times * len(x), len(block)))
+            codes.append(sparse_ops.encode(x, self._reduced(weight, block), b, code))
         return codes
 
     @property

@@ -14,6 +14,7 @@ import importlib.util
 import os
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from itertools import accumulate
 from typing import Any
 
@@ -216,6 +217,11 @@ def scaled_by_source(table: Tensor, scales: Tensor, widths: Sequence[int]) -> tu
 
 
 def _ends(widths: Sequence[int]) -> np.ndarray:
+    return _cached_ends(tuple(widths))
+
+
+@cache
+def _cached_ends(widths: tuple[int, ...]) -> np.ndarray:
     return np.array(list(accumulate(widths)), np.int64)
 
 

@@ -26,6 +26,8 @@ _ALIGNMENT = 32
 # Few enough for a CPU's cache to hold their differences.
 _ROWS_AT_ONCE = 512
 _PIECE_BYTES = 4 * 2**20
+# Of multiplications that take no longer than what bounds need around theirs.
+_CHEAP_PRODUCT = 2**23
 _SAMPLED_COLUMNS = 1024
 # So many standard deviations of what a sample can be off by.
 _CAUTION = 2.5
@@ -85,9 +87,11 @@ class Product:
 
     def reaching(self, cuts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rows, columns and values of the entries that reach `cuts` [m] > 0, in row-major order."""
-        size = self.at_once if self.left.device.type == "cpu" else max(len(self.right), 1)
+        size = self.at_once
+        if self.left.device.type != "cpu" or size >= len(self.right):
+            return _reaching(self.whole, cuts)
         found: list[tuple[Tensor, Tensor, Tensor]] = []
-        for start in range(0, max(len(self.right), 1), size):
+        for start in range(0, len(self.right), size):
             columns = slice(start, start + size)
             if self._whole is None:
                 piece = self.multiply(slice(0, len(self.left)), columns)
@@ -95,8 +99,6 @@ class Product:
                 piece = self._whole[:, columns]
             rows, inside, chosen = _reaching(piece, cuts[columns])
             found.append((rows, inside + start if start else inside, chosen))
-        if len(found) == 1:
-            return found[0]
         joined = [torch.cat(parts) for parts in zip(*found, strict=True)]
         order, _ = order_by(joined[0], len(self.left))
         rows, columns, chosen = (part[order] for part in joined)
@@ -159,6 +161,14 @@ class BoundedPreactivations:
 
     def sample(self, stride: int) -> Tensor:
         return self.product.multiply(slice(None, None, stride), slice(None)).to(self.x.dtype)
+
+
+def screened(
+    x: Tensor, weight: Tensor, bias: Tensor, kept: bool = False
+) -> BoundedPreactivations | ExactPreactivations:
+    """Bounds, or exact pre-activations where the kernels of a CPU serve and these cost no more."""
+    cheap = x.numel() * len(weight) <= _CHEAP_PRODUCT and cpu_kernels.serve(x)
+    return (ExactPreactivations if cheap else BoundedPreactivations)(x, weight, bias, kept)
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

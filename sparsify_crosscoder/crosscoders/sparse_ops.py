@@ -105,9 +105,10 @@ def concatenate_columns(codes: list[SparseCode], starts: list[int], num_latents:
         return codes[0]
     rows = torch.cat([code.rows for code in codes])
     order, _ = order_by(rows, codes[0].shape[0])
-    acts = torch.cat([code.acts for code in codes])[order]
-    indices = torch.cat([c.indices + s for c, s in zip(codes, starts, strict=True)])[order]
-    return SparseCode(acts, indices, rows[order], (codes[0].shape[0], num_latents))
+    acts = torch.cat([code.acts for code in codes])
+    indices = torch.cat([c.indices + s for c, s in zip(codes, starts, strict=True)])
+    acts, indices, rows = (part.index_select(0, order) for part in (acts, indices, rows))
+    return SparseCode(acts, indices, rows, (codes[0].shape[0], num_latents))
 
 
 def _use_kernels(table: Tensor) -> bool:

@@ -4,11 +4,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsify_crosscoder import CrosscoderConfig, DedicatedFeatureCrosscoder, DFCConfig
-from sparsify_crosscoder.crosscoders import Crosscoder
+from sparsify_crosscoder.crosscoders import Crosscoder, cpu_kernels, preactivations
 from sparsify_crosscoder.crosscoders.preactivations import (
     BoundedPreactivations,
     ExactPreactivations,
     Product,
+    screened,
 )
 
 untimed = settings(deadline=None)
@@ -165,6 +166,19 @@ def test_entries_that_reach_their_cuts_are_found_in_order_over_many_rows(width, 
         mine = rows < len(left)
         expected = (rows[mine], columns[mine], values[rows[mine], columns[mine]])
         assert all(map(torch.equal, found, expected))
+
+
+def test_a_cheap_product_is_made_exactly_where_kernels_serve(monkeypatch):
+    x, weight, bias = block(0, dtype=torch.float32)
+    for serve, most, form in (
+        (True, x.numel() * len(weight), ExactPreactivations),
+        (True, x.numel() * len(weight) - 1, BoundedPreactivations),
+        (False, x.numel() * len(weight), BoundedPreactivations),
+    ):
+        monkeypatch.setattr(cpu_kernels, "serve", lambda tensor, serve=serve: serve)
+        monkeypatch.setattr(preactivations, "_CHEAP_PRODUCT", most)
+        monkeypatch.setattr(cpu_kernels, "serve_sums", lambda tensor: False)
+        assert isinstance(screened(x, weight, bias), form)
 
 
 def test_only_bfloat16_screens():
