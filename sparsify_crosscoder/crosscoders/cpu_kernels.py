@@ -74,7 +74,7 @@ def _try_all() -> None:
     row_sums(x, places, places, x[0], 2)
     decoding_gradients(x, x[0], x, places, by_latent)
     encoding_gradients(x[0], x, places, by_latent)
-    widened(x, x, ((1.0, 0.0), (0.0, 1.0)), 6)
+    rounded(x, 4)
     norms_by_source(x, [2])
     normalized([x, x], torch.ones(4), x[0])
     errors(x, x, x[0], [2])
@@ -172,18 +172,13 @@ def encoding_gradients(
     return torch.from_numpy(grads[0]), torch.from_numpy(grads[1])
 
 
-def widened(
-    matrix: Tensor, own: Tensor, mix: tuple[tuple[float, float], ...], width: int
-) -> Tensor:
-    """`matrix` [rows, D] in bfloat16 with more columns behind it, `[rows, width]`.
+def rounded(matrix: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """`matrix` [rows, D] in float32, rounded to bfloat16 with zeros behind it, `[rows, width]`.
 
-    First `own` [rows, 2]. Then for each `(a, b)` of two in `mix`, `a` times the L2 norm of what
-    rounding took from a row and `b` times that of the row. Then zeros. All given is float32.
+    With the L2 norms of its rows, and those of what rounding took from them, `[rows]` each.
     """
-    bits, behind = _run(_widened, matrix, own, mix, width)
-    wide = torch.from_numpy(bits).view(torch.bfloat16)
-    wide[:, matrix.shape[1] : matrix.shape[1] + 4] = torch.from_numpy(behind)
-    return wide
+    wide, norms, lost = map(torch.from_numpy, _run(_rounded, matrix, width))
+    return wide.view(torch.bfloat16), norms, lost
 
 
 def norms_by_source(table: Tensor, widths: Sequence[int]) -> Tensor:
@@ -325,10 +320,10 @@ def _normalized(parts, mean, factors):
     return result
 
 
-def _widened(matrix, own, mix, width):
+def _rounded(matrix, width):
     num_rows, read = matrix.shape
     bits, wide = matrix.view(np.uint32), np.zeros((num_rows, width), np.int16)
-    behind = np.empty((num_rows, 4), matrix.dtype)
+    norms, lost = np.empty(num_rows, matrix.dtype), np.empty(num_rows, matrix.dtype)
     kept = np.empty(read, np.uint32)
     rounded = kept.view(matrix.dtype)
     for i in range(num_rows):
@@ -337,15 +332,13 @@ def _widened(matrix, own, mix, width):
             even = (bits[i, d] >> np.uint32(16)) & np.uint32(1)
             kept[d] = (bits[i, d] + np.uint32(0x7FFF) + even) & np.uint32(0xFFFF0000)
             wide[i, d] = kept[d] >> np.uint32(16)
-        lost, squares = matrix.dtype.type(0), matrix.dtype.type(0)
+        squares, lost_squares = matrix.dtype.type(0), matrix.dtype.type(0)
         for d in range(read):
             difference = matrix[i, d] - rounded[d]
-            lost += difference * difference
             squares += matrix[i, d] * matrix[i, d]
-        for c in range(2):
-            behind[i, c] = own[i, c]
-            behind[i, 2 + c] = mix[c][0] * np.sqrt(lost) + mix[c][1] * np.sqrt(squares)
-    return wide, behind
+            lost_squares += difference * difference
+        norms[i], lost[i] = np.sqrt(squares), np.sqrt(lost_squares)
+    return wide, norms, lost
 
 
 def _norms_by_source(table, ends):
@@ -451,7 +444,7 @@ _SUMS = (
     _row_sums,
     _decoding_gradients,
     _encoding_gradients,
-    _widened,
+    _rounded,
     _norms_by_source,
     _errors,
     _squared_distances,

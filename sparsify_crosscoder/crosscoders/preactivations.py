@@ -137,10 +137,15 @@ class BoundedPreactivations:
         # <x, w> = <x', w'> + <x - x', w> + <x', w - w'> for the rounded x' and w'. More columns add
         # the bias, and what the last two can be at most (Cauchy-Schwarz), to the product.
         width = -(-(x.shape[1] + 4) // _ALIGNMENT) * _ALIGNMENT
-        of_bias = torch.stack([bias, 2.0**-8 * _UP * bias.abs()], 1)
-        accumulated = 2.0**-24 * width
-        left = _widened(x, x.new_ones(len(x), 2), ((_UP, 0.0), (0.0, _UP)), width)
-        right = _widened(weight, of_bias, ((0.0, 1.0), (1.0, accumulated)), width)
+        few = all(cpu_kernels.serve_sums(m) and m.dtype == torch.float32 for m in (x, weight))
+        rounded = cpu_kernels.rounded if few else _rounded
+        (left, x_norms, x_lost), (right, norms, lost) = rounded(x, width), rounded(weight, width)
+        ones, bias_error = x.new_ones(len(x)), 2.0**-8 * _UP * bias.abs()
+        accumulated = 2.0**-24 * width * norms
+        last = slice(x.shape[1], x.shape[1] + 4)
+        left[:, last] = torch.stack([ones, ones, x_lost, x_norms], 1)
+        errors = [norms * _UP, (lost + accumulated) * _UP]
+        right[:, last] = torch.stack([bias, bias_error, *errors], 1)
         self.product = Product(left, right, None, kept)
 
     @property
@@ -181,25 +186,18 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     return False
 
 
-def _widened(
-    matrix: Tensor, own: Tensor, mix: tuple[tuple[float, float], ...], width: int
-) -> Tensor:
-    """`matrix` [rows, D] in bfloat16 with more columns behind it, `[rows, width]`.
+def _rounded(matrix: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The matrix in bfloat16 with columns of zeros behind it, `[rows, width]`.
 
-    First `own` [rows, 2]. Then for each `(a, b)` of two in `mix`, `a` times the L2 norm of what
-    rounding took from a row and `b` times that of the row. Then zeros.
+    With the L2 norms of its rows, and those of what rounding took from them, `[rows]` each.
     """
-    if cpu_kernels.serve_sums(matrix) and matrix.dtype == own.dtype == torch.float32:
-        return cpu_kernels.widened(matrix, own, mix, width)
-    wide = torch.zeros(len(matrix), width, dtype=torch.bfloat16, device=matrix.device)
-    rounded = wide[:, : matrix.shape[1]]
-    rounded.copy_(matrix)
-    pieces = zip(matrix.split(_ROWS_AT_ONCE), rounded.split(_ROWS_AT_ONCE), strict=True)
+    wide = torch.empty(len(matrix), width, dtype=torch.bfloat16, device=matrix.device)
+    wide[:, : matrix.shape[1]] = matrix
+    wide[:, matrix.shape[1] :] = 0
+    rounded = wide[:, : matrix.shape[1]].split(_ROWS_AT_ONCE)
+    pieces = zip(matrix.split(_ROWS_AT_ONCE), rounded, strict=True)
     lost = torch.cat([(a - b).norm(dim=1) for a, b in pieces])
-    norms = matrix.norm(dim=1)
-    columns = [*own.unbind(1), *(a * lost + b * norms for a, b in mix)]
-    wide[:, matrix.shape[1] : matrix.shape[1] + 4] = torch.stack(columns, 1)
-    return wide
+    return wide, matrix.norm(dim=1), lost
 
 
 def _lowered(cuts: Tensor) -> Tensor:

@@ -200,29 +200,26 @@ def test_activations_that_have_a_gradient_or_do_not_fit_are_not_for_the_kernels(
 @untimed
 @given(seeds, st.integers(0, 9), st.integers(1, 40))
 def test_rounded_matrices_are_those_of_torch(seed, rows, width):
-    generator = torch.Generator().manual_seed(seed)
-    matrix, own = (torch.randn(rows, n, generator=generator) for n in (width, 2))
-    wide = cpu_kernels.widened(matrix, own, ((2.0, 0.0), (0.5, 1.0)), width + 7)
-    rounded = matrix.bfloat16()
-    lost, norms = (matrix - rounded).norm(dim=1), matrix.norm(dim=1)
-    assert torch.equal(wide[:, :width], rounded)
-    assert torch.equal(wide[:, width : width + 2], own.bfloat16())
-    want = torch.stack([2 * lost, 0.5 * lost + norms], 1)
-    torch.testing.assert_close(wide[:, width + 2 : -3], want.bfloat16(), rtol=2**-7, atol=0)
-    assert not wide[:, -3:].any()
+    matrix = torch.randn(rows, width, generator=torch.Generator().manual_seed(seed))
+    wide, norms, lost = cpu_kernels.rounded(matrix, width + 3)
+    exact = matrix.double()
+    assert torch.equal(wide[:, :width], matrix.bfloat16()) and not wide[:, width:].any()
+    want = exact.norm(dim=1)
+    assert_close(norms, want, want)
+    want = (exact - matrix.bfloat16()).norm(dim=1)
+    assert_close(lost, want, want)
 
 
 @runs_kernels
 def test_rounding_is_to_the_nearest_and_of_two_to_the_even():
-    one, ulp = 1.0, 2.0**-7
-    exact = [one + ulp / 2, one + 3 * ulp / 2, one + ulp / 2 + 2**-23, 3e38, -one - 0.4 * ulp, -0.0]
-    matrix = torch.tensor([exact])
-    wide = cpu_kernels.widened(matrix, torch.ones(1, 2), ((1.0, 0.0), (0.0, 1.0)), 10)
-    assert wide[0, :3].tolist() == [one, one + 2 * ulp, one + ulp]
-    assert torch.equal(wide[:, :6], matrix.bfloat16())
-    infinite = torch.tensor([[torch.inf, torch.nan]])
-    wide = cpu_kernels.widened(infinite, torch.ones(1, 2), ((1.0, 0.0), (0.0, 1.0)), 6)
-    assert wide[0, 0] == torch.inf and wide[0, 5].isnan()
+    ulp = 2.0**-7
+    matrix = torch.tensor([[1 + ulp / 2, 1 + 3 * ulp / 2, 1 + ulp / 2 + 2**-23, -1 - 0.4 * ulp]])
+    wide, _, lost = cpu_kernels.rounded(matrix, 4)
+    assert wide.tolist() == [[1, 1 + 2 * ulp, 1 + ulp, -1]]
+    assert lost.item() == pytest.approx((3 / 4 + 0.4**2) ** 0.5 * ulp, rel=1e-4)
+    extremes = torch.tensor([[3.4e38, -0.0, 1e-42, torch.inf, -torch.inf]])
+    wide, norms, _ = cpu_kernels.rounded(extremes, 5)
+    assert torch.equal(wide, extremes.bfloat16()) and norms == torch.inf
 
 
 def make(arch, screening):
