@@ -2,8 +2,8 @@
 
 N pairs, M latents, D width, E active entries. Each function does in one call what takes torch ten,
 and calls are most of a small step's time. Nothing here is differentiable. Of the same scores, torch
-selects the same, to the last bit. Sums have a fixed order, so two runs on the same arguments give the
-same bits.
+selects the same, to the last bit. Sums have a fixed order, so two runs on the same arguments give
+the same bits.
 
 numba is imported by `start`, when training begins; before that, and without numba, nothing serves.
 """
