@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 FORWARD_COST, FORWARD_COST_CPU = 1024, 64
 """How many tokens a model could read in the time that a forward takes beyond its own tokens: a
-rough value, and that for a model whose weights are all in the CPU's memory."""
+rough value, and that on a CPU."""
 
 
 class Batch(NamedTuple):

@@ -115,8 +115,8 @@ def run_harvest(
     kept = [_Kept.empty(source, num_pairs) for source in sources]
 
     def run(members: list[int], cancelled: Event) -> None:
-        model = sources[members[0]].model
-        on_cpu = all(weight.device.type == "cpu" for weight in model.parameters())
+        # By where it computes: a model that is partly offloaded gives the bits of a whole one.
+        on_cpu = input_device(sources[members[0]].model).type == "cpu"
         cost = FORWARD_COST_CPU if on_cpu else FORWARD_COST
         for batch in batches_by_length(texts, members, counts, batch_size, cost):
             if cancelled.is_set():

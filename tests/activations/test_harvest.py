@@ -343,16 +343,20 @@ def not_loaded(model):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_offloaded_model_gives_the_same_bits_and_is_offloaded_again(kind, tmp_path):
-    windows = random_windows(8, same_tokens=True)
-    expected, _ = harvest_windows(
-        [source(tiny_model(kind), 2)] * 2, windows, range(8), batch_size=3
-    )
+    windows = random_windows(24, same_tokens=True, max_tokens=100)  # of lengths worth batches
+    whole = source(tiny_model(kind), 2)
+    batches = count_forwards(whole.model)
+    expected, _ = harvest_windows([whole] * 2, windows, range(24), batch_size=12)
+    assert len(batches) > 2
     model = offloaded(tiny_model(kind), tmp_path)
     before = not_loaded(model)
     assert len(before) > 10 and model.device.type == "meta"
     sources = [source(model, 2)] * 2
+    again = count_forwards(model)
     for _ in range(2):
-        found, _ = harvest_windows(sources, windows, range(8), batch_size=3)
+        again.clear()
+        found, _ = harvest_windows(sources, windows, range(24), batch_size=12)
+        assert again == batches
         assert torch.equal(found[0], expected[0])
         assert found[0].device.type == "cpu"
         assert not_loaded(model) == before
