@@ -1,7 +1,7 @@
-"""Harvest into a store, against the models' forward passes alone and against full ones with hooks.
+"""What activation stores cost: to harvest, to read, and in what is trained on fewer bits.
 
-    python examples/benchmarks/harvest.py           20,000 pairs, fifteen minutes
-    python examples/benchmarks/harvest.py --quick   4,000 pairs, under two minutes
+    python examples/benchmarks/harvest.py           forty minutes
+    python examples/benchmarks/harvest.py --quick   far fewer pairs, under two minutes
 
 On the models and the text that `make demo` leaves (`--data`): SmolLM2-135M-Instruct at layers.15
 and Gemma 3 270M at layers.9, windows of at most 256 tokens that are aligned already, 16 in a batch:
@@ -19,13 +19,26 @@ rounds' ratios. The CPU's time says more where other programs run, but has no wa
 With one thread (the default) models take turns; with more (`--threads`) the first two ways run them
 side by side, the cores divided among them.
 
-The script ends with exit code 1 if a claim in `CLAIMS` does not hold. With `--quick` the ratio
-to forwards alone is no claim: what a store costs once is much of so short a harvest.
+For the other two parts, windows from the same texts are harvested once, in float32 by models in
+float32, and these pairs are written again in every dtype.
+
+reading   shuffled batches of 512 from a store that holds the pairs four times over, both ways in
+          which `StoreStream` shuffles, from a store just opened (every block's checksum is tested)
+          and in the epoch after; beside reading the same files from beginning to end, and beside
+          the demo's training on pairs in memory
+dtypes    bytes, error of what is stored, and what the demo's DFC loses in held-out FVE when it is
+          trained on it: the same weights at the beginning, the same pairs in the same order, and
+          all are evaluated on the float32 activations
+
+The script ends with exit code 1 if a claim in `AT_LEAST` or `AT_MOST` does not hold. With `--quick`
+some are no claims: what a store costs once is much of so short a harvest, and a few steps of a
+small crosscoder say nothing of FVE.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import platform
 import shutil
 import sys
@@ -36,13 +49,15 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from time import perf_counter, process_time
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
 from machine import processor
+from rates import Rates, add, ratio, timed
 from step_report import table
+from store_dtypes import EXACT, dtypes_tables, encode_again, measure_dtypes
+from store_reading import measure_reading, reading_table
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
@@ -58,21 +73,48 @@ from sparsify_crosscoder.activations.store import ActivationStore
 from sparsify_crosscoder.activations.text import load_texts
 from sparsify_crosscoder.activations.windows import prepare_windows
 from sparsify_crosscoder.files import atomic_write_json
+from sparsify_crosscoder.training.allocator import keep_freed_memory
 
 MODELS = ("smollm2-135m-instruct", "gemma-3-270m")
 HOOKPOINTS = ("layers.15", "layers.9")
 CTX_LEN, BATCH_SIZE = 256, 16
-PAIRS, ROUNDS = 20_000, 5
-QUICK_PAIRS, QUICK_ROUNDS = 4_000, 2
 HARVEST, ALONE, FULL = "harvest", "forwards alone", "full forwards"
-CLAIMS = {
+
+
+class Sizes(NamedTuple):
+    """How much is measured."""
+
+    pairs: int = 20_000
+    """Harvested in every round."""
+
+    rounds: int = 5
+    stored_pairs: int = 60_000
+    """In the store that is read and trained on."""
+
+    copies: int = 4
+    """Of them, in the store that is read."""
+
+    reading_rounds: int = 3
+    steps: int = 1000
+    """Of training on every dtype."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    held_out_pairs: int = 8192
+    num_latents: int = 8192
+
+
+QUICK = Sizes(4_000, 2, 3_000, 4, 1, 20, (0,), 500, 1024)
+AT_LEAST = {
     "harvest to forwards alone": 0.9,
     "harvest to full forwards": 1.6,
     "cosine with full forwards": 0.999,
+    "reading to training": 5.0,
 }
-"""The least that must be found."""
-
-NOT_WITH_QUICK = {"harvest to forwards alone"}
+AT_MOST = {
+    "int8's cost in held-out FVE": 0.002,
+    "int8's bytes to bfloat16's": 0.51,
+}
+NOT_WITH_QUICK = {"harvest to forwards alone", "int8's cost in held-out FVE"}
 
 Inputs = dict[str, Tensor]
 
@@ -179,23 +221,15 @@ def forwards_alone(sources: Sequence[Source], batches: Sequence[Sequence[Inputs]
 
 def in_turns(
     ways: Mapping[str, Callable[[], object]], rounds: int, pairs: int
-) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+) -> tuple[Rates, Rates]:
     """Pairs per second of each way in each round, on the clock and in the CPU's time."""
-    rates: dict[str, list[float]] = {way: [] for way in ways}
-    cpu_rates: dict[str, list[float]] = {way: [] for way in ways}
+    rates: Rates = {}
+    cpu_rates: Rates = {}
     for number in range(rounds):
         for way, run in ways.items():
-            begun, cpu_begun = perf_counter(), process_time()
-            run()
-            rates[way].append(pairs / (perf_counter() - begun))
-            cpu_rates[way].append(pairs / (process_time() - cpu_begun))
+            add(rates, cpu_rates, way, timed(run, pairs))
             print(f"round {number + 1}, {way}: {rates[way][-1]:,.0f}/s", file=sys.stderr)
     return rates, cpu_rates
-
-
-def ratio(rates: Mapping[str, Sequence[float]], way: str, other: str) -> float:
-    """How many times the rate of `other` that of `way` is: the median over the rounds."""
-    return median(a / b for a, b in zip(rates[way], rates[other], strict=True))
 
 
 def measure_harvest(
@@ -257,17 +291,55 @@ def measure_harvest(
     }
 
 
+def measure_store(
+    data: Path, folder: Path, sizes: Sizes, *, device: torch.device
+) -> dict[str, dict[str, Any]]:
+    """The parts on reading and on dtypes, from one harvest in float32."""
+    sources = demo_sources(data, device, EXACT)
+    windows = first_windows(data / "texts.jsonl", sources, sizes.stored_pairs)
+    exact = ActivationStore.create(
+        folder / EXACT, sources, windows, batch_size=BATCH_SIZE, dtype=EXACT
+    )
+    del sources
+    gc.collect()
+    keep_freed_memory()  # as the training command does
+    larger = folder / "larger"
+    stores = {
+        dtype: encode_again(exact, larger / dtype, dtype, copies=sizes.copies)
+        for dtype in ("bfloat16", "int8")
+    }
+    reading = measure_reading(stores, folder, rounds=sizes.reading_rounds, device=device)
+    del stores
+    shutil.rmtree(larger)
+    dtypes = measure_dtypes(
+        exact,
+        folder,
+        steps=sizes.steps,
+        seeds=sizes.seeds,
+        held_out_pairs=sizes.held_out_pairs,
+        device=device,
+        num_latents=sizes.num_latents,
+    )
+    return {"reading": reading, "dtypes": dtypes}
+
+
 # Report
 
 
 def judge(parts: Mapping[str, Mapping[str, Any]], quick: bool = False) -> list[dict[str, Any]]:
-    """What the measured parts have found for every claim that is made."""
+    """What the measured parts have found for every claim that is made of them."""
     found = {claim: value for part in parts.values() for claim, value in part["found"].items()}
-    return [
-        {"claim": claim, "at_least": least, "found": found[claim], "holds": found[claim] >= least}
-        for claim, least in CLAIMS.items()
-        if not (quick and claim in NOT_WITH_QUICK)
-    ]
+    judged = []
+    for bound, claims in (("at least", AT_LEAST), ("at most", AT_MOST)):
+        for claim, value in claims.items():
+            if claim not in found or (quick and claim in NOT_WITH_QUICK):
+                continue
+            holds = found[claim] >= value if bound == "at least" else found[claim] <= value
+            judged.append(
+                {"claim": claim, "bound": f"{bound} {value:g}", "found": found[claim]}
+                | {"holds": holds}
+            )
+    return judged
 
 
 def harvest_table(measured: Mapping[str, Any]) -> list[str]:
@@ -291,18 +363,19 @@ def harvest_table(measured: Mapping[str, Any]) -> list[str]:
 
 def show(report: Mapping[str, Any]) -> str:
     """The report as tables."""
+    tables = {"harvest": harvest_table, "reading": reading_table, "dtypes": dtypes_tables}
     lines = [
         f"{report['processor']}, torch {report['versions']['torch']}, {report['dtype']}, "
         f"{report['threads']} thread(s).",
         "",
-        *harvest_table(report["parts"]["harvest"]),
-        "",
     ]
+    for part, measured in report["parts"].items():
+        lines += [*tables[part](measured), ""]
     cells = [
-        [c["claim"], f"{c['at_least']:g}", f"{c['found']:.4g}", "pass" if c["holds"] else "FAIL"]
+        [c["claim"], c["bound"], f"{c['found']:.4g}", "pass" if c["holds"] else "FAIL"]
         for c in report["claims"]
     ]
-    return "\n".join([*lines, *table(["claim", "at least", "found", ""], cells)])
+    return "\n".join([*lines, *table(["claim", "", "found", ""], cells)])
 
 
 def main() -> int:
@@ -320,19 +393,24 @@ def main() -> int:
         raise SystemExit(f"'{args.data}' holds no models and texts; `make demo` leaves some.")
     torch.set_num_threads(args.threads)
     device = torch.device(args.device) if args.device else pick_device()
-    pairs, rounds = (QUICK_PAIRS, QUICK_ROUNDS) if args.quick else (PAIRS, ROUNDS)
+    sizes = QUICK if args.quick else Sizes()
 
     sources = demo_sources(args.data, device, args.dtype)
-    windows = first_windows(args.data / "texts.jsonl", sources, pairs)
+    windows = first_windows(args.data / "texts.jsonl", sources, sizes.pairs)
     whole = [load_language_model(s.name, device=device, dtype=args.dtype)[0] for s in sources]
-    with TemporaryDirectory() as folder:
-        parts = {"harvest": measure_harvest(sources, whole, windows, Path(folder), rounds=rounds)}
+    dtype = str(sources[0].model.dtype).removeprefix("torch.")
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        parts = {"harvest": measure_harvest(sources, whole, windows, folder, rounds=sizes.rounds)}
+        del sources, whole
+        gc.collect()
+        parts |= measure_store(args.data, folder, sizes, device=device)
     names = ("sparsify-crosscoder", "torch", "transformers", "datasets")
     report = {
         "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "versions": {"python": platform.python_version(), **{n: version(n) for n in names}},
         "threads": args.threads,
-        "dtype": str(sources[0].model.dtype).removeprefix("torch."),
+        "dtype": dtype,
         "parts": parts,
         "claims": judge(parts, args.quick),
     }

@@ -13,10 +13,14 @@ from windows_for_tests import random_windows
 
 from sparsify_crosscoder.activations.harvest import harvest_windows
 from sparsify_crosscoder.activations.sources import load_language_model, load_sources
+from sparsify_crosscoder.activations.store import ActivationStore
+from sparsify_crosscoder.activations.stream import StoreStream
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "examples" / "benchmarks"))
 benchmark = importlib.import_module("harvest")
+store_dtypes = importlib.import_module("store_dtypes")
+store_reading = importlib.import_module("store_reading")
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +44,14 @@ def whole(names):
 @pytest.fixture
 def windows():
     return random_windows(11)
+
+
+@pytest.fixture(scope="module")
+def exact(sources, tmp_path_factory):
+    path = tmp_path_factory.mktemp("exact") / "store"
+    return ActivationStore.create(
+        path, sources, random_windows(40), batch_size=8, dtype="float32", shard_pairs=100
+    )
 
 
 def test_full_forwards_find_what_a_harvest_finds(sources, whole, windows):
@@ -86,7 +98,7 @@ def test_all_ways_are_measured_on_the_same_pairs(threads, sources, whole, window
     assert {way: len(rates) for way, rates in measured["rates"].items()} == dict.fromkeys(
         ("harvest", "forwards alone", "full forwards"), 2
     )
-    assert measured["found"].keys() == benchmark.CLAIMS.keys()
+    assert measured["found"].keys() < benchmark.AT_LEAST.keys()
     assert measured["found"]["cosine with full forwards"] > 0.999
     assert all(0 <= share < 2 for padded in measured["padded"].values() for share in padded)
     report = {"processor": "one", "versions": {"torch": "2"}, "dtype": "float32", "threads": 1}
@@ -102,13 +114,103 @@ def test_a_ratio_is_the_median_over_the_rounds():
     assert benchmark.ratio(rates, "b", "a") == 0.5
 
 
-def test_claims_hold_from_their_least_value_on():
-    found = dict(benchmark.CLAIMS)
+def test_claims_hold_up_to_their_bounds():
+    found = benchmark.AT_LEAST | benchmark.AT_MOST
     assert all(claim["holds"] for claim in benchmark.judge({"any": {"found": found}}))
     found["harvest to forwards alone"] -= 0.01
+    found["int8's cost in held-out FVE"] += 0.001
     judged = benchmark.judge({"any": {"found": found}})
-    assert [claim["holds"] for claim in judged] == [False, True, True]
+    failed = [claim["claim"] for claim in judged if not claim["holds"]]
+    assert failed == ["harvest to forwards alone", "int8's cost in held-out FVE"]
     assert all(claim["holds"] for claim in benchmark.judge({"any": {"found": found}}, quick=True))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "int8"])
+def test_a_store_written_again_is_one_that_can_be_verified(exact, dtype, tmp_path):
+    again = store_dtypes.encode_again(exact, tmp_path / "s", dtype, copies=3, shard_pairs=100)
+    again.verify()
+    assert len(again) == 3 * len(exact) and again.dtype == dtype and again.num_shards > 3
+    assert len(set(again.windows["text_id"])) == 3 * len(set(exact.windows["text_id"]))
+    numbers = torch.arange(len(again))
+    expected = exact.rows(numbers % len(exact))
+    for x, x_again in zip(expected, again.rows(numbers), strict=True):
+        torch.testing.assert_close(x_again.float(), x, rtol=0.01, atol=0.05)
+
+
+def test_errors_are_shares_of_the_variance_and_none_in_float32(exact, tmp_path):
+    def errors(dtype):
+        stored = store_dtypes.encode_again(exact, tmp_path / dtype, dtype)
+        return store_dtypes.stored_errors(stored, exact)
+
+    assert all(one == 0 for found in errors("float32").values() for one in found)
+    int8, bfloat16 = errors("int8"), errors("bfloat16")
+    for s in range(2):
+        assert 1e-6 < bfloat16["pooled"][s] < 1e-4
+        assert 1e-6 < int8["median"][s] <= int8["worst"][s] < 1e-3
+
+
+def test_all_ways_of_reading_are_measured_beside_training(exact, tmp_path):
+    stores = {
+        dtype: store_dtypes.encode_again(exact, tmp_path / dtype, dtype, copies=8)
+        for dtype in ("bfloat16", "int8")
+    }
+    assert len(exact) * 8 > store_reading.BATCH
+    measured = store_reading.measure_reading(stores, tmp_path, rounds=2, steps=2)
+    assert len(measured["rates"]) == 1 + 2 * (1 + 2 * 2)
+    assert {len(rates) for rates in measured["rates"].values()} == {2}
+    assert measured["found"].keys() < benchmark.AT_LEAST.keys()
+    shown = "\n".join(store_reading.reading_table(json.loads(json.dumps(measured))))
+    assert "| trainer " in shown and "| int8, pair by pair, second epoch " in shown
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("regime", store_reading.REGIMES)
+def test_two_epochs_of_a_store_opened_anew_are_read(exact, regime, monkeypatch):
+    read = []
+    rows = StoreStream._read
+    monkeypatch.setattr(StoreStream, "_read", lambda *args: read.append(args) or rows(*args))
+    monkeypatch.setattr(store_reading, "BATCH", 32)
+    took = store_reading.read_epochs(exact.path, store_reading.REGIMES[regime])
+    steps = len(exact) // 32
+    assert [one.pairs for one in took] == [steps * 32] * 2
+    assert [args[1:] for args in read] == [(32 * i, 32 * i + 32) for i in range(2 * steps)]
+    stream = read[0][0]
+    assert stream._epochs.whole == (regime == "pair by pair")
+    assert sum(int(blocks.sum()) for blocks in stream.store._checked) > 1
+
+
+def test_what_training_on_each_dtype_costs_is_measured_on_exact_activations(exact, tmp_path):
+    measured = store_dtypes.measure_dtypes(
+        exact,
+        tmp_path,
+        steps=8,
+        seeds=(0, 1),
+        held_out_pairs=100,
+        num_latents=128,
+        pairs_per_step=64,
+        k=8,
+    )
+    assert list(measured["runs"]) == ["float32", "bfloat16", "float16", "int8"]
+    assert 100 <= measured["held_out_pairs"] < len(exact)
+    assert measured["found"].keys() == benchmark.AT_MOST.keys()
+    assert all(cost == 0 for cost in store_dtypes.costs(measured, "float32")["fve"])
+    fves = [run["fve"] for run in measured["runs"]["float32"]]
+    assert len(set(fves)) == 2
+    assert all(abs(cost) < 0.05 for cost in store_dtypes.costs(measured, "int8")["fve"])
+    sizes = measured["bytes_per_pair"]
+    assert sizes["float16"] == pytest.approx(sizes["bfloat16"], rel=1e-3)
+    assert sizes["int8"] < sizes["bfloat16"] < sizes["float32"]
+    shown = "\n".join(store_dtypes.dtypes_tables(json.loads(json.dumps(measured))))
+    assert "| int8 " in shown and "8 steps, 2 seed(s)" in shown
+
+
+def test_a_dtype_that_cannot_hold_the_activations_is_said_to(exact, tmp_path, monkeypatch):
+    rows = ActivationStore.rows
+    monkeypatch.setattr(
+        ActivationStore, "rows", lambda self, index: [x * 1e6 for x in rows(self, index)]
+    )
+    with pytest.raises(ValueError, match="too large for float16"):
+        store_dtypes.encode_again(exact, tmp_path / "s", "float16")
 
 
 def test_without_the_demos_models_it_says_what_leaves_some(monkeypatch, tmp_path):
