@@ -172,9 +172,9 @@ def _columns(windows: Dataset) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _describe(source: Source) -> dict[str, Any]:
-    # Truncation and padding change with how a tokenizer was last called.
-    tokenizer = json.loads(source.tokenizer.backend_tokenizer.to_str())
-    tokenizer |= {"truncation": None, "padding": None}
+    # Truncation and padding, which come first, change with how a tokenizer was last called.
+    tokenizer = source.tokenizer.backend_tokenizer.to_str()
+    tokenizer = tokenizer[tokenizer.index('"added_tokens":') :]
     return {
         "name": source.name,
         "revision": getattr(source.model.config, "_commit_hash", None),
@@ -182,5 +182,5 @@ def _describe(source: Source) -> dict[str, Any]:
         "width": source.width,
         "model_dtype": str(source.model.dtype).removeprefix("torch."),
         "weights": weights_digest(source.model),
-        "tokenizer": hashlib.sha256(json.dumps(tokenizer, sort_keys=True).encode()).hexdigest(),
+        "tokenizer": hashlib.sha256(tokenizer.encode()).hexdigest(),
     }

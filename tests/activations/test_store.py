@@ -610,6 +610,16 @@ def test_a_model_that_moved_is_the_same_source(whole):
     assert ActivationStore.create(whole, moved, WINDOWS, **SETTINGS).report.pairs == 0
 
 
+def test_how_a_tokenizer_was_last_called_does_not_make_another_source(whole):
+    tokenizer = byte_level_tokenizer()
+    tokenizer(["a text"], truncation=True, max_length=3, padding="max_length")
+    again = [dataclasses.replace(source, tokenizer=tokenizer) for source in SOURCES]
+    assert ActivationStore.create(whole, again, WINDOWS, **SETTINGS).report.pairs == 0
+    tokenizer.add_tokens(["another"])
+    with pytest.raises(ValueError, match="other activations"):
+        ActivationStore.create(whole, again, WINDOWS, **SETTINGS)
+
+
 def test_a_model_with_other_weights_is_another_source(whole):
     model = tiny_model("llama", seed=1).bfloat16()
     sources = [dataclasses.replace(SOURCES[0], model=model), SOURCES[1]]
