@@ -175,16 +175,16 @@ def write_shard(file: Path, activations: Sequence[Tensor], dtype: str) -> dict[s
     stored: dict[str, list[Tensor]] = {"activations": [], "scale": [], "center": [], "spread": []}
     for s, x in enumerate(activations):
         if dtype == "int8":
-            for name, tensor in _quantize(x.cpu()).items():
-                stored[name].append(tensor)
+            for name, tensor in _quantize(x).items():
+                stored[name].append(tensor.cpu())
             continue
-        values = x.to("cpu", getattr(torch, dtype)).contiguous()
-        if not values.isfinite().all():
+        values = x.to(getattr(torch, dtype)).contiguous()
+        if values.numel() and not all(extreme.isfinite() for extreme in values.aminmax()):
             raise ValueError(
                 f"Activations of source {s} are too large for {dtype}; store them as bfloat16, "
                 "float32 or int8."
             )
-        stored["activations"].append(values)
+        stored["activations"].append(values.cpu())
     seed = _table_checksum(stored["center"] + stored["spread"])
     checksums = [
         _checksum([x[i : i + CHECKED_PAIRS] for x in stored["activations"] + stored["scale"]], seed)
@@ -225,8 +225,8 @@ def damaged(file: Path, reason: str) -> ValueError:
 def _quantize(x: Tensor) -> dict[str, Tensor]:
     spread, center = torch.std_mean(x.float(), dim=0, correction=0)
     spread[spread == 0] = 1
-    values = torch.empty(x.shape, dtype=torch.int8)
-    scale = torch.empty(len(x))
+    values = x.new_empty(x.shape, dtype=torch.int8)
+    scale = x.new_empty(len(x), dtype=torch.float32)
     for i in range(0, len(x), _QUANTIZED_AT_ONCE):
         part = slice(i, i + _QUANTIZED_AT_ONCE)
         z = (x[part].float() - center) / spread
