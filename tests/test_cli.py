@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -320,6 +321,32 @@ def test_two_processes_harvest_the_bytes_of_one(inputs):
     assert files[0] == files[1]
 
 
+def test_machines_without_a_common_disk_harvest_halves_that_merge(inputs, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    argv = command(inputs, "--cache", "store", "--shard_pairs", "700", "--pairs", "6000")
+    machines = []
+    for node in ("0", "1"):
+        (tmp_path / node).mkdir()
+        where = ["--master-addr", "127.0.0.1", "--master-port", str(port), "--node-rank", node]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", *where]
+        ours = ["-m", "sparsify_crosscoder", "harvest"]
+        machines.append(spawn(argv, *torchrun, *ours, cwd=tmp_path / node))
+    for process in machines:
+        out, _ = process.communicate(timeout=280)
+        assert process.returncode == 1 and "Bring the folders to one machine" in out, out
+    main(["store", "0/store", "1/store", "--merge_into", "both"])
+    main(
+        ["harvest", *command(inputs, "--cache", "alone", "--shard_pairs", "700"), "--pairs", "6000"]
+    )
+    both, alone = (
+        {file.name: file.read_bytes() for file in Path(folder).glob("shard_*")}
+        for folder in ("both", "alone")
+    )
+    assert len(both) > 5 and both == alone
+
+
 def test_a_store_says_what_it_holds_and_shows_pairs_as_text(inputs, capsys):
     main(["harvest", *command(inputs, "--cache", "store", "--pairs", "500")])
     capsys.readouterr()
@@ -481,11 +508,11 @@ def test_finetuning_begins_with_the_given_weights(inputs):
     assert torch.equal(after.factors, before.factors)
 
 
-def spawn(argv: list[str], *prefix: str) -> subprocess.Popen[str]:
+def spawn(argv: list[str], *prefix: str, cwd: Path | None = None) -> subprocess.Popen[str]:
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     return subprocess.Popen(
         [*(prefix or (sys.executable, "-m", "sparsify")), *argv],
-        env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=env, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
 

@@ -98,6 +98,11 @@ def shard_name(number: int) -> str:
     return f"shard_{number:06d}.safetensors"
 
 
+def note_of(file: Path) -> Path:
+    """The file beside a shard that says that it is whole, while its part is unfinished."""
+    return file.with_suffix(".json")
+
+
 def windows_name(part: int) -> str:
     return f"windows_{part:03d}"
 

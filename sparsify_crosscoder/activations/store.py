@@ -62,7 +62,8 @@ from .manifest import (
 from .order import split_windows
 from .shards import Shard, StoredRows, damaged, hash_file, join_rows, num_checked_blocks
 from .sources import Source
-from .store_writing import drop_unfinished, harvest_into, merge_stores
+from .store_merging import drop_unfinished, merge_stores
+from .store_writing import harvest_into
 
 # A mapped file counts as memory of the process, in the worst case all of it.
 _MAPPED_AT_ONCE = 2**27

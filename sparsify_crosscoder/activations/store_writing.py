@@ -1,4 +1,4 @@
-"""Writing a store: harvests that share the work, resume, append; merging what several wrote.
+"""Writing a store: harvests that share the work, resume and append.
 
 A part of a store is one harvest: its windows, and which of them go into which shard, are settled
 before a model runs. Rank r of W writes every W-th shard. A shard that is whole has a note beside it
@@ -22,11 +22,11 @@ import numpy as np
 import torch.distributed as dist
 from datasets import Dataset
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from ..files import atomic_path, atomic_write_json, remove_leftovers
 from ..world import current_world
 from .harvest import HarvestReport, run_harvest
+from .harvest_progress import HarvestProgress
 from .manifest import (
     LOCK,
     MANIFEST,
@@ -36,12 +36,13 @@ from .manifest import (
     load_part_windows,
     new_manifest,
     new_part,
+    note_of,
     read_manifest,
     shard_name,
     shift_texts,
     windows_name,
 )
-from .shards import DTYPES, bytes_per_pair, damaged, hash_file, write_shard
+from .shards import DTYPES, bytes_per_pair, hash_file, write_shard
 from .sources import Source
 
 _SHARD_BYTES, _SHARD_PAIRS = 2**28, 2**16
@@ -77,12 +78,18 @@ def harvest_into(
     first = current_world().rank == 0
     with writing(path) if first else nullcontext():
         while (part := _first_rank_tells(begin)) is not None:
-            if not (path / MANIFEST).exists():  # a machine with a folder of its own
-                begin()
+            if not (path / MANIFEST).exists() and os.environ.get("LOCAL_RANK") == "0":
+                with writing(path):  # a machine with a folder of its own
+                    begin()
+            _wait()
             report += _harvest_part(path, sources, part)
             _wait()
-            if first:
-                _finish(path, part)
+            if missing := _first_rank_tells(lambda part=part: _finish(path, part)):
+                raise ValueError(
+                    f"{missing} shards are not in '{path}': other machines wrote them to folders "
+                    "of their own. Bring the folders to one machine and join them: "
+                    "`sparsify-crosscoder store FOLDER ... --merge_into NEW`."
+                )
     return report
 
 
@@ -116,32 +123,7 @@ def writing(path: Path) -> Iterator[None]:
             shutil.rmtree(path)
 
 
-def drop_unfinished(path: Path) -> int:
-    """Remove the unfinished last part of a store, and say how many shards of it there were.
-
-    Raises ValueError if every part is complete, or nothing would be left.
-    """
-    with writing(path):
-        manifest = read_manifest(path)
-        if manifest is None or manifest["parts"][-1]["complete"]:
-            raise ValueError(f"'{path}' has no unfinished part.")
-        if len(manifest["parts"]) == 1:
-            raise ValueError(f"'{path}' has no part that is complete: delete the folder.")
-        dropped = manifest["parts"].pop()
-        atomic_write_json(path / MANIFEST, manifest)
-        notes = 0
-        for file in path.glob("shard_*"):
-            if int(file.stem.removeprefix("shard_")) >= dropped["first_shard"]:
-                notes += file.suffix == ".json"
-                file.unlink()
-        shutil.rmtree(path / windows_name(len(manifest["parts"])), ignore_errors=True)
-        return notes
-
-
-# One part
-
-
-class _Plan(NamedTuple):
+class Plan(NamedTuple):
     """Which windows of a part go into which shard."""
 
     bounds: list[tuple[int, int]]
@@ -153,11 +135,12 @@ class _Plan(NamedTuple):
     files: list[Path]
 
 
-def _plan(path: Path, part: dict[str, Any], windows: Dataset) -> _Plan:
+def plan_part(path: Path, part: dict[str, Any], windows: Dataset) -> Plan:
+    """How the windows of a part of the store at `path` are divided."""
     num_pairs = np.asarray(windows["num_pairs"], dtype=np.int64)
     text_ids = np.asarray(windows["text_id"], dtype=np.int64)
     bounds = shard_bounds(num_pairs, text_ids, part["settings"]["shard_pairs"])
-    return _Plan(
+    return Plan(
         bounds,
         [int(num_pairs[slice(*bound)].sum()) for bound in bounds],
         [path / shard_name(part["first_shard"] + i) for i in range(len(bounds))],
@@ -176,17 +159,17 @@ def _begin(
     manifest = read_manifest(path) or wanted
     parts = manifest["parts"]
     if identity(manifest) != identity(wanted):
-        _refuse(path, "sources", manifest["sources"], wanted["sources"])
+        refuse(path, "sources", manifest["sources"], wanted["sources"])
     covered, rest = _covered(parts, windows)
     if rest is None or not parts:
         different = [parts[n]["settings"] for n in covered if parts[n]["settings"] != settings]
         if different:
-            _refuse(path, "settings", different[0], settings)
+            refuse(path, "settings", different[0], settings)
     elif not append:
         asked = {"count": len(windows), "sha256": hash_windows(windows)}
-        _refuse(path, "windows", [part["windows"] for part in parts], asked)
+        refuse(path, "windows", [part["windows"] for part in parts], asked)
     elif parts[0]["settings"]["dtype"] != settings["dtype"]:
-        _refuse(path, "settings", parts[0]["settings"], settings)
+        refuse(path, "settings", parts[0]["settings"], settings)
     elif not all(part["complete"] for part in parts):
         raise ValueError(
             f"'{path}' has an unfinished part, so nothing can be added to it. Run the harvest that "
@@ -209,7 +192,7 @@ def _begin(
             part["first_text"] = 1 + int(np.asarray(last["text_id"]).max())
         parts.append(part)
     windows = shift_texts(windows, parts[number]["first_text"])
-    _check_room(path, manifest, _plan(path, parts[number], windows))
+    _check_room(path, manifest, plan_part(path, parts[number], windows))
     _write_beginning(path, manifest, number, windows)
     return number
 
@@ -254,7 +237,8 @@ def _write_beginning(path: Path, manifest: dict[str, Any], number: int, windows:
         atomic_write_json(path / MANIFEST, manifest)
 
 
-def _refuse(path: Path, what: str, found: Any, asked: Any) -> None:
+def refuse(path: Path, what: str, found: Any, asked: Any) -> None:
+    """Raise the ValueError for a store whose sources, settings or windows are others."""
     more = " `--append` adds more texts to them." if what == "windows" else ""
     raise ValueError(
         f"'{path}' holds other activations than those asked for; give another folder, or delete "
@@ -266,7 +250,7 @@ def _reopen(path: Path, part: dict[str, Any]) -> None:
     """Make a complete part unfinished, so that what is missing is harvested again."""
     for shard in part["shards"]:
         if is_whole(path, shard):
-            atomic_write_json(_note(path / shard["file"]), shard)
+            atomic_write_json(note_of(path / shard["file"]), shard)
     part |= {"complete": False, "shards": []}
 
 
@@ -277,11 +261,11 @@ def _harvest_part(path: Path, sources: Sequence[Source], number: int) -> Harvest
     assert manifest is not None
     part, windows = manifest["parts"][number], load_part_windows(path, number)
     settings, world = part["settings"], current_world()
-    bounds, rows, files = _plan(path, part, windows)
+    bounds, rows, files = plan_part(path, part, windows)
     mine = [i for i in range(world.rank, len(bounds), world.size) if not _is_good(files[i])]
     bytes_each = bytes_per_pair([source.width for source in sources], settings["dtype"])
     with (
-        _Progress(files, rows, bytes_each, disable=world.rank > 0) as progress,
+        HarvestProgress(files, rows, bytes_each, disable=world.rank > 0) as progress,
         ThreadPoolExecutor(1, "write") as pool,
     ):
         pending: Future[None] | None = None
@@ -307,7 +291,7 @@ def _harvest_part(path: Path, sources: Sequence[Source], number: int) -> Harvest
 def _write(file: Path, activations: list[Any], dtype: str) -> None:
     with _explained(file):
         shard = write_shard(file, activations, dtype)
-        atomic_write_json(_note(file), shard)
+        atomic_write_json(note_of(file), shard)
 
 
 @contextmanager
@@ -323,20 +307,17 @@ def _explained(file: Path) -> Iterator[None]:
         ) from error
 
 
-def _note(file: Path) -> Path:
-    return file.with_suffix(".json")
-
-
-def _read_note(file: Path) -> dict[str, Any] | None:
+def read_note(file: Path) -> dict[str, Any] | None:
+    """What was written of a shard of an unfinished part, None if it is not whole."""
     try:
-        return json.loads(_note(file).read_text(encoding="utf-8"))
+        return json.loads(note_of(file).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 
 
 def _is_good(file: Path) -> bool:
     """Whether a shard was written, and is as it was written."""
-    note = _read_note(file)
+    note = read_note(file)
     if note is None or not is_whole(file.parent, note):
         return False
     if hash_file(file) == note["sha256"]:
@@ -345,24 +326,19 @@ def _is_good(file: Path) -> bool:
     return False
 
 
-def _finish(path: Path, number: int) -> None:
-    """Enter a part's shards into the manifest."""
+def _finish(path: Path, number: int) -> int:
+    """Enter a part's shards into the manifest, or say how many of them are not in the folder."""
     manifest = read_manifest(path)
     assert manifest is not None
     part = manifest["parts"][number]
-    files = _plan(path, part, load_part_windows(path, number)).files
-    notes = [_read_note(file) for file in files]
-    missing = [file.name for file, note in zip(files, notes, strict=True) if note is None]
-    if missing:
-        raise ValueError(
-            f"{len(missing)} of {len(files)} shards are not in '{path}', first {missing[0]}: other "
-            "machines wrote them to folders of their own. Bring the folders to one machine and "
-            "join them: `sparsify-crosscoder store --merge_into NEW FOLDER ...`."
-        )
-    part |= {"complete": True, "shards": notes}
-    atomic_write_json(path / MANIFEST, manifest)
-    for file in files:
-        _note(file).unlink(missing_ok=True)
+    files = plan_part(path, part, load_part_windows(path, number)).files
+    notes = [note for note in map(read_note, files) if note is not None]
+    if len(notes) == len(files):
+        part |= {"complete": True, "shards": notes}
+        atomic_write_json(path / MANIFEST, manifest)
+        for file in files:
+            note_of(file).unlink()
+    return len(files) - len(notes)
 
 
 def default_shard_pairs(widths: Sequence[int], dtype: str) -> int:
@@ -393,11 +369,11 @@ def shard_bounds(
     return bounds
 
 
-def _check_room(path: Path, manifest: dict[str, Any], plan: _Plan) -> None:
+def _check_room(path: Path, manifest: dict[str, Any], plan: Plan) -> None:
     widths = [source["width"] for source in manifest["sources"]]
     bytes_each = bytes_per_pair(widths, manifest["parts"][0]["settings"]["dtype"])
     missing = sum(
-        rows for rows, file in zip(plan.rows, plan.files, strict=True) if not _note(file).exists()
+        rows for rows, file in zip(plan.rows, plan.files, strict=True) if not note_of(file).exists()
     )
     needed, free = missing * bytes_each, shutil.disk_usage(path).free
     if needed > free:
@@ -405,47 +381,6 @@ def _check_room(path: Path, manifest: dict[str, Any], plan: _Plan) -> None:
             f"The activations still missing in '{path}' take {needed / 1e9:.1f} GB, but only "
             f"{free / 1e9:.1f} GB are free there. Use fewer --pairs, --dtype int8, or another disk."
         )
-
-
-class _Progress:
-    """Pairs of all ranks: this one's as they come, the others' shard by shard."""
-
-    def __init__(self, files: list[Path], rows: list[int], bytes_each: float, *, disable: bool):
-        self._files, self._rows, self._bytes_each = files, rows, bytes_each
-        self._done: set[int] = set()
-        self._disable = disable
-        self._own = 0
-        done = self._finished() if not disable else 0
-        self._bar = tqdm(
-            desc="Harvesting",
-            unit=" pairs",
-            unit_scale=True,
-            total=sum(rows),
-            initial=done,
-            disable=disable,
-        )
-        self._others = done
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.close()
-
-    def add(self, pairs: int) -> None:
-        self._own += pairs
-        self._bar.update(pairs)
-        self._bar.set_postfix_str(f"{self._bar.n * self._bytes_each / 1e9:,.2f} GB", refresh=False)
-
-    def refresh_others(self) -> None:
-        if not self._disable and current_world().size > 1:
-            self._bar.update(max(self._finished() - self._bar.n, 0))
-
-    def _finished(self) -> int:
-        for i, file in enumerate(self._files):
-            if i not in self._done and _note(file).exists():
-                self._done.add(i)
-        return sum(self._rows[i] for i in self._done)
 
 
 def _wait() -> None:
@@ -459,72 +394,3 @@ def _first_rank_tells(find: Callable[[], int | None]) -> int | None:
     if dist.is_initialized():
         dist.broadcast_object_list(found)
     return found[0]
-
-
-# Several stores
-
-
-def merge_stores(path: Path, stores: Sequence[Path]) -> None:
-    """Join stores into a new one at `path`; what `ActivationStore.merge` does."""
-    if path.exists():
-        raise ValueError(f"'{path}' exists already; give the merged store a new folder.")
-    manifests = []
-    for store in stores:
-        manifest = read_manifest(store)
-        if manifest is None:
-            raise ValueError(f"'{store}' holds no activations: there is no {MANIFEST} in it.")
-        manifests.append(manifest)
-    first = manifests[0]
-    merged = {**first, "parts": []}
-    found: dict[str, list[tuple[Path, int, dict[str, Any]]]] = {}
-    for store, manifest in zip(stores, manifests, strict=True):
-        if identity(manifest) != identity(first):
-            _refuse(store, "sources", manifest["sources"], first["sources"])
-        for number, part in enumerate(manifest["parts"]):
-            if part["settings"]["dtype"] != first["parts"][0]["settings"]["dtype"]:
-                _refuse(store, "settings", part["settings"], first["parts"][0]["settings"])
-            found.setdefault(part["windows"]["sha256"], []).append((store, number, part))
-
-    with atomic_path(path) as temporary:
-        temporary.mkdir()
-        texts = 0
-        for copies in found.values():
-            store, number, part = copies[0]
-            windows = shift_texts(load_part_windows(store, number), texts - part["first_text"])
-            windows.save_to_disk(temporary / windows_name(len(merged["parts"])))
-            shards = _collect(copies, len(_plan(path, part, windows).bounds))
-            made = part | {"complete": True, "first_text": texts, "shards": []}
-            made["first_shard"] = sum(len(p["shards"]) for p in merged["parts"])
-            for i, (file, shard) in enumerate(tqdm(shards, desc="Merging", unit=" shards")):
-                if hash_file(file) != shard["sha256"]:
-                    raise damaged(file, "its contents do not match their checksum")
-                name = shard_name(made["first_shard"] + i)
-                try:
-                    os.link(file, temporary / name)
-                except OSError:  # another disk, or a file system without hard links
-                    shutil.copyfile(file, temporary / name)
-                made["shards"].append({**shard, "file": name})
-            merged["parts"].append(made)
-            texts = 1 + int(np.asarray(windows["text_id"]).max())
-        atomic_write_json(temporary / MANIFEST, merged)
-
-
-def _collect(
-    copies: Sequence[tuple[Path, int, dict[str, Any]]], count: int
-) -> list[tuple[Path, dict[str, Any]]]:
-    """Every shard of a part, from whichever store has it."""
-    shards = []
-    for i in range(count):
-        for store, _, part in copies:
-            file = store / shard_name(part["first_shard"] + i)
-            shard = part["shards"][i] if part["complete"] else _read_note(file)
-            if shard is not None and is_whole(store, shard):
-                shards.append((file, shard))
-                break
-        else:
-            names = ", ".join(f"'{store}'" for store, _, _ in copies)
-            raise ValueError(
-                f"Shard {i} of {count} is in none of {names}: name the folder that has it, "
-                "or finish the harvest first."
-            )
-    return shards
