@@ -1,3 +1,4 @@
+import itertools
 import json
 from pathlib import Path
 
@@ -233,6 +234,7 @@ class TestWindows:
                 "input_ids_1": numbers,
                 "pairs_0": numbers,
                 "pairs_1": numbers,
+                "starts": numbers,
                 "ends": numbers,
                 "content_tokens_0": datasets.Value("int32"),
                 "content_tokens_1": datasets.Value("int32"),
@@ -240,6 +242,18 @@ class TestWindows:
                 "dropped_excluded": datasets.Value("int32"),
             }
         )
+
+    @pytest.mark.parametrize("ctx_len", [6, 200])
+    def test_a_pair_begins_where_the_one_before_it_ends(self, ctx_len):
+        text = SENTENCES[1]
+        windows = prepare_windows(as_texts(text), [WITH_BOS, WITH_BOS], ctx_len=ctx_len)
+        spans = [
+            span
+            for window in windows
+            for span in zip(window["starts"], window["ends"], strict=True)
+        ]
+        assert spans[0][0] == 0 and spans[-1][1] == len(text)
+        assert all(before[1] == after[0] for before, after in itertools.pairwise(spans))
 
     def test_one_window_is_the_whole_text_as_the_model_reads_it(self):
         text = SENTENCES[1]
