@@ -65,17 +65,20 @@ class Steps(NamedTuple):
 
 
 def time_steps(
-    steps: Mapping[str, TrainingStep], batches: Sequence[Sequence[Tensor]], clock: Clock
+    steps: Mapping[str, TrainingStep],
+    batches: Sequence[Sequence[Tensor]],
+    clock: Clock,
+    steps_in_a_row: int = TURN,
 ) -> dict[str, Steps]:
     """Take every variant's steps on the same batches, the first turn left out."""
     names = list(steps)
     found = {name: Steps([], []) for name in names}
-    for turn, begin in enumerate(range(0, len(batches), TURN)):
+    for turn, begin in enumerate(range(0, len(batches), steps_in_a_row)):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
             gc.collect()
             # Some steps in a row, so that caches hold what they would hold in training.
-            for batch in batches[begin : begin + TURN]:
+            for batch in batches[begin : begin + steps_in_a_row]:
                 faults = page_faults()
                 start = clock.mark()
                 steps[name].step(batch)

@@ -149,6 +149,7 @@ def benchmark(
     device: str,
     *,
     num_steps: int,
+    turn: int,
     stage_steps: int,
     memory: Sequence[str],
     memory_runs: int,
@@ -166,8 +167,8 @@ def benchmark(
     if device == "cuda":
         name = "dense autocast"
         steps[name] = make_step(name, trained.crosscoder(setting), setting)
-    batches = make_batches(setting, TURN + num_steps + stage_steps, 4, device)
-    times = time_steps(steps, batches[: TURN + num_steps], clock)
+    batches = make_batches(setting, turn + num_steps + stage_steps, 4, device)
+    times = time_steps(steps, batches[: turn + num_steps], clock, turn)
     for name, found in times.items():
         result["variants"][name] = summarise(found.ms)
         if device == "cpu":
@@ -260,10 +261,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         chosen = known | ({"own": own} if own else {})
     num_steps = QUICK_STEPS if args.quick else STEPS
     stage_steps = QUICK_STAGE_STEPS if args.quick else STAGE_STEPS
+    if args.in_a_row > TURN:
+        num_steps, stage_steps = 3 * args.in_a_row, 0
     trained = Trained(args.device, WARMUP_STEPS // 4 if args.quick else WARMUP_STEPS)
     report: dict[str, Any] = {
         "quick": args.quick,
         "num_steps": num_steps,
+        "in_a_row": args.in_a_row,
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("sparsify-crosscoder", "torch", "eai-sparsify")},
@@ -284,6 +288,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.quick:  # each takes a process of its own
         measured &= set(QUICK_SIZES["auxk_off"])
         memory = ["dense", *OURS]
+    if args.in_a_row > TURN:
+        measured = set()
     every = dict.fromkeys(one for sizes in chosen.values() for one in sizes)
     # A process that keeps its memory cannot be made to give it back again.
     for setting in sorted(every, key=lambda setting: setting.keep):
@@ -293,6 +299,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             trained,
             args.device,
             num_steps=num_steps,
+            turn=args.in_a_row,
             stage_steps=stage_steps if setting in detailed else 0,
             memory=memory if setting in measured else (),
             memory_runs=QUICK_MEMORY_RUNS if args.quick else MEMORY_RUNS,
@@ -331,6 +338,13 @@ def main() -> int:
         nargs="+",
         metavar="NAME",
         help=f"only these: {', '.join(SIZES)},\nor of the form 576+640/16384/1024/64[/auxk][/dfc]",
+    )
+    parser.add_argument(
+        "--in_a_row",
+        type=int,
+        default=TURN,
+        metavar="N",
+        help=f"steps that a way takes in its turn ({TURN}); of more, only the time is measured",
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     args = parser.parse_args()
