@@ -1,6 +1,6 @@
 """What activation stores cost: to harvest, to read, and in what is trained on fewer bits.
 
-    python examples/benchmarks/harvest.py           forty minutes
+    python examples/benchmarks/harvest.py           half an hour
     python examples/benchmarks/harvest.py --quick   far fewer pairs, under two minutes
 
 On the models and the text that `make demo` leaves (`--data`): SmolLM2-135M-Instruct at layers.15
