@@ -19,6 +19,7 @@ from simple_parsing import ArgumentParser, list_field
 from sparsify.__main__ import RunConfig as SparsifyRunConfig
 
 from .activations.manifest import is_store, read_manifest
+from .activations.placement import DEVICE_MAPS
 from .activations.sources import pick_device
 from .config import CrosscoderTrainConfig
 from .files import atomic_write_json
@@ -72,8 +73,9 @@ class RunConfig(CrosscoderTrainConfig, SparsifyRunConfig):
     devices: list[str] = list_field()
     """Device of each model, in order, such as `cuda:0 cuda:1`. Without any, that of --device."""
 
-    device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = None
-    """Have transformers spread each model over the devices that there are. Needs accelerate."""
+    device_map: str | None = None
+    """Have transformers spread each model over the devices that there are: auto, balanced,
+    balanced_low_0 or sequential. Needs accelerate."""
 
     model_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the models. `auto` is bfloat16 where the device is fast at it."""
@@ -104,6 +106,10 @@ class RunConfig(CrosscoderTrainConfig, SparsifyRunConfig):
             )
         if self.devices and self.device_map is not None:
             raise ValueError("Give --devices or --device_map, not both.")
+        if self.device_map not in (None, *DEVICE_MAPS):
+            raise ValueError(
+                f"--device_map is one of {', '.join(DEVICE_MAPS)}, not {self.device_map!r}."
+            )
         if self.dataset_weights and len(self.dataset_weights) != 1 + len(self.extra_datasets):
             raise ValueError(
                 f"--dataset_weights gives {len(self.dataset_weights)} weights for "

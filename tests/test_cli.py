@@ -570,6 +570,20 @@ def test_a_run_that_fills_the_disk_says_so_and_goes_on(inputs, capsys):
     assert all(torch.equal(saved("whole")[name], saved("run")[name]) for name in saved("run"))
 
 
+@pytest.mark.parametrize("arch", ["crosscoder", "dfc", "dsf", "rdfc"])
+def test_a_new_process_reads_the_options_of_a_run(arch, tmp_path):
+    """Once a command line was parsed, types that cannot be read from a file can be."""
+    options = cli.run_config_class(cli.get_architecture(arch))(
+        model="a", dataset="b", partners=["c"], arch=arch
+    )
+    (tmp_path / "config.json").write_text(json.dumps(options.to_dict()))
+    script = "from pathlib import Path; from sparsify_crosscoder import cli; "
+    script += f"print(cli.load_run_config(Path({str(tmp_path)!r})).arch)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == arch
+
+
 def test_all_ways_of_calling_give_the_same_weights(inputs):
     bin_folder = Path(sys.executable).parent
     ways = {

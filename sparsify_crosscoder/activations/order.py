@@ -18,7 +18,7 @@ Rows = Sequence[int] | np.ndarray | Tensor
 # What a random order is for, so that one seed gives unrelated orders.
 SPLIT, WINDOWS, PAIRS = 1, 2, 3
 
-WHOLE_PAIRS = 2**20
+WHOLE_PAIRS = 2**18
 BLOCK_PAIRS = 32
 
 
