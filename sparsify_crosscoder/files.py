@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-_TEMPORARY = ".tmp-"
+_TEMPORARY = ".tmp"  # safetensors begins its own like this
 
 
 @contextmanager
@@ -21,7 +21,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
+    temporary = path.with_name(f"{_TEMPORARY}-{os.getpid()}-{path.name}")
     _remove(temporary)
     try:
         yield temporary

@@ -101,7 +101,7 @@ def writing(path: Path) -> Iterator[None]:
     """
     made = not path.exists()
     if not made and read_manifest(path) is None:
-        others = [f.name for f in path.iterdir() if not f.name.startswith(".tmp-")]
+        others = [f.name for f in path.iterdir() if not f.name.startswith(".tmp")]
         if set(others) - {LOCK}:
             raise ValueError(
                 f"'{path}' holds other files and no {MANIFEST}; give a new or an empty folder."
@@ -178,6 +178,9 @@ def _begin(
     if rest is None:
         damaged_parts = [n for n in covered if not _is_whole_part(path, n, parts[n])]
         if not damaged_parts:
+            for shard in (shard for n in covered for shard in parts[n]["shards"]):
+                # Left by a harvest that was killed at its end.
+                note_of(path / shard["file"]).unlink(missing_ok=True)
             return None
         number = damaged_parts[0]
         if parts[number]["complete"]:
@@ -225,16 +228,16 @@ def _is_whole_part(path: Path, number: int, part: dict[str, Any]) -> bool:
 
 
 def _write_beginning(path: Path, manifest: dict[str, Any], number: int, windows: Dataset) -> None:
-    """Write a part's windows and the manifest; what a killed harvest left half written goes."""
+    """Write the manifest and a part's windows; what a killed harvest left half written goes."""
     remove_leftovers(path)
+    with _explained(path / MANIFEST):
+        atomic_write_json(path / MANIFEST, manifest)
     folder = path / windows_name(number)
     if folder.exists() and hash_windows(load_part_windows(path, number)) != hash_windows(windows):
         shutil.rmtree(folder)
     if not folder.exists():
         with _explained(folder), atomic_path(folder) as temporary:
             windows.save_to_disk(temporary)
-    with _explained(path / MANIFEST):
-        atomic_write_json(path / MANIFEST, manifest)
 
 
 def refuse(path: Path, what: str, found: Any, asked: Any) -> None:

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from sparsify import SparseCoder, SparseCoderConfig
 from torch import Tensor, nn
 
-from ..files import atomic_path, atomic_write_json
+from ..files import atomic_path, atomic_write_json, remove_leftovers
 
 if TYPE_CHECKING:
     from .base import Crosscoder
@@ -69,6 +69,7 @@ def dense_to_blocks(
 
 def save(crosscoder: Crosscoder, path: Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path)
     state = {name: t.detach().cpu().contiguous() for name, t in crosscoder.state_dict().items()}
     with atomic_path(path / WEIGHTS) as temporary:
         # One entry: of several, the order in the file would be random.

@@ -207,9 +207,34 @@ def test_what_a_killed_process_left_half_written_is_removed(whole, tmp_path):
     path.mkdir()
     (path / ".tmp-123-shard_000000.safetensors").write_bytes(b"half")
     (path / ".tmp-123-windows_000").mkdir()
+    (path / ".tmpX1y2Z3").write_bytes(b"")  # as safetensors names its own
     ActivationStore.create(path, SOURCES, WINDOWS, **SETTINGS)
     assert contents(path) == contents(whole)
-    assert not list(path.glob(".tmp-*"))
+    assert not list(path.glob(".tmp*"))
+
+
+@pytest.mark.parametrize("moment", ["windows", "manifest"])
+def test_a_harvest_killed_at_its_beginning_goes_on(whole, tmp_path, monkeypatch, moment):
+    def kill(*args, **kwargs):
+        raise Killed
+
+    path = tmp_path / "killed"
+    with monkeypatch.context() as patch:
+        if moment == "windows":
+            patch.setattr(type(WINDOWS), "save_to_disk", kill)
+        else:
+            patch.setattr("sparsify_crosscoder.activations.store_writing.atomic_write_json", kill)
+        with pytest.raises(Killed):
+            ActivationStore.create(path, SOURCES, WINDOWS, **SETTINGS)
+    ActivationStore.create(path, SOURCES, WINDOWS, **SETTINGS)
+    assert contents(path) == contents(whole)
+
+
+def test_a_harvest_killed_at_its_end_leaves_nothing_behind(copy, whole):
+    (part,) = json.loads((copy / "manifest.json").read_text())["parts"]
+    (copy / "shard_000001.json").write_text(json.dumps(part["shards"][1]))
+    ActivationStore.create(copy, SOURCES, WINDOWS, **SETTINGS)
+    assert contents(copy) == contents(whole)
 
 
 def test_a_harvest_that_is_complete_runs_no_model_again(whole):
@@ -385,18 +410,22 @@ def full_disk():
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("stopped_at", ["windows_000", "shard_000000.safetensors"])
+STOPPED_AT = ["manifest.json", "windows_000", "shard_000000.safetensors"]
+
+
+@pytest.mark.parametrize("stopped_at", STOPPED_AT)
 def test_a_disk_that_runs_full_stops_the_harvest_which_then_goes_on(
     tmp_path, full_disk, stopped_at
 ):
     settings = {"batch_size": 3, "shard_pairs": 100, "dtype": "float32"}
     whole = ActivationStore.create(tmp_path / "whole", SOURCES, WINDOWS, **settings).path
-    size = (whole / "shard_000000.safetensors").stat().st_size
-    full_disk(1000 if stopped_at == "windows_000" else size - 1)
+    limits = [1000, (whole / "manifest.json").stat().st_size]
+    limits += [(whole / "shard_000000.safetensors").stat().st_size - 1]
+    full_disk(dict(zip(STOPPED_AT, limits, strict=True))[stopped_at])
     path = tmp_path / "s"
     with pytest.raises(OSError, match=f"{stopped_at}' could not be written (.|\n)*Make room"):
         ActivationStore.create(path, SOURCES, WINDOWS, **settings)
-    assert not list(path.glob(".tmp-*"))
+    assert not list(path.glob(".tmp*"))
     full_disk(None)
     ActivationStore.create(path, SOURCES, WINDOWS, **settings)
     assert contents(path) == contents(whole)

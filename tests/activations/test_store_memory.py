@@ -19,12 +19,15 @@ import json, resource, sys
 from sparsify_crosscoder.activations.store import ActivationStore
 from sparsify_crosscoder.activations.stream import StoreStream
 
+def peak():
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+imports = peak()
 store = ActivationStore.open(sys.argv[1])
 stream = StoreStream(store, seed=0, whole_pairs=int(sys.argv[2]))
 pairs = sum(len(batch[0]) for batch in stream.batches(0, len(store) // 512, 512))
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-peak *= 1 if sys.platform == "darwin" else 1024
-print(json.dumps({"pairs": pairs, "peak": peak}))
+print(json.dumps({"pairs": pairs, "reading": peak() - imports}))
 """
 
 
@@ -51,7 +54,7 @@ def large_store(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("whole_pairs", [0, 10**9], ids=["in stretches", "pair by pair"])
-def test_reading_a_store_larger_than_a_gigabyte_takes_less(large_store, whole_pairs):
+def test_reading_a_store_larger_than_a_gigabyte_takes_much_less(large_store, whole_pairs):
     assert sum(file.stat().st_size for file in large_store.glob("shard_*")) > 1.1e9
     done = subprocess.run(
         [sys.executable, "-c", READER, str(large_store), str(whole_pairs)],
@@ -61,4 +64,4 @@ def test_reading_a_store_larger_than_a_gigabyte_takes_less(large_store, whole_pa
     assert done.returncode == 0, done.stderr
     read = json.loads(done.stdout.splitlines()[-1])
     assert read["pairs"] == SHARDS * SHARD_PAIRS
-    assert 3e8 < read["peak"] < 1e9
+    assert read["reading"] < 7e8
