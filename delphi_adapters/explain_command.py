@@ -5,10 +5,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import signal
 import sys
-from collections.abc import Awaitable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,9 +27,15 @@ from sparsify_crosscoder.subcommands import execute
 from . import categories, compat, flagging  # noqa: F401
 from .autointerp import RAW, Autointerp, JudgingConfig
 from .categories import CategoryJudge
-from .clients import AnthropicClient, BatchAnthropicClient, BudgetExceeded, RunStopped, Usage
-from .clients.anthropic_client import MissingAPIKey
+from .clients import AnthropicClient
 from .crosscoder_cache import CrosscoderLatentCache, digest
+from .judge_options import (
+    add_judge_options,
+    estimate_costs,
+    fitting,
+    interruptible,
+    make_client,
+)
 from .run_text import RunText
 from .summary import summarise
 
@@ -41,7 +45,6 @@ from delphi.clients import Client
 if TYPE_CHECKING:
     from sparsify_crosscoder.cli import RunConfig
 
-USUAL_ANSWER = 200  # tokens, for the likely cost
 SAMPLED = 24  # latents that an estimate looks at
 
 
@@ -59,14 +62,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from sparsify_crosscoder.activations.sources import pick_device
     from sparsify_crosscoder.cli import load_run_config
 
-    if args.provider is None:
-        args.provider = "anthropic" if args.judge.startswith("claude") else "transformers"
     device = pick_device(args.device)
     folder = args.out or args.run / "delphi"
     options = load_run_config(args.run)
     crosscoder = Crosscoder.load_one(args.run, args.seed, device)
     latents = _chosen(args.latents, crosscoder)
-    client = None if args.dry_run and args.provider == "transformers" else make_client(args, folder)
+    client = make_client(args, folder)
 
     text = RunText.of_run(args.run, device)
     cache = CrosscoderLatentCache(
@@ -88,13 +89,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         f"{len(latents):,} latents, {dead:,} of them dead; {len(pending):,} to ask "
         f"{args.judge} about"
     )
-    estimate = _estimate(autointerp, client, pending)
+    sample = pending[:: max(len(pending) // SAMPLED, 1)][:SAMPLED]
+    estimate = estimate_costs(
+        client, autointerp.prompts(sample), len(pending) / max(len(sample), 1)
+    )
     if args.dry_run:
         return {"pending": len(pending), "estimate": estimate, "stopped": None}
 
     assert client is not None
     filtered = None if args.no_filter else _filtered(args, options, crosscoder, folder, device)
-    stopped = _interruptible(_ask(autointerp, client, latents, args), client)
+    stopped = interruptible(_ask(autointerp, client, latents, args), client)
     result = {
         "run": str(args.run),
         "judge": args.judge,
@@ -113,7 +117,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 async def _ask(
     autointerp: Autointerp, client: Client, latents: Sequence[int], args: argparse.Namespace
 ) -> None:
-    most = args.max_concurrent or _fitting(client)
+    most = args.max_concurrent or fitting(client)
     await autointerp.run(client, latents, most)
     folder = autointerp.folder
     sorter = CategoryJudge(client)
@@ -135,80 +139,6 @@ async def _ask(
         await task
         progress.update()
     progress.close()
-    if isinstance(client, AnthropicClient):
-        await client.aclose()
-
-
-def _fitting(client: Client) -> int:
-    """Latents at a time: each asks for one answer after another."""
-    if isinstance(client, BatchAnthropicClient):
-        return 20_000
-    return 2 * getattr(client, "concurrency", 0) or getattr(client, "batch_size", 8)
-
-
-def _interruptible(work: Awaitable[None], client: Client) -> str | None:
-    """Run to the end or until a budget or somebody stops it, and say why it stopped.
-
-    The first interrupt lets requests in flight be answered, since they are paid for.
-    """
-    ledger = None if isinstance(client, BatchAnthropicClient) else getattr(client, "ledger", None)
-
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        signals = (signal.SIGINT, signal.SIGTERM) if ledger is not None else ()
-
-        def stop() -> None:
-            assert ledger is not None
-            print("Waiting for the requests in flight; once more to stop at once.", file=sys.stderr)
-            ledger.stop()
-            for one in signals:
-                loop.remove_signal_handler(one)
-
-        def quiet(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-            if not isinstance(context.get("exception"), BudgetExceeded | RunStopped):
-                loop.default_exception_handler(context)
-
-        loop.set_exception_handler(quiet)
-        for one in signals:
-            with suppress(NotImplementedError, RuntimeError):  # Windows, or not the main thread
-                loop.add_signal_handler(one, stop)
-        await work
-
-    try:
-        asyncio.run(main())
-    except (BudgetExceeded, RunStopped) as reason:
-        return str(reason)
-    return None
-
-
-def make_client(args: argparse.Namespace, folder: Path) -> Client:
-    """The judge that the options ask for."""
-    if args.provider == "transformers":
-        from .clients import TransformersClient
-
-        for option in ("batch", "max_cost", "prices"):
-            if getattr(args, option):
-                raise ValueError(f"--{option} is for Claude models; a local model costs nothing.")
-        return TransformersClient(
-            args.judge, max_new_tokens=args.max_tokens or 512, device=args.device
-        )
-    if args.max_cost is None and not args.dry_run:
-        raise ValueError(
-            "Give --max_cost, the dollars that the judge may cost at most; --dry_run says how many "
-            "that will be."
-        )
-    kind = BatchAnthropicClient if args.batch else AnthropicClient
-    try:
-        return kind(
-            args.judge,
-            store=args.answers or folder / "answers",
-            prices=args.prices,
-            max_cost=args.max_cost,
-            max_tokens=args.max_tokens or 1024,
-            concurrency=args.concurrency,
-        )
-    except MissingAPIKey as error:
-        raise ValueError(str(error)) from None
 
 
 def judging_config(args: argparse.Namespace) -> JudgingConfig:
@@ -237,41 +167,6 @@ def _chosen(asked: Sequence[str], crosscoder: Crosscoder) -> list[int]:
     if chosen[-1] >= crosscoder.num_latents:
         raise ValueError(f"There are latents 0..{crosscoder.num_latents - 1}, not {chosen[-1]}.")
     return chosen
-
-
-def _estimate(
-    autointerp: Autointerp, client: Client | None, pending: Sequence[int]
-) -> dict[str, Any]:
-    """Requests, tokens and dollars that the pending latents need, from a sample of them."""
-    sample = pending[:: max(len(pending) // SAMPLED, 1)][:SAMPLED]
-    prompts = autointerp.prompts(sample)
-    scale = len(pending) / max(len(sample), 1)
-    result: dict[str, Any] = {"requests": round(len(prompts) * scale)}
-    line = f"about {result['requests']:,} requests"
-    if isinstance(client, AnthropicClient):
-        most = client.estimate(prompts)
-        requests = [client.request(prompt) for prompt in prompts]
-        usual = client.ledger.estimate_usage(
-            [
-                (one, Usage(input=one.estimated_tokens, output=min(USUAL_ANSWER, one.max_tokens)))
-                for one in requests
-                if client.store.get(one.key) is None
-            ],
-            batch=client.batch,
-        )
-        result |= {
-            "input_tokens": round(most.input_tokens * scale),
-            "likely_cost": None if usual.cost is None else usual.cost * scale,
-            "most_cost": None if most.cost is None else most.cost * scale,
-        }
-        line += f", {result['input_tokens']:,} tokens of prompts"
-        if usual.cost is not None and most.cost is not None:
-            line += (
-                f", ${result['likely_cost']:,.2f} if answers have {USUAL_ANSWER} tokens and "
-                f"${result['most_cost']:,.2f} if all have {client.max_tokens:,}"
-            )
-    print(line, flush=True)
-    return result
 
 
 def _filtered(
@@ -305,17 +200,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     default = JudgingConfig()
     parser.add_argument("run", type=Path, help="run folder")
-    parser.add_argument(
-        "--judge",
-        required=True,
-        help="a Claude model, asked through the API with the key in ANTHROPIC_API_KEY, or the "
-        "folder or name of a local chat model",
-    )
-    parser.add_argument(
-        "--provider",
-        choices=["anthropic", "transformers"],
-        help="where the judge is (anthropic if its name begins with claude)",
-    )
+    add_judge_options(parser)
     parser.add_argument("--out", type=Path, help="folder for the results (RUN/delphi)")
     parser.add_argument(
         "--latents",
@@ -323,18 +208,6 @@ def _parser() -> argparse.ArgumentParser:
         default=["exclusive"],
         help="numbers of latents, 'exclusive' or 'all' (exclusive)",
     )
-    parser.add_argument("--dry_run", action="store_true", help="cache, print the cost and stop")
-    parser.add_argument("--max_cost", type=float, help="dollars at most, for good")
-    parser.add_argument(
-        "--prices",
-        type=Path,
-        help='JSON file: {MODEL: {"input": 1.0, "output": 5.0}}, dollars per million tokens',
-    )
-    parser.add_argument("--batch", action="store_true", help="by Message Batches, at half price")
-    parser.add_argument("--answers", type=Path, help="folder for answers (OUT/answers)")
-    parser.add_argument("--max_tokens", type=int, help="of an answer (1,024; local models 512)")
-    parser.add_argument("--concurrency", type=int, default=8, help="requests at a time (8)")
-    parser.add_argument("--max_concurrent", type=int, help="latents at a time (fits the judge)")
     parser.add_argument("--source", type=int, default=0, help="whose tokens are shown (0)")
     parser.add_argument("--ctx_len", type=int, default=256, help="tokens of a cached row (256)")
     parser.add_argument("--windows", type=int, help="windows of the text to cache (all)")
