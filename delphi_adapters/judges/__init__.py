@@ -1,0 +1,1 @@
+"""A judge's ratings of what steered models write: exclusivity scores and rubrics (B.5)."""
