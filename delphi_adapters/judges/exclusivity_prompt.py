@@ -135,10 +135,8 @@ A push may have a clear meaning although its strongest answers are unreadable.""
 def similarity_task(blinded: bool) -> str:
     """The question about two models; where the direction is from is said unless `blinded`."""
     origin = (
-        ""
-        if blinded
-        else """ The direction was found in the first model; the second was
-pushed along its translation into that model's own activations."""
+        "\nThe direction was found in the first model. The second was pushed along its translation "
+        "into that\nmodel's own activations."
     )
     shots = "\n\n".join(f"Example {i}\n{_shown(shot)}" for i, shot in enumerate(SHOTS, 1))
     return f"""You judge whether steering does the same to two language models.
@@ -146,8 +144,9 @@ pushed along its translation into that model's own activations."""
 {_PUSH}
 
 You are given a prompt, the first model's answers to it at each strength, and then the second
-model's.{origin} Find out what each model is pushed towards, and compare only that. A model that is
-pushed nowhere has nothing in common with one that is.
+model's.{"" if blinded else origin}
+Find out what each model is pushed towards, and compare only that. A model that is pushed nowhere
+has nothing in common with one that is.
 
 These excerpts show how to rate:
 

@@ -156,8 +156,10 @@ async def rate(
     An answer in which not every scale has exactly one score is followed by a reminder in the same
     conversation, until there were `attempts` answers. Whatever the client does there is a Rating;
     only an exception that is no `Exception`, such as an exceeded budget, gets out. Raises
-    ValueError as `request` does.
+    ValueError as `request` does, and for fewer than 1 attempt.
     """
+    if attempts < 1:
+        raise ValueError(f"attempts must be at least 1, not {attempts}.")
     code, messages = _asked(system, material, scales)
     answers, error = [], None
     made = 0
