@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm.auto import tqdm
 
 from sparsify_crosscoder.files import atomic_path, atomic_write_json, remove_leftovers
 
@@ -32,12 +33,16 @@ from delphi.latents import LatentDataset, LatentRecord
 from delphi.latents.latents import Latent
 from delphi.pipeline import Pipe, Pipeline, process_wrapper
 
-from . import flagging, interpretability
+from . import categories, flagging, interpretability
+from .categories import CategoryJudge
 from .crosscoder_cache import CrosscoderLatentCache
 from .flagging import FlaggedResult, FlaggingExplainer
 from .interpretability import InterpretabilityFilter, InterpretabilityResult
 
 RAW = "latents"
+_BEHIND_THE_LAST_ROW = (
+    "It fires only behind the last whole row of the cache, which delphi leaves out."
+)
 _FOLDERS = ("explanations", "flags", "scores/detection", "interpretability")
 
 
@@ -82,6 +87,8 @@ class Autointerp:
         folder: where the results go.
         cfg: what the judge is shown.
         run: the crosscoder's run folder, for delphi's run_config.json.
+        judge: its name, which the folder keeps.
+        scores: another folder for `scores/` and `interpretability/`.
 
     Raises ValueError if the folder holds answers to other questions (`cfg` or `judge` differ).
     """
@@ -94,8 +101,10 @@ class Autointerp:
         *,
         run: Path | str = "",
         judge: str = "",
+        scores: Path | str | None = None,
     ):
         self.cache, self.folder = cache, Path(folder)
+        self.scores = Path(scores or folder)
         self.cfg = cfg or JudgingConfig()
         layout = cache.writer.layout
         if layout.ctx_len % self.cfg.example_ctx_len:
@@ -107,6 +116,7 @@ class Autointerp:
         self.filter(_Prompts())  # refuses numbers of examples that do not fit
         for name in _FOLDERS:
             remove_leftovers(self.folder / name)
+            remove_leftovers(self.scores / name)
         self._write_settings(run, judge)
 
     def name(self, latent: int) -> str:
@@ -118,18 +128,66 @@ class Autointerp:
 
         Dead latents are none of them: there is nothing to ask about.
         """
-        decisions = interpretability.load(self.folder)
-        dead = self.cache.statistics.dead
+        decisions = interpretability.load(self.scores) if self.scores.exists() else {}
+        unexplained = set(self.unexplained(latents))
         return [
             latent
-            for latent in sorted(set(latents))
-            if not dead[latent]
-            and not (
-                (decided := decisions.get(self.name(latent))) is not None
-                and decided.final
-                and flagging.done(self.folder, self.name(latent))
-            )
+            for latent in self._alive(latents)
+            if latent in unexplained
+            or (decided := decisions.get(self.name(latent))) is None
+            or not decided.final
         ]
+
+    def unexplained(self, latents: Iterable[int]) -> list[int]:
+        """Those of the latents that have no explanation and flag yet, in order."""
+        return [
+            latent
+            for latent in self._alive(latents)
+            if not flagging.done(self.folder, self.name(latent))
+        ]
+
+    def _alive(self, latents: Iterable[int]) -> list[int]:
+        dead = self.cache.statistics.dead
+        return [latent for latent in sorted(set(latents)) if not dead[latent]]
+
+    async def explain(
+        self, client: Client, latents: Iterable[int], max_concurrent: int = 16
+    ) -> None:
+        """Explain and flag those of the latents that are not; see `run`."""
+        todo = self.unexplained(latents)
+        if not todo:
+            return
+        records = Records(self.dataset(todo), self.cfg)
+        explainer = FlaggingExplainer(client)
+
+        async def explain(record: LatentRecord) -> None:
+            flagging.save(await explainer(record), self.folder)
+
+        await Pipeline(records, Pipe(explain)).run(max_concurrent)
+        for latent in set(todo) - records.seen:
+            self._flag_without_examples(latent)
+
+    async def sort(self, client: Client, latents: Iterable[int], max_concurrent: int = 16) -> None:
+        """Give those of the latents that were flagged a category (Tables 9 and 10)."""
+        flags = flagging.load_flags(self.folder)
+        todo = [
+            name
+            for name in map(self.name, latents)
+            if name in flags and flags[name].harmful and not categories.done(self.folder, name)
+        ]
+        sorter, slots = CategoryJudge(client), asyncio.Semaphore(max_concurrent)
+
+        async def sort(name: str) -> None:
+            async with slots:
+                explanation = flagging.load_explanation(self.folder, name) or flagging.UNPARSED
+                found = await sorter(name, explanation, flags[name].reason)
+                categories.save(self.folder, found)
+
+        progress = tqdm(total=len(todo), desc="Sorting flagged latents", disable=not todo)
+        for task in asyncio.as_completed([sort(name) for name in todo]):
+            await task
+            progress.update()
+        progress.close()
 
     async def run(self, client: Client, latents: Iterable[int], max_concurrent: int = 16) -> None:
         """Explain, flag and score the pending ones of the latents.
@@ -154,7 +212,7 @@ class Autointerp:
 
         def save(result: InterpretabilityResult) -> None:
             # Not returned, as delphi's pipeline keeps what the last pipe returns.
-            interpretability.save(result, self.folder)
+            interpretability.save(result, self.scores)
 
         score = process_wrapper(test.__call__, preprocess=with_explanation, postprocess=save)
         await Pipeline(records, Pipe(explain), Pipe(score)).run(max_concurrent)
@@ -216,12 +274,15 @@ class Autointerp:
         )
 
     def _record_without_examples(self, latent: int) -> None:
+        record = self._flag_without_examples(latent)
+        decision = interpretability.Interpretability(None, None, not_scorable=_BEHIND_THE_LAST_ROW)
+        interpretability.save(InterpretabilityResult(record, [], decision), self.scores)
+
+    def _flag_without_examples(self, latent: int) -> LatentRecord:
         record = LatentRecord(Latent(self.hookpoint, latent))
-        nothing = "It fires only behind the last whole row of the cache, which delphi leaves out."
-        flag = flagging.Flag(str(record.latent), "failed", error=nothing)
+        flag = flagging.Flag(str(record.latent), "failed", error=_BEHIND_THE_LAST_ROW)
         flagging.save(FlaggedResult(record, flagging.MISSING, flag), self.folder)
-        decision = interpretability.Interpretability(None, None, not_scorable=nothing)
-        interpretability.save(InterpretabilityResult(record, [], decision), self.folder)
+        return record
 
     def _write_settings(self, run: Path | str, judge: str) -> None:
         """delphi's own record of a run, which also says what the answers are answers to."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import sys
 from collections.abc import Sequence
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tqdm.auto import tqdm
 
 from sparsify_crosscoder.crosscoders import Crosscoder
 from sparsify_crosscoder.evaluation.false_exclusives import called_exclusive
@@ -24,9 +22,8 @@ from sparsify_crosscoder.evaluation.filter_command import (
 from sparsify_crosscoder.files import atomic_write_json
 from sparsify_crosscoder.subcommands import execute
 
-from . import categories, compat, flagging  # noqa: F401
+from . import compat  # noqa: F401
 from .autointerp import RAW, Autointerp, JudgingConfig
-from .categories import CategoryJudge
 from .clients import AnthropicClient
 from .crosscoder_cache import CrosscoderLatentCache, digest
 from .judge_options import (
@@ -119,26 +116,7 @@ async def _ask(
 ) -> None:
     most = args.max_concurrent or fitting(client)
     await autointerp.run(client, latents, most)
-    folder = autointerp.folder
-    sorter = CategoryJudge(client)
-    flags = flagging.load_flags(folder)
-    todo = [
-        name
-        for name in map(autointerp.name, latents)
-        if name in flags and flags[name].harmful and not categories.done(folder, name)
-    ]
-    slots = asyncio.Semaphore(most)
-
-    async def sort(name: str) -> None:
-        async with slots:
-            explanation = flagging.load_explanation(folder, name) or flagging.UNPARSED
-            categories.save(folder, await sorter(name, explanation, flags[name].reason))
-
-    progress = tqdm(total=len(todo), desc="Sorting flagged latents", disable=not todo)
-    for task in asyncio.as_completed([sort(name) for name in todo]):
-        await task
-        progress.update()
-    progress.close()
+    await autointerp.sort(client, latents, most)
 
 
 def judging_config(args: argparse.Namespace) -> JudgingConfig:

@@ -52,7 +52,7 @@ def features(
 
     statistics = autointerp.cache.statistics
     flags = flagging.load_flags(autointerp.folder)
-    decisions = interpretability.load(autointerp.folder)
+    decisions = interpretability.load(autointerp.scores)
     categories = load_categories(autointerp.folder)
     tokens = autointerp.cache.writer.num_tokens
     sources = {

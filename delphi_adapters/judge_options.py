@@ -9,26 +9,22 @@ import sys
 from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from . import compat  # noqa: F401
-from .clients import AnthropicClient, BatchAnthropicClient, BudgetExceeded, RunStopped, Usage
-from .clients.anthropic_client import MissingAPIKey
-
-# isort: split
-from delphi.clients import Client
+if TYPE_CHECKING:
+    from delphi.clients import Client
 
 USUAL_ANSWER = 200  # tokens, for the likely cost
 
 
-def add_judge_options(parser: argparse.ArgumentParser) -> None:
+def add_judge_options(parser: Any, *, required: bool = True) -> None:
     """Options that say who judges, what it may cost and how much is asked at a time.
 
-    The parser needs an option `--device` too, for a local judge.
+    For a parser or a group of its options, which needs an option `--device` too, for a local judge.
     """
     parser.add_argument(
         "--judge",
-        required=True,
+        required=required,
         help="a Claude model, asked through the API with the key in ANTHROPIC_API_KEY, or the "
         "folder or name of a local chat model",
     )
@@ -57,6 +53,9 @@ def make_client(args: argparse.Namespace, folder: Path) -> Client | None:
     Its answers are kept in `--answers`, else below `folder`. Raises ValueError for options that do
     not fit the judge, for a Claude model without `--max_cost`, and without a key.
     """
+    from .clients import AnthropicClient, BatchAnthropicClient
+    from .clients.anthropic_client import MissingAPIKey
+
     provider = args.provider or ("anthropic" if args.judge.startswith("claude") else "transformers")
     if provider == "transformers":
         from .clients import TransformersClient
@@ -90,6 +89,8 @@ def make_client(args: argparse.Namespace, folder: Path) -> Client | None:
 
 def fitting(client: Client) -> int:
     """Items at a time, where each asks for one answer after another."""
+    from .clients import BatchAnthropicClient
+
     if isinstance(client, BatchAnthropicClient):
         return 20_000
     return 2 * getattr(client, "concurrency", 0) or getattr(client, "batch_size", 8)
@@ -100,6 +101,8 @@ def interruptible(work: Awaitable[None], client: Client) -> str | None:
 
     The first interrupt lets requests in flight be answered, since they are paid for.
     """
+    from .clients import AnthropicClient, BatchAnthropicClient, BudgetExceeded, RunStopped
+
     ledger = None if isinstance(client, BatchAnthropicClient) else getattr(client, "ledger", None)
 
     async def main() -> None:
@@ -141,6 +144,8 @@ def estimate_costs(
 
     A client without a price, or none, gives the number of requests alone.
     """
+    from .clients import AnthropicClient, Usage
+
     result: dict[str, Any] = {"requests": round(len(prompts) * scale)}
     line = f"about {result['requests']:,} requests"
     if isinstance(client, AnthropicClient):

@@ -7,16 +7,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sparsify_crosscoder.crosscoders import Crosscoder
 from sparsify_crosscoder.evaluation import filter_command
 from sparsify_crosscoder.evaluation.top import source_labels
 
 from . import categories, similar_explanations
-from .autointerp import RAW, Autointerp
+from .autointerp import Autointerp
 from .features import features, write_features
 from .similar_explanations import SimilarPair
+
+if TYPE_CHECKING:
+    from pyarrow import Table
 
 LISTED_PAIRS = 1_000  # of explanations that are alike, those that fire together first
 
@@ -31,10 +34,21 @@ def summarise(
 
     `filtered` is what `filter_command.judge` returned.
     """
+    table = features(autointerp, crosscoder, filtered)
+    write_features(table, autointerp.folder / "features.parquet")
+    return summarise_table(autointerp, crosscoder, latents, table, filtered)
+
+
+def summarise_table(
+    autointerp: Autointerp,
+    crosscoder: Crosscoder,
+    latents: Sequence[int],
+    table: Table,
+    filtered: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """As `summarise`, of a table of all latents that there is already."""
     folder = autointerp.folder
     names = source_labels(crosscoder)
-    table = features(autointerp, crosscoder, filtered)
-    write_features(table, folder / "features.parquet")
     rows = [row for row in table.take(list(latents)).to_pylist() if not row["dead"]]
     result: dict[str, Any] = {
         "latents": len(latents),
@@ -113,6 +127,6 @@ def _similar(
         return []
     found = similar_explanations.similar_pairs(*sides)
     correlations = similar_explanations.activation_correlations(
-        autointerp.folder / RAW, autointerp.hookpoint, [pair.latents for pair in found]
+        autointerp.cache.folder, autointerp.hookpoint, [pair.latents for pair in found]
     )
     return similar_explanations.confirm(found, correlations)

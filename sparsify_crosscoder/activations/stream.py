@@ -320,3 +320,34 @@ class TensorStream(ActivationStream):
                 order = random_numbers(PAIRS, self.seed, epoch).permutation(order)
             self._order = epoch, torch.from_numpy(order)
         return self._order[1]
+
+
+class SelectedSources(ActivationStream):
+    """Some of another stream's sources, by number, in any order; one may be there twice.
+
+    `SelectedSources(stream, [0, 0])` compares a model with itself. Raises ValueError for a source
+    that the stream does not have.
+    """
+
+    def __init__(self, stream: ActivationStream, sources: Sequence[int]):
+        super().__init__()
+        count = len(stream.d_sources)
+        if not sources or not all(0 <= s < count for s in sources):
+            raise ValueError(f"The stream has sources 0..{count - 1}, not all of {list(sources)}.")
+        self.stream, self.selected = stream, list(sources)
+
+    @property
+    def num_pairs(self) -> int:
+        """Pairs in an epoch, over all processes."""
+        return self.stream.num_pairs
+
+    @property
+    def d_sources(self) -> list[int]:
+        return [self.stream.d_sources[s] for s in self.selected]
+
+    def report(self) -> HarvestReport:
+        return self.stream.report()
+
+    def _read(self, start: int, stop: int) -> list[Tensor]:
+        read = self.stream._read(start, stop)
+        return [read[s] for s in self.selected]

@@ -12,7 +12,12 @@ from sparsify_crosscoder.activations.harvest import harvest_windows
 from sparsify_crosscoder.activations.order import split_windows
 from sparsify_crosscoder.activations.sources import Source
 from sparsify_crosscoder.activations.store import ActivationStore
-from sparsify_crosscoder.activations.stream import LiveStream, StoreStream, TensorStream
+from sparsify_crosscoder.activations.stream import (
+    LiveStream,
+    SelectedSources,
+    StoreStream,
+    TensorStream,
+)
 
 SOURCES = [
     Source("A", "layers.1", tiny_model("llama"), byte_level_tokenizer(), 32),
@@ -329,3 +334,24 @@ def test_pairs_in_memory_come_as_they_are_or_in_a_new_order_each_epoch():
 def test_uneven_or_no_pairs_in_memory_are_refused(pairs):
     with pytest.raises(ValueError, match="same number of pairs"):
         TensorStream([torch.zeros(n, 2) for n in pairs])
+
+
+def test_a_source_can_be_compared_with_itself():
+    pairs = [torch.arange(12.0).reshape(6, 2), torch.arange(18.0).reshape(6, 3)]
+    stream = TensorStream(pairs, seed=1)
+    doubled = SelectedSources(TensorStream(pairs, seed=1), [0, 0])
+    assert doubled.d_sources == [2, 2]
+    assert doubled.num_pairs == 6
+    for (first, _), (one, other) in zip(
+        stream.batches(0, 4, 4), doubled.batches(0, 4, 4), strict=True
+    ):
+        assert torch.equal(one, first)
+        assert torch.equal(other, first)
+    assert doubled.report().pairs == 16
+
+
+@pytest.mark.parametrize("sources", [[], [2], [-1, 0]])
+def test_sources_that_a_stream_lacks_are_refused(sources):
+    stream = TensorStream([torch.zeros(3, 2), torch.zeros(3, 4)])
+    with pytest.raises(ValueError, match=r"sources 0\.\.1"):
+        SelectedSources(stream, sources)
