@@ -6,15 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsify_crosscoder.crosscoders import Crosscoder
 from sparsify_crosscoder.files import atomic_path
 
-from . import flagging, interpretability
-from .autointerp import Autointerp
-from .categories import load_categories
-
 if TYPE_CHECKING:
-    from pyarrow import Table
+    from pyarrow import Schema, Table
+
+    from sparsify_crosscoder.crosscoders import Crosscoder
+
+    from .autointerp import Autointerp
 
 COLUMNS: dict[str, tuple[str, str]] = {
     "latent": ("int64", "index in the crosscoder"),
@@ -38,17 +37,33 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "filter_verdict": ("string", "what the false-exclusive filter says; none if it was not judged"),
     "filter_score": ("float64", "how exclusive the difference is; 0 unless kept"),
     "cluster": ("int64", "rank of the cluster of copies that it is in; none unless kept"),
+    "exclusivity": ("float64", "1 to 5: how little of its effect a linear map carries over (B.5)"),
+    "exclusivity_spread": ("float64", "standard deviation of that over the prompts"),
+    "exclusivity_blinded": ("float64", "the same, the judge not told which model is which"),
+    "steering_interpretability": ("float64", "1 to 5: how clear its effect on its own model is"),
+    "exclusivity_status": ("string", "scored, not_interpretable or unanswered; none if not asked"),
+    "sampled": ("string", "why its exclusivity was asked for: flagged, or one of a sample"),
 }
 """Columns of features.parquet: type and meaning, which the file also has."""
 
 
 def features(
-    autointerp: Autointerp, crosscoder: Crosscoder, filtered: Mapping[str, Any] | None = None
+    autointerp: Autointerp,
+    crosscoder: Crosscoder,
+    filtered: Mapping[str, Any] | None = None,
+    exclusivity: Mapping[int, Mapping[str, Any]] | None = None,
 ) -> Table:
-    """One row per latent, in order; `filtered` is what `filter_command.judge` returned."""
+    """One row per latent, in order.
+
+    `filtered` is what `filter_command.judge` returned; `exclusivity` has, by latent, values of the
+    columns from "exclusivity" on.
+    """
     import pyarrow as pa
 
     from sparsify_crosscoder.evaluation.false_exclusives import called_exclusive
+
+    from . import flagging, interpretability
+    from .categories import load_categories
 
     statistics = autointerp.cache.statistics
     flags = flagging.load_flags(autointerp.folder)
@@ -94,13 +109,20 @@ def features(
                     "filter_verdict": verdict and verdict["verdict"],
                     "filter_score": verdict and verdict["score"],
                     "cluster": clusters.get(latent),
+                    **(exclusivity or {}).get(latent, {}),
                 }
             )
-    fields = [
+    return pa.Table.from_pylist(rows, schema=schema())
+
+
+def schema() -> Schema:
+    """Of the table; every column has its meaning as metadata."""
+    import pyarrow as pa
+
+    return pa.schema(
         pa.field(column, pa.type_for_alias(kind), metadata={"meaning": meaning})
         for column, (kind, meaning) in COLUMNS.items()
-    ]
-    return pa.Table.from_pylist(rows, schema=pa.schema(fields))
+    )
 
 
 def write_features(table: Table, path: Path) -> None:

@@ -1,0 +1,56 @@
+"""What an audit found, for people: a page, the same as Markdown, and the table of all latents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from sparsify_crosscoder.files import atomic_path
+
+from ..features import write_features
+from .data import (
+    Context,
+    Curve,
+    Duplicate,
+    FeatureDetail,
+    Judgement,
+    NullRate,
+    ReportData,
+    SteeredOutputs,
+)
+
+__all__ = [
+    "Context",
+    "Curve",
+    "Duplicate",
+    "FeatureDetail",
+    "Judgement",
+    "NullRate",
+    "ReportData",
+    "SteeredOutputs",
+    "write_report",
+]
+
+
+def write_report(data: ReportData, folder: Path) -> None:
+    """Write report.html, report.md and features.parquet, all three or none.
+
+    Files that are there already are replaced once all three are written.
+    """
+    from .html import html_report
+    from .markdown import markdown_report
+
+    folder = Path(folder)
+    with (
+        atomic_path(folder / "features.parquet") as table,
+        atomic_path(folder / "report.md") as text,
+        atomic_path(folder / "report.html") as page,
+    ):
+        write_features(data.features, table)
+        _write(text, markdown_report(data))
+        _write(page, html_report(data))
+
+
+def _write(path: Path, parts: Iterable[str]) -> None:
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(parts)

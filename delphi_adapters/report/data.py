@@ -1,0 +1,227 @@
+"""What a report is made of: plain values, filled from an audit's folder.
+
+Texts are those of models and corpora, whole and as they are; whatever shows them makes them
+harmless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from pyarrow import Table
+
+Question = Literal["interpretability", "similarity", "similarity, blinded"]
+
+
+@dataclass
+class Context:
+    """A passage on which a latent is strongly active."""
+
+    activation: float
+    """The largest in the passage, in normalised units."""
+
+    text_id: int | None
+    """Number of the text that it is from; None if that is not known."""
+
+    tokens: list[list[str]]
+    """The passage in every source's own tokens, which may be of other numbers."""
+
+    activations: list[list[float]]
+    """Of every source's tokens, as `tokens`; 0 where the latent is silent."""
+
+
+@dataclass
+class SteeredOutputs:
+    """What two models answer while a direction is added to them."""
+
+    prompts: list[str]
+    """P prompts."""
+
+    strengths: list[float]
+    """K strengths, multiples of the latent's largest activation (B.5)."""
+
+    models: list[str]
+    """Two names: the model that the direction is from, and the one that it is carried over to."""
+
+    answers: list[list[list[str]]]
+    """`[model][prompt][strength]`."""
+
+
+@dataclass
+class Judgement:
+    """What the judge said to one question about one prompt's answers."""
+
+    question: Question
+    """"similarity, blinded" is the one in which the judge was not told which model is which."""
+
+    prompt: str
+    """The prompt that was answered."""
+
+    score: int | None
+    """1 to 5; None unless the status is "ok"."""
+
+    reason: str | None
+    """The judge's, if it gave one."""
+
+    status: str
+    """"ok", "unparsable" or "failed"."""
+
+
+@dataclass
+class Curve:
+    """How strongly a behaviour shows by the strength of steering."""
+
+    model: str
+    """The model that was steered."""
+
+    dimension: str
+    """What was rated."""
+
+    strengths: list[float]
+    """K strengths, ascending."""
+
+    mean: list[float]
+    """Mean rating at each strength."""
+
+    low: list[float] | None = None
+    """Lower ends of confidence intervals, or None."""
+
+    high: list[float] | None = None
+    """Upper ends, or None."""
+
+
+@dataclass
+class Duplicate:
+    """A latent that is active where another one is."""
+
+    latent: int
+    """The other one's index."""
+
+    source: int | None
+    """The source that the other one is exclusive to; None if it is shared."""
+
+    correlation: float
+    """Of the two latents' activations."""
+
+
+@dataclass
+class FeatureDetail:
+    """What the page of one latent shows beyond its row in the table."""
+
+    latent: int
+    """Index in the crosscoder."""
+
+    contexts: list[Context] = field(default_factory=list)
+    """The strongest first."""
+
+    outputs: SteeredOutputs | None = None
+    """None if it was not steered with."""
+
+    judgements: list[Judgement] = field(default_factory=list)
+    """Of its exclusivity score, in order."""
+
+    curves: list[Curve] = field(default_factory=list)
+    """Dose and response; none if that was not measured."""
+
+    duplicates: list[Duplicate] = field(default_factory=list)
+    """Latents that fire together with it."""
+
+    filter: dict[str, Any] = field(default_factory=dict)
+    """What the false-exclusive filter measured of it, a row of `FilteredLatents.rows`."""
+
+    flag_raw: str | None = None
+    """The judge's whole answer on whether it matters for an audit."""
+
+
+@dataclass
+class NullRate:
+    """How often something is found where nothing is to be found."""
+
+    what: str
+    """What was compared with what, and what was counted."""
+
+    count: int
+    """How many were found."""
+
+    of: int
+    """How many could have been."""
+
+
+@dataclass
+class ReportData:
+    """All that a report says.
+
+    Raises ValueError where parts do not fit together.
+    """
+
+    title: str
+    """Heading of the report."""
+
+    created: str
+    """Date and time, as they are to be shown."""
+
+    models: list[dict[str, Any]]
+    """`name`, `hookpoint` and `width` of every source, in order."""
+
+    summary: dict[str, Any]
+    """The run folder's summary.json."""
+
+    judge: dict[str, Any]
+    """`name`, `provider`, `offline` (whether it is a model on the own machine), `cost` in dollars
+    (None if unknown) and `requests`."""
+
+    features: Table
+    """A row per latent with the columns of `features.COLUMNS`."""
+
+    details: Callable[[int], FeatureDetail | None]
+    """Of one latent, read when it is asked for; None if there is nothing."""
+
+    detailed: list[int]
+    """Latents to ask `details` for."""
+
+    categories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """By source: `name`, `count` and `percentage` of every category, as `explain` sums them up."""
+
+    nulls: list[NullRate] = field(default_factory=list)
+    """Rates at which a model differs from itself."""
+
+    null_scores: list[dict[str, Any]] = field(default_factory=list)
+    """Exclusivity of what is not exclusive: `name`, `kind` ("shared" or "random"), `source`,
+    `status`, `score`, `blinded_score`, `spread` and `interpretability`."""
+
+    stitching: dict[str, Any] = field(default_factory=dict)
+    """`Stitching.report`: `directions` with `from`, `to`, `r2`, `r2_closed_form` and, if known,
+    `r2_without_top5`, on held-out pairs. Empty if nothing was stitched."""
+
+    filter: dict[str, Any] = field(default_factory=dict)
+    """`verdicts`: how many latents have each verdict, per source, as `filter` counts them."""
+
+    stability: dict[str, Any] | None = None
+    """What `sparsify-crosscoder stability --json` wrote; None if only one run was looked at."""
+
+    similar: list[dict[str, Any]] = field(default_factory=list)
+    """Explanations that are alike, as in the summary of `explain`."""
+
+    provenance: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By stage: `hash` of its inputs, `seconds`, `options`."""
+
+    warnings: list[str] = field(default_factory=list)
+    """What a reader must know first."""
+
+    def __post_init__(self) -> None:
+        from ..features import COLUMNS
+
+        missing = [name for name in COLUMNS if name not in self.features.schema.names]
+        if missing:
+            raise ValueError(
+                f"The table of features lacks {', '.join(missing)}: make it with `features`."
+            )
+        if not self.models:
+            raise ValueError("A report needs the name of every model; `models` is empty.")
+        known = set(self.features["latent"].to_pylist())
+        strange = sorted(set(self.detailed) - known)
+        if strange:
+            raise ValueError(f"Latents {strange[:5]} have details but no row in the table.")

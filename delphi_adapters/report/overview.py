@@ -1,0 +1,294 @@
+"""The overview of a report as plain tables, which every form of the report shows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from .chance import rate_interval
+from .data import ReportData
+from .statements import KINDS, column, model_names, null_values, scores_of, spread
+
+SIMILAR = 20  # pairs of explanations that are listed
+
+
+@dataclass(frozen=True)
+class Latent:
+    """A cell that leads to a latent's page."""
+
+    index: int
+
+
+Cell = str | Latent
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table with a heading and a note; every row has as many cells as `head`."""
+
+    title: str
+    note: str
+    head: list[str]
+    rows: list[list[Cell]]
+    """Numbers are in words already, so that all forms of the report say the same."""
+
+
+def overview(data: ReportData) -> list[Sheet]:
+    """All tables that have a row."""
+    return [one for one in _sheets(data) if one.rows]
+
+
+def number(value: float | int | None, digits: int = 2) -> str:
+    """A number for a cell; a dash for none."""
+    if value is None or value != value:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}"
+
+
+def share(value: float | None) -> str:
+    """A share of one in percent; a dash for none."""
+    return "-" if value is None or value != value else f"{value:.1%}"
+
+
+def _sheets(data: ReportData) -> Iterator[Sheet]:
+    names = model_names(data)
+    yield _models(data, names)
+    yield _crosscoder(data)
+    yield _judge(data)
+    yield _verdicts(data, names)
+    yield Sheet(
+        "Null rates",
+        "What is found where nothing differs. The last column is how high the rate may still be "
+        "(95%).",
+        ["where", "found", "of", "rate", "at most"],
+        [
+            [
+                one.what,
+                number(one.count),
+                number(one.of),
+                share(one.count / one.of if one.of else None),
+                share(rate_interval(one.count, one.of)[1]),
+            ]
+            for one in data.nulls
+        ],
+    )
+    yield _judged(data, names)
+    yield _exclusivity(data, names)
+    yield from _categories(data)
+    yield _stitching(data, names)
+    yield _stability(data, names)
+    yield from _similar(data, names)
+    yield _provenance(data)
+
+
+def _models(data: ReportData, names: list[str]) -> Sheet:
+    keys = ("fve_per_source", "fve_without_top5_per_source", "dead_fraction_exclusive")
+    rows: list[list[Cell]] = []
+    for s, model in enumerate(data.models):
+        values = [(data.summary.get(key) or [None] * len(names))[s] for key in keys]
+        rows.append(
+            [
+                str(model["name"]),
+                str(model["hookpoint"]),
+                number(int(model["width"])),
+                number(values[0], 3),
+                number(values[1], 3),
+                share(values[2]),
+            ]
+        )
+    return Sheet(
+        "Models",
+        "FVE: share of the variance that the crosscoder explains; a few dimensions may hold half "
+        "of it, so also without the five largest.",
+        ["model", "hookpoint", "width", "FVE", "FVE without top 5", "dead exclusive latents"],
+        rows,
+    )
+
+
+def _crosscoder(data: ReportData) -> Sheet:
+    summary = data.summary
+    sizes = summary.get("partition") or {}
+    parts = sizes.items() if isinstance(sizes, Mapping) else enumerate(sizes)
+    seconds = summary.get("wall_seconds")
+    facts = [
+        ("architecture", summary.get("arch")),
+        ("latents", number(summary.get("num_latents"))),
+        ("partitions", ", ".join(f"{name} {number(size)}" for name, size in parts) or None),
+        ("pairs trained on", number(summary.get("pairs"))),
+        ("FVE", number(summary.get("fve"), 3)),
+        ("latents active on a pair", number(summary.get("mean_l0"), 1)),
+        ("dead latents", share(summary.get("dead_fraction"))),
+        ("training time", None if seconds is None else f"{seconds / 60:,.1f} minutes"),
+    ]
+    rows: list[list[Cell]] = [[what, str(v)] for what, v in facts if v not in (None, "-")]
+    return Sheet("Crosscoder", "", ["", ""], rows)
+
+
+def _verdicts(data: ReportData, names: list[str]) -> Sheet:
+    verdicts = data.filter.get("verdicts", [])
+    kinds = list(dict.fromkeys(kind for one in verdicts for kind in one))
+    return Sheet(
+        "What the false-exclusive filter says",
+        "Of the latents that are exclusive by their norm. Kept: the model's own activations tell "
+        "the latent's, the other's do not.",
+        ["model", "called exclusive", *(kind.replace("_", " ") for kind in kinds)],
+        [
+            [name, number(sum(one.values())), *(number(one.get(kind, 0)) for kind in kinds)]
+            for name, one in zip(names, verdicts, strict=False)
+        ],
+    )
+
+
+def _judged(data: ReportData, names: list[str]) -> Sheet:
+    columns = ("source", "explanation", "harmful", "detection_score", "interpretable")
+    rows = list(zip(*(column(data, name) for name in columns), strict=True))
+    table: list[list[Cell]] = []
+    for s, name in [*enumerate(names), (None, "shared")]:
+        mine = [row[1:] for row in rows if row[0] == s]
+        counts = [
+            sum(row[0] is not None for row in mine),
+            sum(bool(row[1]) for row in mine),
+            sum(row[2] is not None for row in mine),
+            sum(bool(row[3]) for row in mine),
+        ]
+        if any(counts):
+            table.append([name, number(len(mine)), *map(number, counts)])
+    return Sheet(
+        "What the judge says",
+        "Latents by the model that their norm calls them exclusive to.",
+        ["latents of", "latents", "explained", "flagged", "scored", "interpretable"],
+        table,
+    )
+
+
+def _exclusivity(data: ReportData, names: list[str]) -> Sheet:
+    states = list(zip(column(data, "source"), column(data, "exclusivity_status"), strict=True))
+    rows: list[list[Cell]] = []
+    for s, name in enumerate(names):
+        counts = Counter(state for own, state in states if own == s and state is not None)
+        groups = [("exclusive latents", counts, scores_of(data, s))]
+        for kind, label in zip(KINDS, ("shared latents", "random directions"), strict=True):
+            of = [o for o in data.null_scores if o["kind"] == kind and o["source"] == s]
+            found = Counter(one["status"] for one in of)
+            groups.append((label, found, null_values(data, s, kind, "score")))
+        for label, found, scores in groups:
+            if not found:
+                continue
+            some = spread(scores)
+            rows.append(
+                [
+                    name,
+                    label,
+                    number(sum(found.values())),
+                    number(found["not_interpretable"]),
+                    number(found["unanswered"]),
+                    number(len(scores)),
+                    number(some and some.mean),
+                    "-" if some is None else f"{some.low:.2f} to {some.high:.2f}",
+                ]
+            )
+    return Sheet(
+        "Exclusivity, beside what is not exclusive",
+        "1: the effect of steering carries over to the other model; 5: it does not. Shared "
+        "latents and random directions of the same model were scored in the same way.",
+        ["from", "what", "asked", "no clear effect", "unanswered", "scored", "mean", "range"],
+        rows,
+    )
+
+
+def _categories(data: ReportData) -> Iterator[Sheet]:
+    for name, rows in data.categories.items():
+        cells: list[list[Cell]] = [
+            [str(one["name"]), number(one["count"]), f"{one['percentage']:.1f}%"] for one in rows
+        ]
+        if cells:
+            total = [number(sum(one["count"] for one in rows)), "100.0%"]
+            cells.append(["Total", *total])
+        yield Sheet(
+            f"Flagged latents by category: {name}", "", ["category", "count", "share"], cells
+        )
+
+
+def _stitching(data: ReportData, names: list[str]) -> Sheet:
+    keys = ("r2", "r2_closed_form", "r2_without_top5")
+    rows: list[list[Cell]] = []
+    for one in data.stitching.get("directions", []):
+        name = f"{names[one['from']]} to {names[one['to']]}"
+        rows.append([name, *(number(one.get(key), 3) for key in keys)])
+    return Sheet(
+        "Stitching",
+        "R2 of the linear maps between the models on held-out pairs. What a map misses cannot be "
+        "carried over, and so looks exclusive.",
+        ["map", "R2", "closed form", "without top 5"],
+        rows,
+    )
+
+
+def _stability(data: ReportData, names: list[str]) -> Sheet:
+    found = data.stability or {"runs": {}, "differences": []}
+    rows: list[list[Cell]] = []
+    for count in range(len(found["runs"]), 0, -1):
+        of = [one for one in found["differences"] if len(one["members"]) == count]
+        by_source = [sum(one["source"] == s for one in of) for s in range(len(names))]
+        rows.append([f"{count} of {len(found['runs'])} runs", *map(number, by_source)])
+    return Sheet(
+        "Stability",
+        "Differences by the number of runs that find them.",
+        ["found by", *names],
+        rows,
+    )
+
+
+def _similar(data: ReportData, names: list[str]) -> Iterator[Sheet]:
+    for one in data.similar:
+        first, second = (names[s] for s in one["sources"])
+        yield Sheet(
+            f"Explained alike: {first} and {second}",
+            f"{one['pairs']:,} pairs of latents, one exclusive to each model, are explained alike; "
+            f"{one['confirmed']:,} fire together and may be one concept that both models have. "
+            f"At most {SIMILAR} are shown, those that fire together first.",
+            [first, "explanation", second, "explanation", "similarity", "correlation"],
+            [
+                [
+                    Latent(pair["latents"][0]),
+                    pair["explanations"][0],
+                    Latent(pair["latents"][1]),
+                    pair["explanations"][1],
+                    number(pair["similarity"]),
+                    number(pair["correlation"]),
+                ]
+                for pair in one["listed"][:SIMILAR]
+            ],
+        )
+
+
+def _judge(data: ReportData) -> Sheet:
+    facts = [
+        ("name", data.judge.get("name")),
+        ("provider", data.judge.get("provider")),
+        ("requests", number(data.judge.get("requests"))),
+        (
+            "cost",
+            None if data.judge.get("cost") is None else f"${data.judge['cost']:,.2f}",
+        ),
+    ]
+    rows: list[list[Cell]] = [[what, str(v)] for what, v in facts if v not in (None, "-")]
+    return Sheet("Judge", "", ["", ""], rows)
+
+
+def _provenance(data: ReportData) -> Sheet:
+    return Sheet(
+        "Where it comes from",
+        "Every stage with the hash of what it was made from.",
+        ["stage", "hash", "time", "options"],
+        [
+            [
+                stage,
+                str(one.get("hash") or "-"),
+                "-" if one.get("seconds") is None else f"{one['seconds']:,.1f} s",
+                ", ".join(f"{k}={v}" for k, v in (one.get("options") or {}).items()) or "-",
+            ]
+            for stage, one in data.provenance.items()
+        ],
+    )

@@ -1,0 +1,150 @@
+"""All that is to be said on how far a report is to be trusted, from its data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from statistics import mean, median
+from typing import Any, Literal, NamedTuple
+
+from . import trust
+from .data import ReportData
+from .trust import Statement
+
+Kind = Literal["shared", "random"]
+KINDS: tuple[Kind, ...] = ("shared", "random")
+LOOKED_AT = 50  # latents with details, for the number of prompts
+
+
+class Spread(NamedTuple):
+    """Mean and range of some scores."""
+
+    number: int
+    mean: float
+    low: float
+    high: float
+
+
+def statements(data: ReportData) -> list[Statement]:
+    """Every statement that the data allow, the bad ones first."""
+    order = ("bad", "caution", "good")
+    return sorted(_statements(data), key=lambda one: order.index(one.level))
+
+
+def null_values(data: ReportData, source: int | None, kind: Kind, what: str) -> list[float]:
+    """Values of a field of `null_scores`, of one source and kind, without those that have none."""
+    return [
+        one[what]
+        for one in data.null_scores
+        if one["kind"] == kind and one["source"] == source and one.get(what) is not None
+    ]
+
+
+def spread(values: list[float]) -> Spread | None:
+    """None of nothing."""
+    return Spread(len(values), mean(values), min(values), max(values)) if values else None
+
+
+def model_names(data: ReportData) -> list[str]:
+    """A short name of every source: the last part of its name, with its hookpoint if need be."""
+    short = [str(model["name"]).rstrip("/").rpartition("/")[2] for model in data.models]
+    if len(set(short)) < len(short):
+        short = [f"{name} {one['hookpoint']}" for name, one in zip(short, data.models, strict=True)]
+    if len(set(short)) < len(short):
+        short = [f"{name} ({s})" for s, name in enumerate(short)]
+    return short
+
+
+def column(data: ReportData, name: str) -> list[Any]:
+    """A column of the table of latents."""
+    return data.features[name].to_pylist()
+
+
+def scores_of(data: ReportData, source: int) -> list[float]:
+    """Exclusivity scores of the latents that are called exclusive to a source."""
+    rows = zip(column(data, "source"), column(data, "exclusivity"), strict=True)
+    return [score for own, score in rows if own == source and score is not None]
+
+
+def prompts_per_score(data: ReportData) -> int | None:
+    """How many prompts an exclusivity score is usually the mean of; None if that is not known."""
+    counts = []
+    for detail in islice(map(data.details, data.detailed), LOOKED_AT):
+        judged = (
+            [one for one in detail.judgements if one.question == "similarity"] if detail else []
+        )
+        counts += [len(judged)] if judged else []
+    return round(median(counts)) if counts else None
+
+
+def _statements(data: ReportData) -> Iterator[Statement]:
+    yield trust.judge(data.judge)
+    yield from filter(None, _of_judging(data))
+    yield from map(trust.null_rate, data.nulls)
+    yield from filter(None, _of_exclusivity(data))
+    yield from filter(None, _of_training(data))
+    yield trust.stability(data.stability)
+
+
+def _of_judging(data: ReportData) -> Iterator[Statement | None]:
+    yield trust.answered("flags", column(data, "flag_status"), ("unparsable", "failed"))
+    asked = column(data, "exclusivity_status") + [one["status"] for one in data.null_scores]
+    yield trust.answered("exclusivity", asked, ("unanswered",))
+    yield trust.detection([x for x in column(data, "detection_score") if x is not None])
+
+
+def _of_exclusivity(data: ReportData) -> Iterator[Statement | None]:
+    names = model_names(data)
+    scores = [x for x in column(data, "exclusivity") if x is not None]
+    if not scores and not data.null_scores:
+        yield Statement(
+            "Exclusivity scores",
+            "caution",
+            "none",
+            "Nothing was steered and compared: no difference was tried out on the models.",
+        )
+        return
+    nulls = {
+        f"{'shared latents' if kind == 'shared' else 'random directions'}": sum(
+            len(null_values(data, s, kind, "score")) for s in range(len(names))
+        )
+        for kind in KINDS
+    }
+    yield trust.sample_sizes(len(scores), nulls)
+    for s, name in enumerate(names):
+        for kind in KINDS:
+            nulls_of = null_values(data, s, kind, "score")
+            yield trust.against_null(name, kind, scores_of(data, s), nulls_of)
+    rows = list(
+        zip(
+            *(column(data, f"exclusivity{end}") for end in ("", "_spread", "_blinded")), strict=True
+        )
+    )
+    with_spread = [(score, one) for score, one, _ in rows if None not in (score, one)]
+    if with_spread:
+        first, second = map(list, zip(*with_spread, strict=True))
+        yield trust.spread(first, second, prompts_per_score(data))
+    both = [(score, blinded) for score, _, blinded in rows if None not in (score, blinded)]
+    yield trust.blinding([a for a, _ in both], [b for _, b in both])
+    for direction in data.stitching.get("directions", []):
+        yield trust.stitching(names[direction["from"]], names[direction["to"]], direction)
+
+
+def _of_training(data: ReportData) -> Iterator[Statement | None]:
+    names, summary = model_names(data), data.summary
+    if summary.get("pairs") and summary.get("num_latents"):
+        yield trust.pairs(summary["pairs"], summary["num_latents"])
+    for s, name in enumerate(names):
+        fve, without, dead = (
+            _at(summary.get(key), s)
+            for key in ("fve_per_source", "fve_without_top5_per_source", "dead_fraction_exclusive")
+        )
+        yield trust.reconstruction(name, fve, without)
+        yield trust.dead(name, dead)
+        verdicts = _at(data.filter.get("verdicts"), s)
+        yield trust.not_scorable(name, verdicts) if verdicts else None
+
+
+def _at(values: Any, place: int) -> Any:
+    """One of a list that may be missing or shorter."""
+    return values[place] if values and place < len(values) else None

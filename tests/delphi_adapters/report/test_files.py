@@ -1,0 +1,210 @@
+"""What is written: three files, all or none, the same bytes each time, and inert."""
+
+import base64
+import gzip
+import hashlib
+import json
+import re
+from html.parser import HTMLParser
+
+import pyarrow.parquet as pq
+import pytest
+from markdown_it import MarkdownIt
+from report_for_tests import HARMFUL, ROWS, SURROGATE, detail, hostile_report, small_report
+
+from delphi_adapters.features import COLUMNS
+from delphi_adapters.report import write_report
+from delphi_adapters.report.html import escaped_json, html_report
+from delphi_adapters.report.markdown import markdown_report, ranked
+from delphi_adapters.report.text import block, cut, inline, visible
+
+NAMES = ("features.parquet", "report.html", "report.md")
+
+
+def unpacked(page, name):
+    coded = re.search(rf'<script type="application/gzip" id="{name}">([^<]*)</script>', page)[1]
+    return json.loads(gzip.decompress(base64.b64decode(coded)))
+
+
+def tags(page):
+    """Every tag of the page with its attributes, as a parser of HTML sees them."""
+    found = []
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, attributes: found.append((tag, attributes))
+    parser.feed(page)
+    return found
+
+
+def test_three_files_are_written_the_same_each_time(tmp_path):
+    write_report(small_report(), tmp_path / "a")
+    write_report(small_report(), tmp_path / "b")
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == list(NAMES)
+    for name in NAMES:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_a_report_that_fails_leaves_the_one_that_was_there(tmp_path):
+    write_report(small_report(), tmp_path)
+    before = {name: (tmp_path / name).read_bytes() for name in NAMES}
+
+    def broken(latent):
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        write_report(small_report(title="Another", details=broken), tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_table_without_a_column_or_details_without_a_row_are_refused():
+    table = small_report().features
+    with pytest.raises(ValueError, match="lacks sampled"):
+        small_report(features=table.drop_columns(["sampled"]))
+    with pytest.raises(ValueError, match="99"):
+        small_report(detailed=[0, 99])
+    with pytest.raises(ValueError, match="empty"):
+        small_report(models=[])
+
+
+def test_the_parquet_file_has_every_column_with_its_meaning(tmp_path):
+    write_report(small_report(), tmp_path)
+    table = pq.read_table(tmp_path / "features.parquet")
+    assert table.schema.names == list(COLUMNS)
+    assert all(field.metadata[b"meaning"] for field in table.schema)
+    assert table["exclusivity"].to_pylist()[:2] == [ROWS[0]["exclusivity"], ROWS[1]["exclusivity"]]
+
+
+@pytest.mark.parametrize("data", [small_report, hostile_report])
+def test_the_policy_allows_the_pages_own_script_and_style_alone(data):
+    page = "".join(html_report(data()))
+    assert page.isascii()
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)[1]
+    rules = dict(rule.strip().partition(" ")[::2] for rule in policy.split(";"))
+    assert rules["default-src"] == rules["base-uri"] == rules["form-action"] == "'none'"
+    for tag, rule in (("script", "script-src"), ("style", "style-src")):
+        (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.S)
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert rules[rule] == f"'sha256-{digest}'"
+    assert rules["img-src"] == "data:"
+    attributes = [one for tag in tags(page) for one in tag[1]]
+    assert not [name for name, _ in attributes if name.startswith("on") or name in ("style", "src")]
+    assert {value for name, value in attributes if name == "href"} == {"#main", "data:,"}
+
+
+def test_texts_of_others_are_nowhere_in_the_page_but_in_escaped_blocks():
+    page = "".join(html_report(hostile_report()))
+    assert page.count("<script") == page.count("</script>")
+    assert "window.ran" in page  # in the block of facts and the title
+    blocks = re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', page, re.S)
+    assert len(blocks) == 1 and not re.search("[<>&\u2028\u2029]", blocks[0])
+    names = [tag for tag, _ in tags(page)]
+    assert not {"img", "iframe", "svg"} & set(names)
+    assert (names.count("script"), names.count("style")) == (page.count("<script"), 1)
+
+
+def test_json_blocks_come_back_as_they_were_without_a_character_of_html():
+    texts = [*HARMFUL, SURROGATE]
+    coded = escaped_json(texts)
+    assert coded.isascii() and not re.search("[<>&]", coded)
+    assert json.loads(coded) == texts
+
+
+def test_numbers_that_json_does_not_know_become_null():
+    assert escaped_json([float("nan"), float("inf"), 1 / 3, 3, True, None]) == (
+        "[null,null,0.333333,3,true,null]"
+    )
+
+
+def test_the_page_holds_the_table_and_the_details():
+    page = "".join(html_report(small_report()))
+    table = unpacked(page, "table")
+    assert table["rows"] == len(ROWS)
+    assert table["columns"]["latent"]["values"] == [0, 1, 2, 3, 4, 5]
+    assert table["columns"]["reason"]["meaning"] == COLUMNS["reason"][1]
+    first, second = unpacked(page, "details-0")
+    assert (first["latent"], second["latent"]) == (0, 3)
+    assert first["outputs"]["answers"] == detail(0).outputs.answers
+
+
+def test_words_that_repeat_are_listed_once():
+    column = unpacked("".join(html_report(hostile_report())), "table")["columns"]["explanation"]
+    assert column["levels"] == ["\n".join(HARMFUL)]
+    assert column["values"] == [0] * len(ROWS)
+
+
+def test_latents_without_details_are_left_out():
+    page = "".join(html_report(small_report(details=lambda n: detail(n) if n else None)))
+    assert [one["latent"] for one in unpacked(page, "details-0")] == [3]
+
+
+# Markdown
+
+
+def markup(text):
+    """Kinds of all tokens that a Markdown parser sees, those inside lines included."""
+    tokens = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).parse(text)
+    return [one for token in tokens for one in [token, *(token.children or [])]]
+
+
+@pytest.mark.parametrize(
+    "text", [*HARMFUL, SURROGATE, "1. a list", "- a list", "> quoted", "$x$ #1"]
+)
+def test_an_inline_text_is_only_text_to_markdown(text):
+    shown = inline(text)
+    assert "\n" not in shown
+    kinds = {token.type for token in markup(f"{shown}\n")}
+    assert kinds <= {"paragraph_open", "paragraph_close", "inline", "text", "text_special"}
+    (words,) = [token for token in markup(f"{shown}\n") if token.type == "inline"]
+    seen = "".join(child.content for child in words.children)
+    assert seen == " ".join(visible(text).split())
+
+
+def test_a_text_does_not_leave_its_cell():
+    rows = f"| a | b |\n| --- | --- |\n| {inline(HARMFUL[-1])} | end |\n"
+    cells = [token for token in markup(rows) if token.type == "td_open"]
+    assert len(cells) == 2
+
+
+@pytest.mark.parametrize("text", [*HARMFUL, "```\n````\nout", SURROGATE])
+def test_a_block_of_code_is_not_ended_by_its_text(text):
+    (token,) = markup(block(text) + "\n")
+    assert token.type == "fence"
+    assert token.content == visible(text) + "\n"
+
+
+def test_what_cannot_be_seen_is_spelt_out():
+    assert visible("a\u202eb\x00\x1b\x7f\u2066") == "a⟨U+202E⟩b␀␛␡⟨U+2066⟩"
+    assert visible("\ud83d") == "⟨U+D83D⟩"
+    assert visible("line\r\nline\tend") == "line\nline\tend"
+    assert visible("שלום 👩\u200d💻 naïve") == "שלום 👩\u200d💻 naïve"
+
+
+def test_long_texts_are_cut_with_a_note():
+    assert cut("a" * 10, 4) == "aaaa… [6 more]"
+    assert cut("aaaa", 4) == "aaaa"
+
+
+def test_flagged_and_exclusive_latents_come_first():
+    assert [row["latent"] for row in ranked(small_report())] == [0, 1, 3]
+
+
+def test_the_markdown_report_has_everything_a_reader_needs():
+    text = "".join(markdown_report(small_report()))
+    for expected in (
+        "# Alpha and Beta",
+        "## How far to trust this",
+        "## Null rates",
+        "## Latent 0",
+        "| exclusivity | 4.50 | 2.00 (1.50 to 2.50) of 2 | 3.00 (3.00 to 3.00) of 1 |",
+        "model 1, prompt 0, strength 8.0",
+        "Only one of them speaks of ships.",
+    ):
+        assert expected in text
+    assert "## Latent 1\n" not in text  # it has no details
+
+
+def test_the_markdown_report_is_inert_whatever_it_quotes():
+    text = "".join(markdown_report(hostile_report()))
+    text.encode("utf-8")
+    kinds = {token.type for token in markup(text)}
+    assert not kinds & {"html_block", "html_inline", "link_open", "image", "code_block"}
+    assert len(text) < 2_000_000
