@@ -5,6 +5,7 @@ from __future__ import annotations
 from sparsify_crosscoder.subcommands import dispatch
 
 COMMANDS = {
+    "audit": ("delphi_adapters.audit.audit_command", "main", "from two models to a report"),
     "explain": ("delphi_adapters.explain_command", "main", "explain, flag and score latents"),
 }
 

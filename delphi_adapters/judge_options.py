@@ -139,8 +139,10 @@ def estimate_costs(
     client: Client | None,
     prompts: Sequence[str | Sequence[Mapping[str, Any]]],
     scale: float = 1.0,
+    *,
+    quiet: bool = False,
 ) -> dict[str, Any]:
-    """Requests, tokens and dollars of `scale` times as many prompts as these; also printed.
+    """Requests, tokens and dollars of `scale` times as many prompts as these; printed too.
 
     A client without a price, or none, gives the number of requests alone.
     """
@@ -170,5 +172,6 @@ def estimate_costs(
                 f", ${result['likely_cost']:,.2f} if answers have {USUAL_ANSWER} tokens and "
                 f"${result['most_cost']:,.2f} if all have {client.max_tokens:,}"
             )
-    print(line, flush=True)
+    if not quiet:
+        print(line, flush=True)
     return result

@@ -1,0 +1,326 @@
+"""What is left to do of an audit: counts, time and cost, before any of it is done.
+
+Times are computed: operations and bytes of each stage over what this device does of them in a
+short trial. They say whether to wait minutes or days; a stage that was done says what it took.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+from sparsify_crosscoder.activations.manifest import is_store
+from sparsify_crosscoder.activations.sources import pick_model_dtype
+from sparsify_crosscoder.activations.store import ActivationStore
+from sparsify_crosscoder.activations.windows import prepare_windows
+from sparsify_crosscoder.evaluation.false_exclusives import called_exclusive
+from sparsify_crosscoder.interventions.command_parts import read_prompts
+from sparsify_crosscoder.training.artifacts import load_run_texts
+
+from ..flagging_prompt import few_shots, system_prompt
+from ..judge_options import USUAL_ANSWER, estimate_costs, make_client
+from ..judges.exclusivity import SteeredAnswers, requests
+from .plan import STAGES, WHAT
+from .stages import Record, state
+from .workspace import Workspace
+
+PROBED_TEXTS = 64
+EFFICIENCY = 0.5  # of a large product, which the parts of a model reach
+CHARACTERS = 4  # in a token
+DETECTION_REQUESTS = 4  # of a latent
+_STORED_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "int8": 1}
+
+
+def estimate(work: Workspace, wanted: Sequence[str]) -> dict[str, Any]:
+    """Print a line for each stage, and return the same as JSON values."""
+    from .audit_command import inputs_of
+    from .stage_table import stage_table
+
+    table, left = stage_table(), Left(work)
+    result: dict[str, Any] = {"out": str(work.out), "stages": {}, "stopped": None}
+    seconds = 0.0
+    for stage in wanted:
+        if stage in ("explain", "score", "exclusivity") and not work.args.judge:
+            break
+        known = all(name in work.records for name in STAGES[: STAGES.index(stage)])
+        what = state(work.out / stage, inputs_of(work, table, stage)) if known else "to do"
+        row: dict[str, Any] = {"state": what}
+        if what == "done":
+            record = Record.read(work.out / stage)
+            assert record is not None
+            work.records[stage] = record
+            row["took"] = record.seconds
+            print(f"{stage:<12} done, {_time(record.seconds)}: {WHAT[stage]}")
+        else:
+            counts = getattr(left, stage)()
+            row |= counts
+            seconds += counts.get("seconds") or 0.0
+            said = ", ".join(_counted(k, v) for k, v in counts.items() if k != "seconds" and v)
+            print(f"{stage:<12} {what}, about {_time(counts.get('seconds', 0.0))}: {said}")
+        result["stages"][stage] = row
+    print(f"In all about {_time(seconds)} on {work.device}, computed from a short trial of it.")
+    result["seconds"] = seconds
+    costs = [row["cost"] for row in result["stages"].values() if row.get("cost")]
+    if costs:
+        result["likely_cost"] = sum(costs)
+        print(f"The judge about ${sum(costs):,.2f}, with answers of {USUAL_ANSWER} tokens.")
+    return result
+
+
+@dataclass
+class Model:
+    """What one model takes: parameters up to its hookpoint, and in all."""
+
+    read: int
+    whole: int
+
+
+class Left:
+    """What each stage would take."""
+
+    def __init__(self, work: Workspace):
+        self.work, self.args = work, work.args
+
+    # What is known
+
+    @cached_property
+    def flops(self) -> float:
+        """Operations a second of a large product in the models' precision."""
+        dtype = pick_model_dtype(self.work.device, "auto")
+        a = torch.randn(1024, 1024, device=self.work.device, dtype=dtype)
+        return 2 * 1024**3 / self._trial(lambda: a @ a)
+
+    @cached_property
+    def bandwidth(self) -> float:
+        """Bytes a second that are read and written."""
+        x = torch.zeros(2**24, device=self.work.device)
+        return 2 * x.nbytes / self._trial(lambda: x.add_(1.0))
+
+    def _trial(self, do: Any) -> float:
+        do()
+        turns = []
+        for _ in range(5):
+            begun = time.perf_counter()
+            do()
+            if self.work.device.type == "cuda":
+                torch.cuda.synchronize()
+            turns.append(time.perf_counter() - begun)
+        return sorted(turns)[2]
+
+    @cached_property
+    def names(self) -> list[str]:
+        if self.args.run:
+            return [self.work.run_options.model, *self.work.run_options.partners]
+        return list(self.args.models)
+
+    @cached_property
+    def models(self) -> list[Model]:
+        options = self.work.run_options if self.args.run else self.work.harvest_options
+        found = []
+        for s, name in enumerate(self.names):
+            config = AutoConfig.from_pretrained(name, token=options.hf_token)
+            with torch.device("meta"):
+                model = AutoModel.from_config(config)
+            whole = sum(p.numel() for p in model.parameters())
+            layers = config.get_text_config().num_hidden_layers
+            place = options.hookpoints[s] if options.hookpoints else f"layers.{layers // 2}"
+            depth = next((int(p) for p in place.split(".") if p.isdecimal()), layers - 1) + 1
+            embedding = model.get_input_embeddings().weight.numel()
+            found.append(Model(int((whole - embedding) * depth / layers), whole))
+        return found
+
+    @cached_property
+    def widths(self) -> list[int]:
+        configs = [AutoConfig.from_pretrained(name).get_text_config() for name in self.names]
+        return [config.hidden_size for config in configs]
+
+    @cached_property
+    def pairs(self) -> int:
+        """Pairs of the text: known from a store, or from a sample of the texts."""
+        if self.args.run:
+            return self.work.records["train"].result["summary"]["pairs"]
+        options = self.work.harvest_options
+        place = options.dataset if is_store(options.dataset) else options.cache
+        if place is not None and is_store(place):
+            return len(ActivationStore.open(place))
+        if options.pairs is not None:
+            return options.pairs
+        texts = load_run_texts(options)
+        probe = texts.select(range(min(PROBED_TEXTS, len(texts))))
+        windows = prepare_windows(
+            probe,
+            [AutoTokenizer.from_pretrained(name) for name in self.names],
+            ctx_len=options.ctx_len,
+            chat_format=options.chat_format,
+            exclude_tokens=options.exclude_tokens,
+        )
+        return round(sum(windows["num_pairs"]) * len(texts) / len(probe))
+
+    @cached_property
+    def latents(self) -> int:
+        """Latents to explain, at most."""
+        args = self.args
+        if args.latents[0].isdecimal():
+            count = len(args.latents)
+        elif "train" in self.work.records:
+            exclusive = sum(len(some) for some in called_exclusive(self.work.crosscoder))
+            every = self.work.crosscoder.num_latents
+            count = every if args.latents == ["all"] else exclusive
+        else:
+            sae = self.work.harvest_options.sae
+            count = sae.resolve_num_latents(self.widths)
+            if args.latents != ["all"]:
+                count = round(count * sum(getattr(sae, "exclusive_fractions", [0.0])))
+        return min(count, args.explain_limit or count)
+
+    @cached_property
+    def directions(self) -> int:
+        """Directions to steer with, at most."""
+        args = self.args
+        return min(args.verify + args.sample, self.latents) + 2 * 2 * args.nulls
+
+    def _sae(self) -> tuple[int, int]:
+        """Latents and width of the dictionary."""
+        if "train" in self.work.records:
+            return self.work.crosscoder.num_latents, self.work.crosscoder.d_in
+        return self.work.harvest_options.sae.resolve_num_latents(self.widths), sum(self.widths)
+
+    # Stages
+
+    def harvest(self) -> dict[str, Any]:
+        options = self.work.harvest_options
+        if is_store(options.dataset):
+            return {"seconds": 0.0, "pairs": self.pairs}
+        operations = sum(2 * model.read for model in self.models) * self.pairs
+        size = _STORED_BYTES[options.dtype] * sum(self.widths) * self.pairs
+        return {
+            "seconds": operations / (self.flops * EFFICIENCY),
+            "pairs": self.pairs,
+            "gigabytes": size / 1e9,
+        }
+
+    def train(self) -> dict[str, Any]:
+        return self._training(self.args.models and self.work.harvest_options.max_steps)
+
+    def null(self) -> dict[str, Any]:
+        if self.args.null_steps == 0:
+            return {"seconds": 0.0}
+        options = self.work.run_options if self.args.run else self.work.harvest_options
+        return self._training(self.args.null_steps or options.max_steps)
+
+    def _training(self, steps: int | None) -> dict[str, Any]:
+        options = self.work.run_options if self.args.run else self.work.harvest_options
+        latents, width = self._sae()
+        steps = steps or self.pairs * options.epochs // options.pairs_per_step
+        # One product with every latent; the rest follows the few that are active.
+        product = 2 * latents * width * options.pairs_per_step / (self.flops * EFFICIENCY)
+        adam = 2 * latents * width * 28 / self.bandwidth
+        return {"seconds": steps * (2 * product + adam), "steps": steps, "latents": latents}
+
+    def cache(self) -> dict[str, Any]:
+        latents, width = self._sae()
+        operations = 2 * latents * width * self.pairs
+        return {"seconds": 2 * operations / (self.flops * EFFICIENCY), "pairs": self.pairs}
+
+    def filter(self) -> dict[str, Any]:
+        pairs = min(self.args.filter_pairs, self.pairs)
+        latents, width = self._sae()
+        operations = 2 * width * (2 * width + latents) * pairs
+        return {"seconds": operations / (self.flops * EFFICIENCY), "pairs": pairs}
+
+    def explain(self) -> dict[str, Any]:
+        fixed = len(system_prompt()) + sum(len(shot["content"]) for shot in few_shots(True))
+        cfg = self.work.judging_config
+        shown = cfg.num_examples * cfg.example_ctx_len * CHARACTERS * 2  # text and activations
+        return self._asking([fixed + shown], self.latents)
+
+    def score(self) -> dict[str, Any]:
+        cfg = self.work.judging_config
+        fixed = len(system_prompt()) // 2
+        shown = cfg.n_examples_shown * cfg.example_ctx_len * CHARACTERS
+        return self._asking([fixed + shown] * DETECTION_REQUESTS, self.latents)
+
+    def stitch(self) -> dict[str, Any]:
+        if self.args.stitching:
+            return {"seconds": 0.0}
+        pairs = self.args.stitch_pairs + self.args.stitch_held_out_pairs
+        operations = sum(2 * model.read for model in self.models) * pairs
+        return {"seconds": operations / (self.flops * EFFICIENCY), "pairs": pairs}
+
+    def exclusivity(self) -> dict[str, Any]:
+        args, prompts = self.args, read_prompts(self.args)
+        text = "word " * (args.max_new_tokens * CHARACTERS // 5)
+        answers = [[text] * len(args.strengths)] * len(prompts)
+        asked = requests(
+            SteeredAnswers(prompts, list(args.strengths), answers, answers),
+            blinded=not args.no_blinded,
+        )
+        sizes = [sum(len(message["content"]) for message in one) for one in asked]
+        rows = len(prompts) * len(args.strengths)
+        tokens = rows * args.max_new_tokens * self.directions
+        # Writing, then reading what was written to measure it.
+        steering = sum(
+            tokens * 3 * 2 * model.whole / (self.flops * EFFICIENCY)
+            + args.max_new_tokens * self.directions * 2 * model.whole / self.bandwidth
+            for model in self.models
+        )
+        asking = self._asking(sizes, self.directions)
+        asking["seconds"] += steering
+        return {"directions": self.directions, "tokens to write": 2 * tokens, **asking}
+
+    def rubrics(self) -> dict[str, Any]:
+        return {"seconds": 0.0, "rubrics": len(self.args.rubrics)}
+
+    def report(self) -> dict[str, Any]:
+        return {"seconds": 30.0}
+
+    def _asking(self, sizes: Sequence[int], items: int) -> dict[str, Any]:
+        """Requests of so many characters, for each of so many items."""
+        count = len(sizes) * items
+        tokens = sum(sizes) * items // CHARACTERS
+        result: dict[str, Any] = {"requests": count, "prompt tokens": tokens, "seconds": 0.0}
+        if self._client is not None:
+            prompts = ["x" * size for size in sizes]
+            costs = estimate_costs(self._client, prompts, items, quiet=True)
+            result["cost"] = costs.get("likely_cost")
+        elif not str(self.args.judge).startswith("claude"):
+            whole = self._judge_size
+            work = 2 * whole * (tokens + count * USUAL_ANSWER) / (self.flops * EFFICIENCY)
+            result["seconds"] = work + count * USUAL_ANSWER * 2 * whole / self.bandwidth
+        return result
+
+    @cached_property
+    def _client(self) -> Any:
+        args = self.args
+        if not str(args.judge).startswith("claude") or args.provider == "transformers":
+            return None
+        try:
+            return make_client(args, self.work.out)
+        except ValueError as error:
+            print(f"No cost can be told: {error}")
+            return None
+
+    @cached_property
+    def _judge_size(self) -> int:
+        config = AutoConfig.from_pretrained(self.args.judge)
+        with torch.device("meta"):
+            return sum(p.numel() for p in AutoModel.from_config(config).parameters())
+
+
+def _counted(name: str, value: Any) -> str:
+    if name == "cost":
+        return f"${value:,.2f}"
+    return f"{value:,.1f} {name}" if isinstance(value, float) else f"{value:,} {name}"
+
+
+def _time(seconds: float) -> str:
+    for unit, size in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:,.0f} s"

@@ -1,0 +1,62 @@
+"""The texts on which latents are strongest, with their activations at every model's tokens."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from sparsify_crosscoder.crosscoders import SparseCode
+
+from ..crosscoder_cache import CrosscoderLatentCache
+from ..report.data import Context
+
+AROUND = (24, 12)  # tokens before and after the strongest one
+
+
+def passages(cache: CrosscoderLatentCache, latents: Iterable[int]) -> dict[int, list[Context]]:
+    """The contexts of latents that the cache noted, the strongest first.
+
+    Every window of text is read and encoded once, whatever the number of latents that fire in it.
+    """
+    statistics, text = cache.statistics, cache.text
+    wanted: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
+    found: dict[int, list[Context]] = {latent: [] for latent in latents}
+    for latent in found:
+        for place, (window, pair) in enumerate(statistics.context_pairs[latent].tolist()):
+            if window >= 0:
+                wanted[window].append((latent, place, pair))
+    placed: dict[int, dict[int, Context]] = defaultdict(dict)
+    for window, places in sorted(wanted.items()):
+        code = cache._encode(text.read(window, window + 1))
+        row = text.windows[window]
+        for latent, place, pair in places:
+            strengths = _of_latent(code, latent)
+            placed[latent][place] = _context(row, text.tokenizers, strengths, pair)
+    return {latent: [placed[latent][i] for i in sorted(placed[latent])] for latent in found}
+
+
+def _of_latent(code: SparseCode, latent: int) -> list[float]:
+    """A latent's activation at every pair of a window."""
+    mine = code.indices == latent
+    acts = torch.zeros(code.shape[0], device=code.acts.device)
+    acts[code.rows[mine]] = code.acts[mine].float()
+    return acts.tolist()
+
+
+def _context(
+    row: dict[str, Any], tokenizers: Sequence[Any], strengths: Sequence[float], peak: int
+) -> Context:
+    tokens, activations = [], []
+    for source, tokenizer in enumerate(tokenizers):
+        ids, pairs = row[f"input_ids_{source}"], row[f"pairs_{source}"]
+        first = max(pairs[peak] - AROUND[0], 0)
+        shown = ids[first : pairs[peak] + AROUND[1] + 1]
+        of_tokens = [0.0] * len(ids)
+        for position, strength in zip(pairs, strengths, strict=True):
+            of_tokens[position] = strength
+        tokens.append(tokenizer.batch_decode([[token] for token in shown]))
+        activations.append(of_tokens[first : first + len(shown)])
+    return Context(strengths[peak], int(row["text_id"]), tokens, activations)

@@ -1,0 +1,279 @@
+"""From the folders of the other stages to the report."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sparsify_crosscoder.evaluation.top import source_labels
+from sparsify_crosscoder.files import atomic_write_json
+
+from .. import flagging
+from ..features import features
+from ..judges import exclusivity as exclusivity_files
+from ..judges.exclusivity import Exclusivity
+from ..judges.rating import Rating
+from ..report import write_report
+from ..report.data import (
+    Context,
+    Curve,
+    Duplicate,
+    FeatureDetail,
+    Judgement,
+    NullRate,
+    Question,
+    ReportData,
+    SteeredOutputs,
+)
+from ..summary import summarise_table
+from .explain_stages import filtered
+from .passages import passages
+from .rubric_stage import rubric_curves
+from .stages import Outcome, fingerprint
+from .verify_stages import STEERED, read_steered
+from .workspace import Workspace
+
+MEASURES = {
+    "kl": "change of the next token (KL, nats)",
+    "surprise": "surprise of the unsteered model (nats per token)",
+    "repetition": "repetition (share of runs of three tokens)",
+}
+
+
+def report_inputs(work: Workspace) -> dict[str, Any]:
+    return {"stability_runs": [str(run) for run in work.args.stability_runs]}
+
+
+def report(work: Workspace, folder: Path) -> Outcome:
+    """Bring everything together and write the page and the tables."""
+    data = report_data(work, folder)
+    write_report(data, work.out)
+    written = [work.out / name for name in ("report.html", "report.md", "features.parquet")]
+    return Outcome(
+        {"features": data.features.num_rows, "detailed": len(data.detailed)},
+        outputs=[],
+        identity=[path.stat().st_size for path in written],
+    )
+
+
+def report_data(work: Workspace, folder: Path) -> ReportData:
+    """All that the report says, from the folders of the other stages."""
+    latents = work.records["explain"].result["latents"]
+    autointerp, filters = work.autointerp(), filtered(work)
+    verified = _verified(work)
+    exclusivity = {
+        direction["latent"]: _columns(result, direction["why"])
+        for direction, result in verified
+        if result.kind == "feature"
+    }
+    table = features(autointerp, work.crosscoder, filters, exclusivity)
+    summary = summarise_table(autointerp, work.crosscoder, latents, table, filters)
+    details = Details(work, latents, filters, {d["latent"]: r for d, r in verified if d["latent"]})
+    return ReportData(
+        title=" and ".join(Path(end.model).name for end in work.ends) + ": what differs",
+        created=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        models=[dict(source) for source in work.crosscoder.sources],
+        summary=work.records["train"].result["summary"],
+        judge=_judge(work),
+        features=table,
+        details=details,
+        detailed=details.latents,
+        categories=summary["categories"],
+        nulls=_null_rates(work),
+        null_scores=[_null_score(result) for _, result in verified if result.kind != "feature"],
+        stitching=work.records["stitch"].result["report"],
+        filter=filters,
+        stability=_stability(work, folder),
+        similar=summary["similar"],
+        provenance={
+            stage: {
+                "hash": fingerprint(record.inputs),
+                "seconds": record.seconds,
+                "options": record.inputs["options"],
+            }
+            for stage, record in work.records.items()
+        },
+        warnings=_warnings(work),
+    )
+
+
+class Details:
+    """What the page of each explained latent shows."""
+
+    def __init__(
+        self,
+        work: Workspace,
+        latents: Sequence[int],
+        filters: Mapping[str, Any],
+        verified: Mapping[int, Exclusivity],
+    ):
+        self.work, self.latents = work, list(latents)
+        self.verified = verified
+        self.autointerp = work.autointerp()
+        self.flags = flagging.load_flags(work.folder("explain"))
+        self.rows = {row["latent"]: row for row in filters["latents"]}
+        self.owners = {row["latent"]: row["source"] for row in filters["latents"]}
+        self.pairs = filters["duplicates"]
+
+    def __call__(self, latent: int) -> FeatureDetail:
+        flag = self.flags.get(self.autointerp.name(latent))
+        result = self.verified.get(latent)
+        outputs, curves = self._steered(result)
+        return FeatureDetail(
+            latent,
+            self.contexts[latent],
+            outputs,
+            [] if result is None else judgements(result),
+            curves,
+            self._duplicates(latent),
+            self.rows.get(latent, {}),
+            "\n\n".join(flag.raw) if flag else None,
+        )
+
+    @cached_property
+    def contexts(self) -> dict[int, list[Context]]:
+        return passages(self.work.cache, self.latents)
+
+    def _steered(self, result: Exclusivity | None) -> tuple[SteeredOutputs | None, list[Curve]]:
+        if result is None:
+            return None, []
+        steered = read_steered(self.work.folder("exclusivity") / STEERED, result.name)
+        models = [Path(one["model"]).name for one in steered]
+        outputs = SteeredOutputs(
+            steered[0]["prompts"],
+            steered[0]["strengths"],
+            models,
+            [one["answers"] for one in steered],
+        )
+        curves = [
+            Curve(model, meaning, one["strengths"], _means(one["measures"][name]))
+            for name, meaning in MEASURES.items()
+            for model, one in zip(models, steered, strict=True)
+        ]
+        return outputs, [*curves, *rubric_curves(self.work, result.name)]
+
+    def _duplicates(self, latent: int) -> list[Duplicate]:
+        found = []
+        for pair in self.pairs:
+            if latent in pair["latents"]:
+                (other,) = (one for one in pair["latents"] if one != latent)
+                found.append(Duplicate(other, self.owners.get(other), pair["correlation"]))
+        return found
+
+
+def judgements(result: Exclusivity) -> list[Judgement]:
+    """Every rating that the judge was asked for."""
+    found = []
+    for one in result.prompts:
+        asked: list[tuple[Question, str, Rating | None]] = [
+            ("interpretability", "INTERPRETABILITY", one.interpretability),
+            ("similarity", "SIMILARITY", one.similarity),
+            ("similarity, blinded", "SIMILARITY", one.blinded),
+        ]
+        for question, scale, rating in asked:
+            if rating is not None:
+                score = rating.scores.get(scale)
+                found.append(Judgement(question, one.prompt, score, rating.reason, rating.status))
+    return found
+
+
+def _verified(work: Workspace) -> list[tuple[dict[str, Any], Exclusivity]]:
+    """Every direction that was steered, and what the judge said of it."""
+    results = exclusivity_files.load(work.folder("exclusivity"))
+    listed = work.records["exclusivity"].result["directions"]
+    return [(direction, results[direction["name"]]) for direction in listed]
+
+
+def _columns(result: Exclusivity, why: str) -> dict[str, Any]:
+    return {
+        "exclusivity": result.score,
+        "exclusivity_spread": result.spread,
+        "exclusivity_blinded": result.blinded_score,
+        "steering_interpretability": result.interpretability,
+        "exclusivity_status": result.status,
+        "sampled": why,
+    }
+
+
+def _null_score(result: Exclusivity) -> dict[str, Any]:
+    names = ("name", "kind", "source", "status", "score", "blinded_score", "spread")
+    return {name: getattr(result, name) for name in (*names, "interpretability")}
+
+
+def _null_rates(work: Workspace) -> list[NullRate]:
+    found = work.records["null"].result
+    if "kept" not in found:
+        return []
+    name = source_labels(work.crosscoder)[0]
+    return [
+        NullRate(
+            f"{name} against itself: exclusive latents that the filter keeps",
+            found["kept"],
+            found["exclusive"],
+        )
+    ]
+
+
+def _judge(work: Workspace) -> dict[str, Any]:
+    name = str(work.args.judge)
+    offline = work.args.provider == "transformers" or (
+        work.args.provider is None and not name.startswith("claude")
+    )
+    counted = work.records["exclusivity"].result["ledger"] or {}
+    return {
+        "name": Path(name).name,
+        "provider": "transformers" if offline else "anthropic",
+        "offline": offline,
+        "cost": 0.0 if offline else counted["spent"] + counted["earlier"] + counted["uncertain"],
+        "requests": None if offline else sum(counted["outcomes"].values()),
+    }
+
+
+def _stability(work: Workspace, folder: Path) -> dict[str, Any] | None:
+    if not work.args.stability_runs:
+        return None
+    from sparsify_crosscoder.evaluation import stability_command
+
+    cfg = work.filter_config
+    found = stability_command.run(
+        argparse.Namespace(
+            runs=[work.run, *work.args.stability_runs],
+            device=str(work.device),
+            pairs=cfg.pairs,
+            predictability=cfg.predictability,
+            shadow=cfg.shadow,
+            min_firings=cfg.min_firings,
+        )
+    )
+    atomic_write_json(folder / "stability.json", found)
+    return found
+
+
+def _warnings(work: Workspace) -> list[str]:
+    found = [
+        f"{stage}: {record.unfinished}. The same command asks again."
+        for stage, record in work.records.items()
+        if record.unfinished
+    ]
+    chosen = work.records["exclusivity"].result
+    if chosen["sampled_from"] == "explained" and chosen["sample"]:
+        found.append(
+            "No other latent passed the detection test, so the sample was drawn from all that "
+            "were explained."
+        )
+    candidates = chosen["flagged"] + chosen["kept"]
+    if candidates > chosen["verified"]:
+        found.append(
+            f"Of {candidates:,} latents that are flagged or that the filter keeps, "
+            f"{chosen['verified']:,} were verified (--verify)."
+        )
+    return found
+
+
+def _means(per_prompt: Sequence[Sequence[float]]) -> list[float]:
+    return [statistics.fmean(values) for values in zip(*per_prompt, strict=True)]

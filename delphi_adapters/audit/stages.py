@@ -1,0 +1,180 @@
+"""Stages that are done once: a folder each, which says what it was made from.
+
+```
+audit/
+    STAGE/stage.json        its inputs, whether it is finished, its outputs and what they came to
+    STAGE/...               its outputs
+    superseded/STAGE-HASH/  what it was before its inputs changed; taken back if they do again
+```
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sparsify_crosscoder.files import atomic_write_json
+
+RECORD = "stage.json"
+SUPERSEDED = "superseded"
+
+
+@dataclass
+class Outcome:
+    """What the work of a stage came to."""
+
+    result: dict[str, Any] = field(default_factory=dict)
+    """What later stages and the report want to know, as JSON values."""
+
+    outputs: Sequence[Path] = ()
+    """Files that must be there for the stage to be done."""
+
+    identity: Any = None
+    """JSON values that change where the outputs do. Later stages are done anew if they change; the
+    contents of `outputs` if None."""
+
+    unfinished: str | None = None
+    """Why the stage has to be taken up again the next time, such as requests that failed."""
+
+
+@dataclass
+class Record:
+    """What `stage.json` holds."""
+
+    stage: str
+    inputs: dict[str, Any]
+    finished: bool = False
+    result: dict[str, Any] = field(default_factory=dict)
+    outputs: dict[str, int] = field(default_factory=dict)
+    """Size of each output in bytes, by its path from the stage's folder."""
+
+    fingerprint: str = ""
+    """Changes with the outputs."""
+
+    seconds: float = 0.0
+    """Time that the work took, over all attempts that ended."""
+
+    unfinished: str | None = None
+
+    @classmethod
+    def read(cls, folder: Path) -> Record | None:
+        """The record in a stage's folder, or None where there is none.
+
+        Raises ValueError for a file that is none.
+        """
+        path = folder / RECORD
+        if not path.exists():
+            return None
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"'{path}' is damaged ({error}): delete it, and the stage is taken up again."
+            ) from error
+
+    def write(self, folder: Path) -> None:
+        atomic_write_json(folder / RECORD, asdict(self))
+
+    def intact(self, folder: Path) -> bool:
+        """Whether the stage is finished and its outputs are as long as they were."""
+        return self.finished and all(
+            (path := folder / name).is_file() and path.stat().st_size == size
+            for name, size in self.outputs.items()
+        )
+
+
+def state(folder: Path, inputs: Mapping[str, Any]) -> str:
+    """What there is of a stage: "done", "begun", "changed" (from other inputs) or "to do"."""
+    record = Record.read(folder)
+    if record is None:
+        return "to do"
+    if record.inputs != inputs:
+        return "changed"
+    return "done" if record.intact(folder) else "begun"
+
+
+def bring_up(
+    stage: str,
+    audit: Path,
+    inputs: dict[str, Any],
+    work: Callable[[Path], Outcome],
+) -> Record:
+    """Do the work of a stage, unless it was done from the same inputs.
+
+    `work` gets the stage's folder. What an earlier, stopped attempt from the same inputs left
+    there is still there, so that `work` can go on; what was made from other inputs is kept under
+    `superseded`.
+    """
+    folder = audit / stage
+    inputs = json.loads(json.dumps(inputs))
+    record = Record.read(folder)
+    if record is not None and record.inputs != inputs:
+        folder.rename(_kept(audit, record))
+        record = None
+    if record is None:
+        before = audit / SUPERSEDED / f"{stage}-{fingerprint(inputs)}"
+        if not folder.exists() and before.exists():
+            before.rename(folder)
+            record = Record.read(folder)
+        record = record or Record(stage, inputs)
+    if record.intact(folder):
+        return record
+    record.finished = False
+    record.write(folder)
+    begun = time.monotonic()
+    outcome = work(folder)
+    record.seconds += time.monotonic() - begun
+    record.result = json.loads(json.dumps(outcome.result))
+    record.outputs = {
+        str(path.relative_to(folder)): path.stat().st_size for path in sorted(outcome.outputs)
+    }
+    identity = outcome.identity
+    if identity is None:
+        identity = {name: hash_file(folder / name) for name in record.outputs}
+    record.fingerprint = fingerprint(identity)
+    record.unfinished = outcome.unfinished
+    record.finished = outcome.unfinished is None
+    record.write(folder)
+    return record
+
+
+def fingerprint(value: Any) -> str:
+    """Changes with JSON values."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's contents."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def fingerprint_path(path: str | Path) -> list[list[Any]] | None:
+    """Name, size and time of the last change of a file or of all files of a folder; quick to tell.
+
+    None if nothing is there, as for a name on a hub.
+    """
+    path = Path(path)
+    if not path.exists():
+        return None
+    files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
+    return [[str(f.relative_to(path)), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+
+
+def _kept(audit: Path, record: Record) -> Path:
+    """Where the results of other inputs go; the first free name."""
+    name = f"{record.stage}-{fingerprint(record.inputs)}"
+    folder = audit / SUPERSEDED
+    folder.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while (path := folder / (name if number == 1 else f"{name}-{number}")).exists():
+        number += 1
+    return path
