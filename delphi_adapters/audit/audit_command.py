@@ -86,7 +86,7 @@ def _asked(args: argparse.Namespace) -> dict[str, Any]:
     options = {k: str(v) for k, v in sorted(vars(args).items()) if k not in left_out}
     named = [*args.models, args.dataset, args.run, args.stitching, *args.stability_runs]
     named += [token for token in args.train if not token.startswith("--")]
-    named += [args.judge, args.prompts_file, *args.rubrics]
+    named += [args.judge, args.prompts_file, *args.rubrics, *(args.stitch_dataset or [])]
     paths = {str(p): fingerprint_path(p) for p in named if p is not None}
     return json.loads(json.dumps({"version": __version__, "options": options, "paths": paths}))
 

@@ -197,6 +197,12 @@ def make_parser() -> argparse.ArgumentParser:
     group.add_argument("--generation_batch_size", type=int, help="rows at once (all)")
     group.add_argument("--no_blinded", action="store_true", help="without the blinded rating")
     group.add_argument("--audit_seed", type=int, default=0, help="what is drawn at random (0)")
+    group.add_argument(
+        "--stitch_dataset",
+        nargs="+",
+        metavar="D",
+        help="text to fit the maps to (what lies behind --max_examples of the dataset)",
+    )
     group.add_argument("--stitch_pairs", type=int, default=131_072, help="to fit (131,072)")
     group.add_argument(
         "--stitch_held_out_pairs", type=int, default=8_192, help="to judge by (8,192)"

@@ -35,7 +35,7 @@ ROLES = ("original", "partner")
 def stitch_inputs(work: Workspace) -> dict[str, Any]:
     if work.args.stitching is not None:
         return {"given": str(work.args.stitching.resolve())}
-    names = ("stitch_pairs", "stitch_held_out_pairs")
+    names = ("stitch_dataset", "stitch_pairs", "stitch_held_out_pairs")
     return {name: getattr(work.args, name) for name in names}
 
 
@@ -51,7 +51,10 @@ def stitch(work: Workspace, folder: Path) -> Outcome:
         argparse.Namespace(
             run=work.run,
             out=folder / "stitching",
-            dataset=None,
+            dataset=work.args.stitch_dataset,
+            split=work.run_options.split,
+            data_args="",
+            text_column=None,
             pairs=work.args.stitch_pairs,
             held_out_pairs=work.args.stitch_held_out_pairs,
             sources=default.sources,

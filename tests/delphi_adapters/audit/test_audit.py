@@ -1,0 +1,174 @@
+"""`python -m delphi_adapters audit`: from two tiny models to a report, by the real SDK."""
+
+import base64
+import gzip
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from messages_server import error
+
+from delphi_adapters.audit.audit_command import main
+from delphi_adapters.audit.plan import STAGES
+
+COMPARED = ("explain", "score", "exclusivity", "filter", "stitch")
+NOT_RESULTS = ("stage.json", "run_config.json", "hookpoint_firing_counts.pt", "cfg.json")
+
+
+def results(audit: Path) -> dict[str, object]:
+    """All that an audit found out, without the times that it took."""
+    files = {
+        str(file.relative_to(audit)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for stage in COMPARED
+        for file in sorted((audit / stage).rglob("*"))
+        if file.is_file() and file.name not in NOT_RESULTS
+    }
+    blocks = re.findall(
+        r'<script type="application/gzip" id="([\w-]+)">(.*?)</script>',
+        (audit / "report.html").read_text(),
+    )
+    pages = {name: gzip.decompress(base64.b64decode(block)) for name, block in blocks}
+    return {**files, **pages, "table": pq.read_table(audit / "features.parquet").to_pylist()}
+
+
+def records(audit: Path) -> dict[str, dict]:
+    found = {stage: audit / stage / "stage.json" for stage in STAGES}
+    return {stage: json.loads(path.read_text()) for stage, path in found.items() if path.exists()}
+
+
+@pytest.fixture
+def audit(tmp_path):
+    return tmp_path / "audit"
+
+
+def test_an_audit_ends_in_a_report_and_a_second_one_does_nothing(options, audit, server, capsys):
+    main(options)
+    found, done = results(audit), records(audit)
+    assert list(done) == list(STAGES)
+    assert all(record["finished"] for record in done.values())
+    rows = {row["latent"]: row for row in found["table"]}
+    directions = done["exclusivity"]["result"]["directions"]
+    verified = [d for d in directions if d["why"] in ("flagged", "kept", "sample")]
+    assert len(verified) > 1
+    assert {d["why"] for d in directions} >= {"shared", "random"}
+    for direction in verified:
+        row = rows[direction["latent"]]
+        assert row["sampled"] == direction["why"]
+        assert row["source"] == direction["source"]
+        assert row["exclusivity_status"] == "scored"
+        assert 1 <= row["exclusivity"] <= 5
+    assert all(row["exclusivity"] is None for row in rows.values() if row["sampled"] is None)
+    assert {row["harmful"] for row in rows.values()} >= {True, None}
+    shown = (audit / "report.html").read_text()
+    assert "what differs" in shown
+    assert (audit / "report.md").read_text().startswith("# llama and gpt2")
+
+    asked = len(server.bodies)
+    written = {file: file.stat().st_mtime_ns for file in audit.rglob("*") if file.is_file()}
+    capsys.readouterr()
+    main(options)
+    assert "Nothing to do" in capsys.readouterr().out
+    assert len(server.bodies) == asked
+    assert {f: f.stat().st_mtime_ns for f in audit.rglob("*") if f.is_file()} == written
+
+
+def test_stage_by_stage_comes_to_the_same_as_all_at_once(options, audit, tmp_path, server):
+    main(options)
+    whole = results(audit)
+    pieces = tmp_path / "pieces"
+    for stage in STAGES:
+        main([*options, "--out", str(pieces), "--until", stage])
+        assert list(records(pieces)) == list(STAGES[: STAGES.index(stage) + 1])
+    assert results(pieces) == whole
+
+
+def test_only_what_is_changed_is_done_again(options, audit, server, capsys):
+    main(options)
+    before = records(audit)
+    main([*options, "--sample", "2"])
+    after = records(audit)
+    again = {stage for stage in STAGES if after[stage] != before[stage]}
+    assert again == {"exclusivity", "rubrics", "report"}
+    assert after["exclusivity"]["result"]["sample"] == 2
+    assert any((audit / "superseded").iterdir())
+    asked = len(server.bodies)
+    main(options)  # what was superseded is taken back
+    assert {s for s in STAGES if records(audit)[s]["inputs"] != before[s]["inputs"]} == set()
+    assert len(server.bodies) == asked
+
+
+def test_outputs_that_were_deleted_are_made_again(options, audit, server):
+    main(options)
+    whole, asked = results(audit), len(server.bodies)
+    for file in (audit / "explain" / "flags").iterdir():
+        file.unlink()
+    (audit / "filter" / "filter.json").unlink()
+    main(options)
+    assert results(audit) == whole
+    assert len(server.bodies) == asked  # every answer was kept
+
+
+def test_latents_without_an_answer_are_asked_for_again(options, audit, server, capsys):
+    refused = error(400, "invalid_request_error", "not today")
+    server.next(*[None, None, refused] * 30)
+    main(options)
+    assert "the same command asks again" in capsys.readouterr().err
+    assert not all(record["finished"] for record in records(audit).values())
+    server.script.clear()
+    main(options)
+    assert all(record["finished"] for record in records(audit).values())
+    statuses = {row["flag_status"] for row in results(audit)["table"]}
+    assert statuses <= {"ok", None}
+
+
+def test_a_budget_stops_an_audit_and_a_larger_one_goes_on(options, audit, server, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([*options, "--max_cost", "0.022"])
+    assert stopped.value.code == 1
+    assert "stopped: " in capsys.readouterr().err
+    assert not (audit / "report.html").exists()
+    paid = len(server.bodies)
+    assert paid
+    main(options)
+    assert (audit / "report.html").exists()
+    asked = [json.dumps(body, sort_keys=True) for body in server.bodies]
+    assert len(asked) == len(set(asked))
+
+
+def test_a_dry_run_writes_nothing_and_says_what_is_left(options, audit, server, capsys, tmp_path):
+    main([*options, "--dry_run", "--json", str(tmp_path / "left.json")])
+    assert not audit.exists() or not list(records(audit))
+    left = json.loads((tmp_path / "left.json").read_text())
+    assert list(left["stages"]) == list(STAGES)
+    assert {row["state"] for row in left["stages"].values()} == {"to do"}
+    assert left["stages"]["harvest"]["pairs"] > 1000
+    assert left["stages"]["explain"]["requests"] <= 8
+    assert left["seconds"] > 0
+    assert left["likely_cost"] > 0
+    assert not server.bodies
+    main([*options, "--until", "filter"])
+    capsys.readouterr()
+    main([*options, "--dry_run"])
+    out = capsys.readouterr().out
+    assert re.search(r"filter +done", out)
+    assert re.search(r"explain +to do", out)
+
+
+def test_a_trained_run_can_be_audited(options, audit, run, server):
+    own = options[options.index("--judge") :]
+    cut = own.index("--arch")
+    main(["--run", str(run), "--out", str(audit), *own[:cut], *own[own.index("--cache_ctx_len") :]])
+    assert (audit / "report.html").exists()
+    assert records(audit)["train"]["result"]["summary"]["arch"] == "dfc"
+    assert not (audit / "train" / "run").exists()
+
+
+def test_a_mistake_is_explained_and_nothing_is_written(options, audit, capsys):
+    main([*options, "--until", "cache"])
+    with pytest.raises(SystemExit) as stopped:
+        main([*options, "--latents", "9999"])
+    assert stopped.value.code == 1
+    assert "There are latents 0..63, not 9999" in capsys.readouterr().err

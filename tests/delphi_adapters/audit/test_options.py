@@ -1,0 +1,81 @@
+"""Options of an audit, those of training among them, and files of both."""
+
+from pathlib import Path
+
+import pytest
+
+from delphi_adapters.audit.options import read_options
+
+JUDGE = ["--judge", "claude-test"]
+
+
+def test_options_of_training_are_passed_on():
+    args = read_options(
+        ["a", "b", "--hookpoints", "layers.1", "h.2", "--verify", "3", "--k=4", *JUDGE]
+        + ["--strengths", "-4", "0", "4", "--lr", "1e-3"]
+    )
+    assert args.models == ["a", "b"]
+    assert args.train == ["--hookpoints", "layers.1", "h.2", "--k=4", "--lr", "1e-3"]
+    assert args.verify == 3
+    assert args.strengths == [-4, 0, 4]
+
+
+def test_a_file_gives_options_and_the_command_line_comes_first(tmp_path):
+    (tmp_path / "pair.yaml").write_text(
+        "model_a: a\nmodel_b: b\nk: 4\nhookpoints: [layers.1, h.2]\nverify: 7\nsample: 2\n"
+        "judge: claude-test\nno_blinded: true\nbatch: false\nmax_steps: null\n"
+    )
+    args = read_options(["--config", str(tmp_path / "pair.yaml"), "--k", "8", "--sample", "5"])
+    assert args.models == ["a", "b"]
+    assert args.train == ["--hookpoints", "layers.1", "h.2", "--k", "8"]
+    assert (args.verify, args.sample, args.judge) == (7, 5, "claude-test")
+    assert args.no_blinded
+    assert not args.batch
+
+
+def test_the_unpushed_model_is_always_among_the_strengths():
+    assert read_options(["a", "b", *JUDGE, "--strengths", "2", "4"]).strengths == [0, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ([*JUDGE], "name the two models"),
+        (["a", *JUDGE], "name the two models"),
+        (["a", "b"], "name a judge"),
+        (["a", "b", *JUDGE, "--cache", "c"], "--cache is set by the audit"),
+        (["a", "b", *JUDGE, "--resume"], "--resume is set by the audit"),
+        (["a", "b", *JUDGE, "--run", "r"], "--run is trained already"),
+        (["--run", "r", *JUDGE, "--k", "4"], "--run is trained already"),
+        (["a", "b", *JUDGE, "--sample", "-1"], "must not be negative"),
+        (["a", "b", *JUDGE, "--strengths", "0"], "besides 0"),
+        (["a", "b", *JUDGE, "--until", "lunch"], "invalid choice"),
+        (["a", "b", *JUDGE, "--config", "none.yaml"], "no file"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_anything_is_done(argv, said, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        read_options(argv)
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("- a\n- b\n", "has to name options"),
+        ("model_a: a\n", "names one model"),
+        ("config: other.yaml\n", "another --config"),
+        ("a: [", "is no YAML"),
+    ],
+)
+def test_a_file_that_makes_no_sense_is_refused(tmp_path, text, said, capsys):
+    path = Path(tmp_path / "bad.yaml")
+    path.write_text(text)
+    with pytest.raises(SystemExit):
+        read_options(["--config", str(path), *JUDGE])
+    assert said in capsys.readouterr().err
+
+
+def test_no_judge_is_needed_before_the_stage_that_asks_one():
+    assert read_options(["a", "b", "--until", "null"]).judge is None
