@@ -5,7 +5,8 @@
 
 Both models come from PyPI packages and the text from Python's own documentation, so neither a hub
 nor a GPU is needed. An interrupted demo goes on where it stopped; a finished one is shown again.
-The activation store in runs/demo-data is shared by all architectures.
+The activation store in runs/demo-data is shared by all architectures. At the end stands a report of
+an audit, in runs/demo-audit; its judge is SmolLM2 itself, so that all of it works offline.
 """
 
 from __future__ import annotations
@@ -40,6 +41,19 @@ OPTIONS = {
     "log_to_wandb": False,
 }
 
+# Sized for ten minutes of a judge that runs on two cores, and is too small to be believed.
+AUDIT_OPTIONS = {
+    "explain_limit": 6,
+    "max_tokens": 160,
+    "null_steps": 300,
+    "stitch_pairs": 40_000,
+    "verify": 2,
+    "sample": 1,
+    "nulls": 1,
+    "strengths": [0, 2, 5, 10],
+    "max_new_tokens": 40,
+}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(
@@ -47,6 +61,7 @@ def main() -> None:
     )
     parser.add_argument("--arch", default="dfc", help="dfc or crosscoder (dsf needs equal widths)")
     parser.add_argument("--folder", type=Path, default=Path("runs"), help="where runs are kept")
+    parser.add_argument("--no_audit", action="store_true", help="end after training")
     args = parser.parse_args()
 
     data = args.folder / "demo-data"
@@ -64,6 +79,8 @@ def main() -> None:
     subprocess.run([sys.executable, "-m", "sparsify_crosscoder", *show], check=True)
     plot_run(run, run / "demo.png")
     print(f"\nCheckpoint, summary.json, metrics.jsonl and demo.png are in {run}.")
+    if not args.no_audit:
+        audit(run, models[0])
 
 
 def train(arch: str, run: Path, models: tuple[Path, Path], texts: Path, store: Path) -> None:
@@ -75,6 +92,18 @@ def train(arch: str, run: Path, models: tuple[Path, Path], texts: Path, store: P
     if (run / "config.json").exists():
         command.append("--resume")
     print("\n$ " + " ".join(command), flush=True)
+    done = subprocess.run([sys.executable, "-m", *command])
+    if done.returncode:
+        raise SystemExit(done.returncode)
+
+
+def audit(run: Path, judge: Path) -> None:
+    """From the trained run to a report, with the smaller model as an offline judge."""
+    command = ["delphi_adapters", "audit", "--run", str(run), "--out", f"{run}-audit"]
+    command += ["--judge", str(judge)]
+    for name, value in AUDIT_OPTIONS.items():
+        command += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    print("\n$ python -m " + " ".join(command), flush=True)
     done = subprocess.run([sys.executable, "-m", *command])
     if done.returncode:
         raise SystemExit(done.returncode)

@@ -9,7 +9,7 @@ from scripted_judge import ScriptedJudge
 
 
 class AuditJudge(ScriptedJudge):
-    """Explains and detects as a ScriptedJudge, whose answers it knows; rates what it can measure."""
+    """Explains and detects as a ScriptedJudge; rates what it can measure."""
 
     def __call__(self, body: dict) -> dict:
         asked = body["messages"][0]["content"]

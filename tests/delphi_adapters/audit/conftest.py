@@ -10,12 +10,12 @@ PRICES = {"claude-test": {"input": 1.0, "output": 10.0}}
 TRAINING = (
     "--arch dfc --hookpoints layers.1 h.2 --num_latents 64 --k 4 --pairs_per_step 128 --lr 1e-3 "
     "--max_steps 30 --ctx_len 64 --log_to_wandb False --device cpu"
-).split()
+)
 AUDITING = (
     "--cache_ctx_len 32 --min_firings 20 --verify 2 --sample 1 --nulls 1 --max_new_tokens 6 "
     "--strengths 0 4 --null_steps 10 --stitch_pairs 2000 --stitch_held_out_pairs 200 "
     "--explain_limit 8 --max_cost 100"
-).split()
+)
 
 
 @pytest.fixture
@@ -29,13 +29,13 @@ def options(run, server, tmp_path, monkeypatch):
     places = ["--out", str(tmp_path / "audit"), "--dataset", str(run.parent / "texts.txt")]
     judge = ["--judge", "claude-test", "--prices", str(tmp_path / "prices.json")]
     stitching = ["--stitch_dataset", str(tmp_path / "others.jsonl")]
-    return [*models, *places, *judge, *stitching, *TRAINING, *AUDITING]
+    return [*models, *places, *judge, *stitching, *f"{TRAINING} {AUDITING}".split()]
 
 
 def write_other_texts(path):
     """Texts that no run has seen, to fit the maps between two models to."""
     draw = random.Random(1)
-    words = "river tower apple night green paper stone music seven winter bridge copper".split()
+    words = ["river", "tower", "apple", "night", "paper", "stone", "music", "seven", "winter"]
     with open(path, "w") as file:
         for _ in range(200):
             file.write(json.dumps({"text": " ".join(draw.choices(words, k=20))}) + "\n")

@@ -10,10 +10,8 @@ JUDGE = ["--judge", "claude-test"]
 
 
 def test_options_of_training_are_passed_on():
-    args = read_options(
-        ["a", "b", "--hookpoints", "layers.1", "h.2", "--verify", "3", "--k=4", *JUDGE]
-        + ["--strengths", "-4", "0", "4", "--lr", "1e-3"]
-    )
+    argv = "a b --hookpoints layers.1 h.2 --verify 3 --k=4 --lr 1e-3 --strengths -4 0 4"
+    args = read_options([*argv.split(), *JUDGE])
     assert args.models == ["a", "b"]
     assert args.train == ["--hookpoints", "layers.1", "h.2", "--k=4", "--lr", "1e-3"]
     assert args.verify == 3
