@@ -137,6 +137,16 @@ def request(system: str, material: str, scales: Sequence[Scale]) -> list[dict[st
     return _asked(system, material, scales).messages
 
 
+def code_for(system: str, material: str, digits: int = 8) -> str:
+    """Hexadecimal digits that depend on every character and stand nowhere in them.
+
+    `digits` of them, or more where a text happens to have these.
+    """
+    digest = hashlib.sha256(json.dumps([system, material]).encode()).hexdigest()
+    known = f"{system}\n{material}".casefold()
+    return next(digest[:n] for n in range(digits, len(digest) + 1) if digest[:n] not in known)
+
+
 async def rate(
     client: Client,
     system: str,
@@ -203,7 +213,7 @@ def _asked(system: str, material: str, scales: Sequence[Scale]) -> _Asked:
     if not names or len(set(names)) < len(names):
         raise ValueError(f"A rating needs scales of different names, got {names}.")
     system, material = encodable(_system(system, scales)), encodable(material)
-    code = _code(system, material)
+    code = code_for(system, material)
     question = (
         f"The code of this request is {code}.\n\n{material.replace(_CODE, code).strip()}\n\n"
         f"This was the last of the material. {_form(code, scales)}"
@@ -211,18 +221,6 @@ def _asked(system: str, material: str, scales: Sequence[Scale]) -> _Asked:
     return _Asked(
         code, [{"role": "system", "content": system}, {"role": "user", "content": question}]
     )
-
-
-def _code(system: str, material: str) -> str:
-    """Eight hexadecimal digits that depend on everything and stand nowhere in it."""
-    known = f"{system}\n{material}".casefold()
-    number = 0
-    while True:
-        whole = json.dumps([number, system, material])
-        code = hashlib.sha256(whole.encode()).hexdigest()[:8]
-        if code not in known:
-            return code
-        number += 1
 
 
 def _system(task: str, scales: Sequence[Scale]) -> str:
