@@ -85,6 +85,14 @@ def test_wheel_holds_both_packages_their_type_markers_and_one_pth(wheel):
     assert not any(name.startswith(("tests/", "examples/")) for name in names)
 
 
+def test_wheel_holds_every_rubric(wheel):
+    folder = "delphi_adapters/judges/rubric_files"
+    with zipfile.ZipFile(wheel) as archive:
+        shipped = {name for name in archive.namelist() if name.startswith(folder)}
+    here = {f"{folder}/{path.name}" for path in (ROOT / folder).iterdir()}
+    assert shipped == here and len(here) >= 5
+
+
 def test_wheel_declares_the_command_and_the_architectures(wheel):
     with zipfile.ZipFile(wheel) as archive:
         (entry_points,) = (n for n in archive.namelist() if n.endswith("entry_points.txt"))
