@@ -137,7 +137,8 @@ def _intervals(values: Array, lowest: float, highest: float, level: float) -> Se
     low, high = limits(draws, n, lowest, highest, level)
     # Weights sum to 1 but for rounding.
     low, high = np.clip(low, lowest, means), np.clip(high, means, highest)
-    return [Interval(*map(float, one), n) for one in zip(means, low, high, strict=True)]
+    found = zip(means.tolist(), low.tolist(), high.tolist(), strict=True)
+    return [Interval(mean, a, b, n) for mean, a, b in found]
 
 
 def _per_prompt(ratings: ArrayLike) -> Array:

@@ -29,6 +29,7 @@ from typing import Any, TypeVar
 from sparsify_crosscoder.files import atomic_path
 from sparsify_crosscoder.interventions.generation import Sampling
 
+from ..answers import encodable
 from .rating import Scale, block, request
 
 T = TypeVar("T")
@@ -224,7 +225,7 @@ def _rubric(keys: _Keys) -> Rubric:
     for i, prompt in enumerate(prompts):
         if _text(prompt) is None:
             raise keys.error(f"prompts[{i}]", f"must be a text, not {prompt!r:.80}")
-    prompts = tuple(prompt.strip() for prompt in prompts)
+    prompts = tuple(encodable(prompt.strip()) for prompt in prompts)
     _no_doubles(keys, "prompts", prompts)
     keys.end()
     return Rubric(name, description, dimensions, prompts, strengths, sampling, examples)
@@ -292,7 +293,7 @@ def _no_doubles(keys: _Keys, key: str, values: Sequence[Any]) -> None:
 
 
 def _text(value: Any) -> str | None:
-    return value.strip() if isinstance(value, str) and value.strip() else None
+    return encodable(value.strip()) if isinstance(value, str) and value.strip() else None
 
 
 def _number(value: Any) -> float | None:
