@@ -33,6 +33,11 @@ def add_prompt_options(parser: argparse.ArgumentParser) -> None:
     """Options that say what the model goes on from."""
     parser.add_argument("--prompts", nargs="+", help="prompts (three open questions, B.5)")
     parser.add_argument("--prompts_file", type=Path, help="a text file with one prompt a line")
+    add_chat_option(parser)
+
+
+def add_chat_option(parser: argparse.ArgumentParser) -> None:
+    """Whether prompts are a user's messages."""
     parser.add_argument(
         "--chat",
         choices=list(CHAT),

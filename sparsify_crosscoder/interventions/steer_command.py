@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..crosscoders import Crosscoder
 from ..subcommands import execute
 from .command_parts import (
     CHAT,
     add_model_options,
     add_prompt_options,
     add_sampling_options,
-    device_of,
-    ends_of,
     load_model,
     read_prompts,
     sampling,
@@ -27,20 +23,16 @@ from .command_parts import (
 from .effects import DoseResponse, dose_response
 from .generation import STRENGTHS, Sampling
 from .likeness import Changes, common_words, likeness, word_changes
-from .steering import Steering
-from .stitching import Stitching
+from .targets import (
+    Target,
+    add_target_options,
+    latent_targets,
+    steering_options,
+    with_backend,
+)
 from .vectors import SteeringVector
 
 _SHOWN = 100
-
-
-@dataclass(frozen=True)
-class Target:
-    """A model, and what it is steered with."""
-
-    name: str
-    revision: str | None
-    steering: list[Steering]
 
 
 def main(argv: Sequence[str]) -> None:
@@ -58,7 +50,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for number, target in enumerate(targets):
         model, tokenizer = load_model(args, target.name, target.revision)
         found = dose_response(
-            _with_backend(model, tokenizer, args.backend),
+            with_backend(model, tokenizer, args.backend),
             prompts,
             target.steering,
             args.strengths,
@@ -138,17 +130,19 @@ def show(found: DoseResponse, target: Target) -> None:
 
 def _targets(args: argparse.Namespace) -> list[Target]:
     """The models to steer; everything that can be wrong about vectors is found here."""
-    options = {"mode": args.mode, "tokens": _tokens(args.tokens)}
     if (args.latents is None) == (args.vector is None):
         raise ValueError("Say what to steer with: --latents of a RUN, or --vector FILE.")
     if args.vector is None:
-        return _of_latents(args, options)
+        if args.run is None:
+            raise ValueError("--latents are those of a run; name its folder.")
+        return latent_targets(args, args.latents)
     if args.stitching is not None:
         raise ValueError("--stitching goes with --latents of a run.")
-    return [_of_vectors(args, options)]
+    return [_of_vectors(args)]
 
 
-def _of_vectors(args: argparse.Namespace, options: dict[str, Any]) -> Target:
+def _of_vectors(args: argparse.Namespace) -> Target:
+    options = steering_options(args)
     vectors = [SteeringVector.load(path) for path in args.vector]
     if len({vector.model for vector in vectors}) > 1:
         raise ValueError("Vectors that act together must be of one model.")
@@ -157,94 +151,6 @@ def _of_vectors(args: argparse.Namespace, options: dict[str, Any]) -> Target:
         for vector, path in zip(vectors, args.vector, strict=True)
     ]
     return Target(args.model or vectors[0].model, None, steering)
-
-
-def _of_latents(args: argparse.Namespace, options: dict[str, Any]) -> list[Target]:
-    """The latents' own model, and with `--stitching` the other one with their stitched vectors."""
-    from ..cli import load_run_config
-    from ..evaluation.top import largest_activations, run_pairs
-
-    if args.run is None:
-        raise ValueError("--latents are those of a run; name its folder.")
-    device = device_of(args)
-    configured = load_run_config(args.run)
-    crosscoder = Crosscoder.load_one(args.run, args.seed, device)
-    for latent in args.latents:
-        if not 0 <= latent < crosscoder.num_latents:
-            raise ValueError(f"There are latents 0..{crosscoder.num_latents - 1}, not {latent}.")
-    source = _source(crosscoder, args)
-    stitching = None if args.stitching is None else Stitching.load(args.stitching)
-    if stitching is not None:
-        stitching.check_sources(crosscoder.sources)
-    if args.s_max is not None:
-        largest = torch.full((len(args.latents),), args.s_max)
-    else:
-        chunks, _, _ = run_pairs(args.run, args.pairs, device)
-        largest = largest_activations(crosscoder, chunks, torch.tensor(args.latents))
-    steering = [
-        Steering.of_latent(crosscoder, latent, source, float(s_max), **options)
-        for latent, s_max in zip(args.latents, largest, strict=True)
-    ]
-    ends = ends_of(configured, crosscoder)
-    targets = [Target(ends[source].model, ends[source].revision, steering)]
-    if stitching is not None:
-        other = ends[stitching.other(source)]
-        mapped = [
-            Steering(
-                stitching.direction(one.vector, source),
-                other.hookpoint,
-                one.scale,
-                label=f"{one.label}, stitched",
-                **options,
-            )
-            for one in steering
-        ]
-        targets.append(Target(other.model, other.revision, mapped))
-    return targets
-
-
-def _source(crosscoder: Crosscoder, args: argparse.Namespace) -> int:
-    """The source to steer: the one asked for, or the one that the latents are exclusive to."""
-    count = len(crosscoder.d_sources)
-    if args.source is not None:
-        if not 0 <= args.source < count:
-            raise ValueError(f"There are sources 0..{count - 1}, not {args.source}.")
-        return args.source
-    owners = {
-        s for s in range(count) for i in args.latents if i in crosscoder.partition.exclusive(s)
-    }
-    if len(owners) > 1:
-        raise ValueError(
-            "The latents are exclusive to different models; say with --source which to steer, or "
-            "steer them one at a time."
-        )
-    return owners.pop() if owners else 0
-
-
-def _tokens(value: str) -> Any:
-    """`all`, `prompt`, `generated`, or a span `FIRST:LAST`."""
-    if ":" not in value:
-        return value
-    try:
-        first, last = (int(edge) for edge in value.split(":"))
-    except ValueError:
-        raise ValueError(f"--tokens {value!r} is no span; write 0:5 or -3:20.") from None
-    return first, last
-
-
-def _with_backend(model: Any, tokenizer: Any, backend: str) -> Any:
-    if backend == "hooks":
-        return model
-    try:
-        from nnsight import TransformersModel
-    except ImportError:
-        if backend == "auto":
-            return model
-        raise ValueError(
-            "nnsight is not installed: pip install 'sparsify-crosscoder[nnsight]', or use "
-            "--backend hooks."
-        ) from None
-    return TransformersModel(model, tokenizer=tokenizer, task="text-generation")
 
 
 def _numbered(path: Path, number: int) -> Path:
@@ -263,34 +169,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--vector", type=Path, nargs="+", help="files of persona or transfer instead of latents"
     )
-    parser.add_argument(
-        "--source", type=int, default=None, help="model to steer (the latents' own, else 0)"
-    )
-    parser.add_argument(
-        "--stitching", type=Path, help="also steer the other model, by this folder of `stitch`"
-    )
+    add_target_options(parser)
     parser.add_argument("--model", default=None, help="the model of --vector, if it has moved")
     parser.add_argument(
         "--strengths", type=float, nargs="+", default=list(STRENGTHS), help="strengths (0 to 10)"
     )
-    parser.add_argument(
-        "--mode", choices=("add", "ablate", "clamp"), default="add", help="what is done (add)"
-    )
-    parser.add_argument(
-        "--tokens", default="all", help="all, prompt, generated or a span FIRST:LAST (all)"
-    )
     parser.add_argument("--words", nargs="+", default=[], help="words whose probability to follow")
-    parser.add_argument("--s_max", type=float, default=None, help="largest activation, if known")
-    parser.add_argument(
-        "--pairs", type=int, default=100_000, help="pairs to look for s_max in (100,000)"
-    )
-    parser.add_argument("--seed", type=int, default=None, help="which of several --init_seeds")
-    parser.add_argument(
-        "--backend",
-        choices=("auto", "nnsight", "hooks"),
-        default="auto",
-        help="what steers; auto is nnsight where it is installed",
-    )
     parser.add_argument("--plot", type=Path, help="draw the dose-response curves to this file")
     add_prompt_options(parser)
     add_sampling_options(parser, Sampling().max_new_tokens)
