@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ import torch
 from sparsify import SparseCoder
 from torch import Tensor
 from tqdm.auto import tqdm
+from xxhash import xxh3_64
 
 from sparsify_crosscoder.activations.normalization import within_norm
 from sparsify_crosscoder.crosscoders import Crosscoder, SparseCode
@@ -200,12 +200,12 @@ class CrosscoderLatentCache:
 
 
 def digest(coder: SparseCoder) -> str:
-    """Changes with the weights of a coder; made of sums, since hashing all of them takes long."""
-    sums = [
-        (name, value.double().sum().item(), value.double().square().sum().item())
-        for name, value in coder.state_dict().items()
-    ]
-    return sha256(repr(sums).encode()).hexdigest()[:16]
+    """Changes with the weights of a coder, and with nothing else."""
+    hashed = xxh3_64()
+    for name, value in coder.state_dict().items():
+        hashed.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
+        hashed.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return hashed.hexdigest()
 
 
 def sae_code(sae: SparseCoder, x: Tensor) -> SparseCode:

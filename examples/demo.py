@@ -44,14 +44,14 @@ OPTIONS = {
 # Sized for ten minutes of a judge that runs on two cores, and is too small to be believed.
 AUDIT_OPTIONS = {
     "explain_limit": 6,
-    "max_tokens": 160,
+    "max_tokens": 100,
     "null_steps": 300,
     "stitch_pairs": 40_000,
     "verify": 2,
     "sample": 1,
     "nulls": 1,
-    "strengths": [0, 2, 5, 10],
-    "max_new_tokens": 40,
+    "strengths": [0, 4, 10],
+    "max_new_tokens": 32,
 }
 
 
