@@ -7,6 +7,11 @@ from sparsify_crosscoder.subcommands import dispatch
 COMMANDS = {
     "audit": ("delphi_adapters.audit.audit_command", "main", "from two models to a report"),
     "explain": ("delphi_adapters.explain_command", "main", "explain, flag and score latents"),
+    "rubric": (
+        "delphi_adapters.judges.rubric_command",
+        "main",
+        "rate what a steered latent makes models say",
+    ),
 }
 
 

@@ -124,6 +124,7 @@ class LatentCacheWriter:
     def _open(self) -> None:
         self._compare(json.loads((self._parts / _SETTINGS).read_text()))
         remove_leftovers(self._parts)
+        remove_leftovers(self.folder)  # delphi would take a half written split for one
         while (path := self._part(self.num_parts)).exists():
             with safe_open(path, "np") as file:
                 self.num_tokens += file.get_slice("tokens").get_shape()[0]

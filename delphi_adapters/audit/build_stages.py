@@ -131,6 +131,7 @@ def null(work: Workspace, folder: Path) -> Outcome:
     return Outcome(
         {"verdicts": found["verdicts"], "exclusive": exclusive, "kept": kept},
         [folder / "filter.json", run / "summary.json"],
+        identity=hash_file(folder / "filter.json"),
     )
 
 

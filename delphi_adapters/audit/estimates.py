@@ -26,6 +26,7 @@ from sparsify_crosscoder.training.artifacts import load_run_texts
 from ..flagging_prompt import few_shots, system_prompt
 from ..judge_options import USUAL_ANSWER, estimate_costs, make_client
 from ..judges.exclusivity import SteeredAnswers, requests
+from ..judges.rubrics import Rubric
 from .plan import STAGES, WHAT
 from .stages import Record, state
 from .workspace import Workspace
@@ -275,7 +276,27 @@ class Left:
         return {"directions": self.directions, "tokens to write": 2 * tokens, **asking}
 
     def rubrics(self) -> dict[str, Any]:
-        return {"seconds": 0.0, "rubrics": len(self.args.rubrics)}
+        features = min(self.args.rubric_features, self.latents)
+        total: dict[str, Any] = {"seconds": 0.0}
+        for name in self.args.rubrics:
+            rubric = Rubric.load(name)
+            size = rubric.sampling.max_new_tokens
+            answer = "word " * (size * CHARACTERS // 5)
+            rows = len(rubric.prompts) * len(rubric.strengths) * features
+            asked = [message["content"] for message in rubric.messages(rubric.prompts[0], answer)]
+            one = self._asking([sum(map(len, asked))], 2 * rows)
+            one["seconds"] += self._writing(rows, size)
+            one["tokens to write"] = 2 * rows * size
+            total = {key: total.get(key, 0) + (value or 0) for key, value in one.items()}
+        return total
+
+    def _writing(self, rows: int, new_tokens: int) -> float:
+        """Seconds in which both models write so many answers, all strengths of a prompt at once."""
+        return sum(
+            rows * new_tokens * 2 * model.whole / (self.flops * EFFICIENCY)
+            + rows / 10 * new_tokens * 2 * model.whole / self.bandwidth
+            for model in self.models
+        )
 
     def report(self) -> dict[str, Any]:
         return {"seconds": 30.0}

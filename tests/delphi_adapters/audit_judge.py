@@ -23,6 +23,10 @@ class AuditJudge(ScriptedJudge):
             if found:
                 models.setdefault(model, {})[float(strength)] = text
         changes = [self.changes(texts) for texts in models.values()]
+        if not changes:
+            labels = re.findall(rf"^\[([A-Z_]+) {code[1]}\]: a whole number", asked, re.MULTILINE)
+            scores = [f"[{name} {code[1]}]: {1 + crc32(asked.encode()) % 5}" for name in labels]
+            return message("\n".join([f"[REASON {code[1]}]: Counted.", *scores]))
         if len(changes) == 1:
             scale, score = "INTERPRETABILITY", 3 + crc32(repr(sorted(changes[0])).encode()) % 3
         else:

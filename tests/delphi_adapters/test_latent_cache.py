@@ -92,7 +92,8 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_files(tmp_path):
         writer = LatentCacheWriter(tmp_path / "killed", layout)
         assert writer.num_parts == part and not writer.finished
         if part == 2:  # killed while the part was written
-            (writer.folder / "parts" / ".tmp-1-2.safetensors").write_bytes(b"torn")
+            for folder in (writer.folder / "parts", writer.folder):
+                (folder / ".tmp-1-2.safetensors").write_bytes(b"torn")
         here = flat[part * 64 : part * 64 + 64]
         rows, indices = here.nonzero(as_tuple=True)
         code = SparseCode(here[rows, indices], indices, rows, (64, M))
@@ -101,6 +102,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_files(tmp_path):
     LatentCacheWriter(tmp_path / "killed", layout).finish(CONFIG)
     again = LatentCacheWriter(tmp_path / "killed", layout)
     assert again.finished
+    assert not list((tmp_path / "killed").rglob(".tmp*"))
     for name in [*layout.files, "statistics/latents.safetensors", "config.json"]:
         files = [tmp_path / run / "layers.3" / name for run in ("whole", "killed")]
         assert files[0].read_bytes() == files[1].read_bytes(), name

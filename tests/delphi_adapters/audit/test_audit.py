@@ -1,42 +1,16 @@
 """`python -m delphi_adapters audit`: from two tiny models to a report, by the real SDK."""
 
-import base64
-import gzip
-import hashlib
 import json
 import re
-from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
+import yaml
+from audit_results import differences, records, results
 from messages_server import error
 
 from delphi_adapters.audit.audit_command import main
 from delphi_adapters.audit.plan import STAGES
-
-COMPARED = ("explain", "score", "exclusivity", "filter", "stitch")
-NOT_RESULTS = ("stage.json", "run_config.json", "hookpoint_firing_counts.pt", "cfg.json")
-
-
-def results(audit: Path) -> dict[str, object]:
-    """All that an audit found out, without the times that it took."""
-    files = {
-        str(file.relative_to(audit)): hashlib.sha256(file.read_bytes()).hexdigest()
-        for stage in COMPARED
-        for file in sorted((audit / stage).rglob("*"))
-        if file.is_file() and file.name not in NOT_RESULTS
-    }
-    blocks = re.findall(
-        r'<script type="application/gzip" id="([\w-]+)">(.*?)</script>',
-        (audit / "report.html").read_text(),
-    )
-    pages = {name: gzip.decompress(base64.b64decode(block)) for name, block in blocks}
-    return {**files, **pages, "table": pq.read_table(audit / "features.parquet").to_pylist()}
-
-
-def records(audit: Path) -> dict[str, dict]:
-    found = {stage: audit / stage / "stage.json" for stage in STAGES}
-    return {stage: json.loads(path.read_text()) for stage, path in found.items() if path.exists()}
+from delphi_adapters.judges.rubrics import Rubric
 
 
 @pytest.fixture
@@ -82,7 +56,7 @@ def test_stage_by_stage_comes_to_the_same_as_all_at_once(options, audit, tmp_pat
     for stage in STAGES:
         main([*options, "--out", str(pieces), "--until", stage])
         assert list(records(pieces)) == list(STAGES[: STAGES.index(stage) + 1])
-    assert results(pieces) == whole
+    assert differences(results(pieces), whole) == []
 
 
 def test_only_what_is_changed_is_done_again(options, audit, server, capsys):
@@ -107,7 +81,7 @@ def test_outputs_that_were_deleted_are_made_again(options, audit, server):
         file.unlink()
     (audit / "filter" / "filter.json").unlink()
     main(options)
-    assert results(audit) == whole
+    assert differences(results(audit), whole) == []
     assert len(server.bodies) == asked  # every answer was kept
 
 
@@ -164,6 +138,24 @@ def test_a_trained_run_can_be_audited(options, audit, run, server):
     assert (audit / "report.html").exists()
     assert records(audit)["train"]["result"]["summary"]["arch"] == "dfc"
     assert not (audit / "train" / "run").exists()
+
+
+def test_the_most_exclusive_latents_are_rated_by_a_rubric(options, audit, server, tmp_path):
+    rubric = Rubric.load("harmless_refusal")
+    short = rubric.to_dict() | {"name": "short", "strengths": [0, 2]}
+    short["prompts"] = short["prompts"][:3]
+    short["generation"] = short["generation"] | {"max_new_tokens": 4}
+    (tmp_path / "short.yaml").write_text(yaml.safe_dump(short))
+    own = ["--rubrics", str(tmp_path / "short.yaml"), "--rubric_features", "1"]
+    main([*options, *own])
+    (rated,) = records(audit)["rubrics"]["result"]["rated"]
+    result = json.loads((audit / "rubrics" / "short" / rated["latent"] / "result.json").read_text())
+    assert result["models"][1].endswith(", stitched")
+    assert all(n == {"ok": 6, "unparsable": 0, "failed": 0} for n in result["counts"].values())
+    assert "short: harmless refusal" in json.dumps(results(audit)["details-0"])
+    asked = len(server.bodies)
+    main([*options, *own])
+    assert len(server.bodies) == asked
 
 
 def test_a_mistake_is_explained_and_nothing_is_written(options, audit, capsys):
