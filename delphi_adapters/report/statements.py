@@ -27,8 +27,7 @@ class Spread(NamedTuple):
 
 def statements(data: ReportData) -> list[Statement]:
     """Every statement that the data allow, the bad ones first."""
-    order = ("bad", "caution", "good")
-    return sorted(_statements(data), key=lambda one: order.index(one.level))
+    return sorted(_statements(data), key=lambda one: trust.LEVELS.index(one.level))
 
 
 def null_values(data: ReportData, source: int | None, kind: Kind, what: str) -> list[float]:

@@ -20,8 +20,8 @@ _MARKUP = re.compile(r"[\\`*_\[\]()|~#!$<>&:@{}=^]|(?<=www)\.|^[-+](?=\s)|^\d+[.
 def visible(text: str) -> str:
     """Text in which what cannot be seen, or turns the order of others, is spelt out.
 
-    Control characters become their pictures, marks of direction and halves of surrogate pairs
-    their numbers. Lines end with a line feed.
+    Control characters, marks of direction and halves of surrogate pairs become their numbers.
+    Lines end with a line feed.
     """
     return _UNSEEN.sub(_spelt, text.replace("\r\n", "\n"))
 
@@ -46,10 +46,7 @@ def block(text: str, limit: int = CUT) -> str:
 
 
 def _spelt(match: re.Match[str]) -> str:
-    code = ord(match[0])
-    if code < 0x20:
-        return chr(0x2400 + code)
-    return "\u2421" if code == 0x7F else f"\u27e8U+{code:04X}\u27e9"
+    return f"\u27e8U+{ord(match[0]):04X}\u27e9"
 
 
 def _escaped(match: re.Match[str]) -> str:

@@ -28,6 +28,8 @@ Level = Literal["good", "caution", "bad"]
 ENOUGH_NULLS = 5  # fewer, and an interval of them means nothing
 ENOUGH_SCORED = 30
 PAPERS_PAIRS_PER_LATENT = 100_000_000 / 131_072  # 3.3 and B.1
+FIRINGS = 200  # fewer, and the filter has no verdict
+LEVELS: tuple[Level, ...] = ("bad", "caution", "good")
 
 
 @dataclass(frozen=True)
@@ -229,19 +231,24 @@ def stitching(model: str, partner: str, direction: Mapping[str, Any]) -> Stateme
 
 
 def pairs(number: int, num_latents: int) -> Statement:
-    """How much text the crosscoder learned from, beside the paper's."""
-    each = number / max(num_latents, 1)
-    level = graded(each, PAPERS_PAIRS_PER_LATENT / 2, PAPERS_PAIRS_PER_LATENT / 10)
+    """How much text the crosscoder learned from: for a latent, and for what is rare."""
+    each, rarest = number / max(num_latents, 1), number / FIRINGS
+    levels = (
+        graded(each, PAPERS_PAIRS_PER_LATENT / 2, PAPERS_PAIRS_PER_LATENT / 10),
+        graded(rarest, 50_000, 2_500),
+    )
+    level = min(levels, key=LEVELS.index)
     meaning = {
-        "good": "About as much per latent as in the paper.",
-        "caution": "Less per latent than in the paper: rare differences may be missing.",
-        "bad": "Far less per latent than in the paper: rare differences are missing, and latents "
-        "are only half learned.",
+        "good": "About as much per latent as in the paper, and enough for what is rare.",
+        "caution": "Less than in the paper: rare differences may be missing.",
+        "bad": "Far less than in the paper: rare differences are missing, and latents may be only "
+        "half learned.",
     }[level]
     return Statement(
         "Pairs trained on",
         level,
-        f"{number:,}, {each:,.0f} per latent; the paper {PAPERS_PAIRS_PER_LATENT:,.0f}",
+        f"{number:,}, {each:,.0f} per latent (the paper: {PAPERS_PAIRS_PER_LATENT:,.0f}); what is "
+        f"on one in {rarest:,.0f} was seen {FIRINGS} times",
         meaning,
     )
 

@@ -13,14 +13,18 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from messages_server import CUT, Reply, error, message
 from scripted_judge import ScriptedJudge
 
 from delphi_adapters import flagging, interpretability
+from delphi_adapters.autointerp import RAW, Autointerp, JudgingConfig
 from delphi_adapters.clients import RetryPolicy
+from delphi_adapters.crosscoder_cache import CrosscoderLatentCache
 from delphi_adapters.explain_command import main
-from delphi_adapters.features import COLUMNS
+from delphi_adapters.features import COLUMNS, features
 from delphi_adapters.latent_statistics import LatentStatistics
+from delphi_adapters.run_text import RunText
 from sparsify_crosscoder import Crosscoder
 
 PRICES = {"claude-test": {"input": 1.0, "output": 10.0}}
@@ -107,6 +111,26 @@ def test_the_parquet_file_says_what_its_columns_mean(options, tmp_path):
     schema = table(tmp_path / "out").schema
     assert schema.names == list(COLUMNS)
     assert all(field.metadata[b"meaning"] for field in schema)
+
+
+def test_exclusivity_scores_have_columns_of_their_own(options, run, tmp_path):
+    explain(options, "--latents", "3", "5")
+    crosscoder = Crosscoder.load_one(run)
+    cache = CrosscoderLatentCache(
+        crosscoder,
+        RunText.of_run(run, torch.device("cpu")),
+        tmp_path / "out" / RAW,
+        ctx_len=32,
+        name=run.name,
+    )
+    autointerp = Autointerp(
+        cache, tmp_path / "out", JudgingConfig(example_ctx_len=16), run=run, judge="claude-test"
+    )
+    rows = features(autointerp, crosscoder, None, {3: {"exclusivity": 4.5, "sampled": "flagged"}})
+    assert rows.schema.names == list(COLUMNS)
+    assert rows["exclusivity"].to_pylist()[3:6] == [4.5, None, None]
+    assert rows["sampled"].to_pylist()[3:6] == ["flagged", None, None]
+    assert rows["explanation"].equals(table(tmp_path / "out")["explanation"])
 
 
 def test_delphis_own_log_reads_the_results(options, tmp_path, capsys):

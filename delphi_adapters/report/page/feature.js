@@ -172,7 +172,7 @@ function outputsOf(outputs) {
     ),
     el(
       "div",
-      { class: "controls" },
+      { class: "controls steering" },
       el("label", {}, "Prompt ", select),
       el("span", { class: "stepper" }, step(-1, "Weaker", "\u2212"), slider, step(1, "Stronger", "+"), told),
     ),

@@ -117,6 +117,12 @@ function cellOf(row, name) {
   return table.columns[name].kind === "int64" ? count(value) : number(value);
 }
 
+// What a narrow cell cuts off is shown where one points at it.
+function wholeOf(row, name) {
+  const value = name === "source" ? modelOf(row) : table.at(row, name);
+  return typeof value === "string" ? shortened(value, 600)[0] : null;
+}
+
 function columnClass(name) {
   if (WIDE_ONES.has(name)) return "wide-column";
   const words = table.columns[name].kind === "string" || name === "source" || name === "harmful";
@@ -140,7 +146,9 @@ function featuresView(query) {
     el(
       "tr",
       { "aria-rowindex": place + 2 },
-      columns.map(([name]) => el("td", { class: columnClass(name) }, cellOf(row, name))),
+      columns.map(([name]) =>
+        el("td", { class: columnClass(name), title: wholeOf(row, name) }, cellOf(row, name)),
+      ),
     );
 
   const spacer = (rows) => {

@@ -7,10 +7,7 @@ const UNSEEN =
 
 function visible(text) {
   return text.replaceAll("\r\n", "\n").replace(UNSEEN, (c) => {
-    const code = c.codePointAt(0);
-    if (code < 0x20) return String.fromCodePoint(0x2400 + code);
-    if (code === 0x7f) return "\u2421";
-    return "\u27e8U+" + code.toString(16).toUpperCase().padStart(4, "0") + "\u27e9";
+    return "\u27e8U+" + c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0") + "\u27e9";
   });
 }
 

@@ -8,7 +8,7 @@ import pytest
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while it is open, asyncio.run fails in this process
 def browser():
     """Chromium without a window: $CHROMIUM, one on the PATH, or Playwright's own."""
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

@@ -172,7 +172,7 @@ def test_a_block_of_code_is_not_ended_by_its_text(text):
 
 
 def test_what_cannot_be_seen_is_spelt_out():
-    assert visible("a\u202eb\x00\x1b\x7f\u2066") == "a⟨U+202E⟩b␀␛␡⟨U+2066⟩"
+    assert visible("a\u202eb\x00\x1b\x7f\u2066") == "a⟨U+202E⟩b⟨U+0000⟩⟨U+001B⟩⟨U+007F⟩⟨U+2066⟩"
     assert visible("\ud83d") == "⟨U+D83D⟩"
     assert visible("line\r\nline\tend") == "line\nline\tend"
     assert visible("שלום 👩\u200d💻 naïve") == "שלום 👩\u200d💻 naïve"

@@ -53,6 +53,10 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reports")
     for name, data in (("small", small_report()), ("hostile", hostile_report())):
         write_report(data, folder / name)
+    empty = {name: {} for name in ("summary", "judge", "filter", "stitching", "categories")}
+    empty |= {name: [] for name in ("nulls", "null_scores", "similar", "detailed", "warnings")}
+    data = small_report(**empty, stability=None, provenance={})
+    write_report(data, folder / "bare")
     write_report(made_up_report(LATENTS, detailed=300), folder / "large")
     return folder
 
@@ -272,6 +276,13 @@ def test_a_latent_without_details_and_one_that_does_not_exist(open_report):
     assert "no such latent" in report.go("feature/x").locator("main").inner_text()
 
 
+@pytest.mark.parametrize("view", ["overview", "features", "feature/0", "trust"])
+def test_a_report_of_a_run_that_nobody_looked_into_opens(open_report, view):
+    page = open_report("bare").go(view)
+    assert page.locator("h1").is_visible()
+    assert "undefined" not in page.locator("main").inner_text()
+
+
 def test_the_list_is_reached_and_sorted_by_keys_alone(open_report):
     report = open_report()
     page = report.go("features")
@@ -317,7 +328,7 @@ def test_texts_that_mean_harm_are_only_text(open_report, view):
     text = page.evaluate("document.querySelector('main').textContent")
     assert HARMFUL[0] in text
     assert "\u202e" not in text and "\u2066" not in text and "\x00" not in text
-    assert "\u27e8U+202E\u27e9" in text and "\u2400" in text
+    assert "\u27e8U+202E\u27e9" in text and "\u27e8U+0000\u27e9" in text
     assert all(href.startswith("#") for href in _links(page))
 
 

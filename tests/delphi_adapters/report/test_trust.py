@@ -103,11 +103,14 @@ def test_stitching_is_judged_without_the_largest_dimensions_where_that_is_known(
     )
 
 
-def test_pairs_are_counted_per_latent():
+def test_pairs_are_counted_per_latent_and_for_what_is_rare():
     assert trust.pairs(100_000_000, 131_072).level == "good"
     assert trust.pairs(716_800, 8_192).level == "caution"
     assert trust.pairs(174_644, 8_192).level == "bad"
-    assert trust.pairs(716_800, 8_192).number == "716,800, 88 per latent; the paper 763"
+    assert trust.pairs(174_644, 64).level == "bad"  # a small dictionary does not make up for it
+    assert trust.pairs(716_800, 8_192).number == (
+        "716,800, 88 per latent (the paper: 763); what is on one in 3,584 was seen 200 times"
+    )
 
 
 def test_what_the_filter_cannot_score_counts_too_rare_and_not_linear():
