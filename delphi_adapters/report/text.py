@@ -14,7 +14,9 @@ _UNSEEN = re.compile(
     "\ufff9-\ufffb\U000e0000-\U000e0fff\ud800-\udfff]"
 )
 _ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;", ":": "&#58;", "@": "&#64;"}
-_MARKUP = re.compile(r"[\\`*_\[\]()|~#!$<>&:@{}=^]|(?<=www)\.|^[-+](?=\s)|^\d+[.)](?=\s)", re.I)
+_MARKUP = re.compile(
+    r"[\\`*_\[\]|~#!$<>&@{}^]|(?<=[a-z]):(?=\S)|(?<=www)\.|^[-+](?=\s)|^\d+[.)](?=\s)", re.I
+)
 
 
 def visible(text: str) -> str:
