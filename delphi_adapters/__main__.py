@@ -12,6 +12,11 @@ COMMANDS = {
         "main",
         "rate what a steered latent makes models say",
     ),
+    "reliability": (
+        "delphi_adapters.judges.reliability_command",
+        "main",
+        "compare ratings with second ones and with people's",
+    ),
 }
 
 

@@ -25,7 +25,7 @@ def dispatch(
     if not argv or argv[0] in ("-h", "--help"):
         print(f"usage: {program} SUBCOMMAND ...\n")
         for name, (_, _, description) in commands.items():
-            print(f"  {name:<10} {description}")
+            print(f"  {name:<11} {description}")
         print(f"\n{program} SUBCOMMAND --help lists the options of one.")
         raise SystemExit(0 if argv else 2)
     if argv[0] not in commands:

@@ -111,8 +111,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         print(f"Ratings cost ${client.ledger.cost:.4f}, those of earlier runs included.")
     if stopped is None:
         result |= results[0].to_dict()
+        result["stopped"] = _nothing_rated(results[0])
         _write(folder, result, results[0], f"latent {args.latent}, {rubric.name}")
     return result
+
+
+def _nothing_rated(rated: RubricResult) -> str | None:
+    """Why no answer has a rating, if none has: that is no result."""
+    ratings = [one for rows in rated.ratings.values() for row in rows for one in row]
+    if any(one.scores for one in ratings):
+        return None
+    return f"none of {len(ratings):,} answers could be rated; the first: {ratings[0].error}"
 
 
 def _write(folder: Path, result: Mapping[str, Any], rated: RubricResult, title: str) -> None:

@@ -181,9 +181,10 @@ class RubricResult:
             f"{model}: {n['ok']} rated, {n['unparsable']} unparsable, {n['failed']} failed"
             for model, n in self.counts().items()
         ]
+        number = len(self.rubric.prompts)
         note = (
-            f"Means over {len(self.rubric.prompts)} prompts with 95% intervals; n is given where "
-            "some have no rating."
+            f"Means over {number} prompt{'s' if number > 1 else ''} with 95% intervals; n is given "
+            "where some have no rating."
         )
         return "\n\n".join([*parts, f"{note} {'; '.join(counts)}."])
 
@@ -224,13 +225,13 @@ async def evaluate(
     messages = [
         rubric.messages(prompt, text, ended=ended) for _, prompt, _, text, ended, _ in places
     ]
-    digests = [hashlib.sha256(json.dumps(one).encode()).hexdigest() for one in messages]
+    digests = [digest(one) for one in messages]
     found: dict[str, Rating] = {}
-    for place, digest in zip(places, digests, strict=True):
+    for place, asked in zip(places, digests, strict=True):
         path = _path(folder, place[-1])
         if path.exists():
-            item = read_result(path, _item, "a rating")
-            if item.asked == digest and item.rating.status != "failed":
+            item = read_result(path, item_from, "a rating")
+            if item.asked == asked and item.rating.status != "failed":
                 found[item.item] = item.rating
     rubric.save(folder / RUBRIC)
     todo = [(p, d) for p, d in zip(places, digests, strict=True) if p[-1] not in found]
@@ -272,7 +273,17 @@ def load_items(folder: str | Path) -> dict[str, Item]:
 
     Raises FileNotFoundError where the folder is missing, ValueError for a file that is no rating.
     """
-    return {one.item: one for one in read_results(folder, RATINGS, _item, "a rating")}
+    return {one.item: one for one in read_results(folder, RATINGS, item_from, "a rating")}
+
+
+def digest(messages: Sequence[Mapping[str, str]]) -> str:
+    """Of what a judge is asked first."""
+    return hashlib.sha256(json.dumps(messages).encode()).hexdigest()
+
+
+def item_from(loaded: dict[str, Any]) -> Item:
+    """An item from the JSON object of its fields; raises ValueError, KeyError, TypeError."""
+    return Item(**{**loaded, "rating": rating_from(loaded["rating"])})
 
 
 def item_name(model: str, prompt: str, strength: float) -> str:
@@ -316,7 +327,3 @@ def _cell(curve: Curve, k: int) -> str:
 
 def _path(folder: Path, name: str) -> Path:
     return folder / RATINGS / f"{name}.json"
-
-
-def _item(loaded: dict[str, Any]) -> Item:
-    return Item(**{**loaded, "rating": rating_from(loaded["rating"])})

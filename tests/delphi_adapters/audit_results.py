@@ -30,6 +30,9 @@ def results(audit: Path) -> dict[str, Any]:
         (audit / "report.html").read_text(),
     )
     pages = {name: json.loads(gzip.decompress(base64.b64decode(block))) for name, block in blocks}
+    for detail in pages["details-0"]:
+        # Of equal places in the text, which repeats itself, any may be shown.
+        detail["contexts"] = [context["activation"] for context in detail["contexts"]]
     return {**files, **pages, "table": pq.read_table(audit / "features.parquet").to_pylist()}
 
 

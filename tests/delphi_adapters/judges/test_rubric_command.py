@@ -235,11 +235,18 @@ def test_a_dry_run_says_what_it_costs_and_does_nothing(options, server, stitchin
 
 
 def test_ratings_that_cannot_be_read_are_reported(options, server, capsys):
+    judge = server.answer
+    server.answer = lambda body: message("No.") if "In 1989" in str(body) else judge(body)
+    rubric(options, prompts_limit=2)
+    assert results(options)["counts"]["llama"] == {"ok": 3, "unparsable": 3, "failed": 0}
+    assert results(options)["dimensions"]["RIVERS"]["curves"]["llama"]["n"] == [1, 1, 1]
+    assert "3 rated, 3 unparsable" in capsys.readouterr().out
+
+
+def test_a_judge_that_rates_nothing_fails_the_command(options, server, capsys):
     server.answer = lambda body: message("No.")
-    rubric(options, prompts_limit=1)
-    assert results(options)["counts"]["llama"]["ok"] == 0
+    assert "none of 3 answers could be rated" in failure(capsys, options, prompts_limit=1)
     assert results(options)["dimensions"]["RIVERS"]["curves"]["llama"]["mean"] == [None] * 3
-    assert "3 unparsable" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
