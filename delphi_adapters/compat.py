@@ -90,10 +90,13 @@ def _without_unneeded() -> Iterator[None]:
 
 
 @contextmanager
-def _without_mounted_save() -> Iterator[None]:
-    """beartype, which delphi imports, hashes all that `object` has when it is imported, and fails
-    at the `save` that nnsight puts there."""
-    if "nnsight" not in sys.modules or "beartype" in sys.modules or not hasattr(object, "save"):
+def without_mounted_save() -> Iterator[None]:
+    """Import something that fails at the `save` which nnsight puts on `object`.
+
+    beartype, which delphi imports, hashes all that `object` has, and anyio, by which anthropic
+    connects, wants a type for every attribute of some of its classes.
+    """
+    if "nnsight" not in sys.modules or not hasattr(object, "save"):
         yield
         return
     from nnsight import save
@@ -113,7 +116,7 @@ def _import_delphi() -> None:
             " with a GPU, or without one `pip install 'sparsify-crosscoder[delphi-lite]'` and then "
             "`pip install --no-deps 'eai-delphi==0.1.*'`."
         )
-    with _without_unneeded(), _without_mounted_save():
+    with _without_unneeded(), without_mounted_save():
         for part in _PARTS:
             importlib.import_module(part)
 

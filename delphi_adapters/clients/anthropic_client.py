@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
-from .. import compat  # noqa: F401
+from .. import compat
 
 # isort: split
 from delphi.clients.client import Client, Response
@@ -232,7 +233,10 @@ class AnthropicClient(Client):
 
     def _connect(self) -> AsyncAnthropic:
         try:
-            from anthropic import AsyncAnthropic, CredentialsError
+            with compat.without_mounted_save():
+                for late in ("anyio._backends._asyncio", "anyio.streams.tls"):
+                    import_module(late)  # else the first request would
+                from anthropic import AsyncAnthropic, CredentialsError
         except ImportError:
             raise ImportError(
                 "Claude models need the anthropic package: "

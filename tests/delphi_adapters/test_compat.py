@@ -76,6 +76,20 @@ def test_nnsight_and_delphi_go_together_in_any_order(first):
     assert result.returncode == 0, result.stderr
 
 
+def test_claude_can_be_asked_after_nnsight_was_imported(server):
+    result = run_alone(
+        f"""
+        import asyncio
+        import delphi_adapters.compat, nnsight
+        from delphi_adapters.clients import AnthropicClient
+        client = AnthropicClient("claude-haiku-4-5", base_url="{server.url}")
+        print(asyncio.run(client.generate("the river")).text)
+        """
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith("To the river\n")
+
+
 def test_without_delphi_the_error_says_what_to_install():
     result = run_alone(
         """
