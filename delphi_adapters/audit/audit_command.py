@@ -84,11 +84,22 @@ def _asked(args: argparse.Namespace) -> dict[str, Any]:
     """What was asked for, and what of it lies on the disk, as far as that is quick to tell."""
     left_out = ("out", "until", "dry_run", "json", "config")
     options = {k: str(v) for k, v in sorted(vars(args).items()) if k not in left_out}
+    options["train"] = str(_without_token(args.train))
     named = [*args.models, args.dataset, args.run, args.stitching, *args.stability_runs]
-    named += [token for token in args.train if not token.startswith("--")]
+    named += [token for token in _without_token(args.train) if not token.startswith("--")]
     named += [args.judge, args.prompts_file, *args.rubrics, *(args.stitch_dataset or [])]
     paths = {str(p): fingerprint_path(p) for p in named if p is not None}
     return json.loads(json.dumps({"version": __version__, "options": options, "paths": paths}))
+
+
+def _without_token(tokens: Sequence[str]) -> list[str]:
+    """Options of training, but for the hub's token."""
+    kept, secret = [], False
+    for token in tokens:
+        secret = token.partition("=")[0] == "--hf_token" or (secret and token[:2] != "--")
+        if not secret:
+            kept.append(token)
+    return kept
 
 
 def _nothing_to_do(out: Path, asked: dict[str, Any], wanted: Sequence[str]) -> bool:

@@ -28,7 +28,10 @@ from .stages import Outcome, hash_file
 from .workspace import Workspace
 
 # Options that change nothing in what is trained, or that the audit sets.
-_NOT_TRAINING = ("cache", "json", "log_to_wandb", "resume", "run_name", "save_dir", "device")
+_NOT_TRAINING = (
+    *("cache", "json", "log_to_wandb", "wandb_log_frequency", "log_every", "resume", "run_name"),
+    *("save_dir", "save_every", "device", "devices", "device_map", "hf_token"),
+)
 _OF_HARVEST = (
     *("model", "partners", "dataset", "split", "data_args", "text_column", "extra_datasets"),
     *("dataset_weights", "max_examples", "shuffle_seed", "ctx_len", "chat_format", "pairs"),

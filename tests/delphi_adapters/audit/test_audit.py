@@ -158,6 +158,13 @@ def test_the_most_exclusive_latents_are_rated_by_a_rubric(options, audit, server
     assert len(server.bodies) == asked
 
 
+def test_a_hubs_token_is_in_no_file(options, audit):
+    main([*options, "--until", "train", "--hf_token", "hf_secret0"])
+    files = [file for file in audit.rglob("*") if file.is_file()]
+    assert len(files) > 5
+    assert not [file for file in files if b"hf_secret0" in file.read_bytes()]
+
+
 def test_a_mistake_is_explained_and_nothing_is_written(options, audit, capsys):
     main([*options, "--until", "cache"])
     with pytest.raises(SystemExit) as stopped:
