@@ -30,7 +30,8 @@ test: setup
 	$(PYTEST) -m "not slow" -n $(JOBS) $(PYTEST_ARGS)
 
 test-slow: setup
-	$(PYTEST) -m slow $(PYTEST_ARGS) || [ $$? -eq 5 ]  # 5: no test is marked slow
+	$(PYTEST) -m slow -n $(JOBS) --ignore tests/examples $(PYTEST_ARGS) || [ $$? -eq 5 ]  # 5: none
+	$(PYTEST) -m slow $(PYTEST_ARGS) tests/examples || [ $$? -eq 5 ]  # on all cores, of one demo
 
 lint: setup
 	$(BIN)/ruff check
