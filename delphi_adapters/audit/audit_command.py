@@ -42,7 +42,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         print(f"Nothing to do: every stage up to {args.until} is there, from the same inputs.")
         return _show(out, wanted)
     # Heavy imports, which nothing to do does without.
-    from .build_stages import Outcome  # noqa: F401
     from .explain_stages import Stopped
     from .stage_table import stage_table
     from .workspace import Workspace
@@ -56,9 +55,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     stopped: str | None = None
     for stage in wanted:
         inputs = inputs_of(work, table, stage)
-        before = state(out / stage, inputs)
-        print(f"\n[{STAGES.index(stage) + 1}/{len(STAGES)}] {stage}: {WHAT[stage]}", end="")
-        print(" (done)" if before == "done" else f" ({before})", flush=True)
+        found = state(out / stage, inputs)
+        number = f"{STAGES.index(stage) + 1}/{len(STAGES)}"
+        print(f"\n[{number}] {stage}: {WHAT[stage]} ({found})", flush=True)
         try:
             record = bring_up(
                 stage, work.out, inputs, lambda folder, s=stage: table[s].do(work, folder)
@@ -70,7 +69,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if record.unfinished:
             print(f"{stage}: {record.unfinished}; the same command asks again.", file=sys.stderr)
     if stopped is None:
-        atomic_write_json(out / DONE, {"asked": asked, "stages": list(wanted)})
+        before = _done(out)
+        same = before.get("stages", []) if before.get("asked") == asked else []
+        atomic_write_json(
+            out / DONE, {"asked": asked, "stages": [s for s in STAGES if s in {*wanted, *same}]}
+        )
     return {**_show(out, wanted), "stopped": stopped}
 
 
@@ -103,14 +106,19 @@ def _without_token(tokens: Sequence[str]) -> list[str]:
 
 
 def _nothing_to_do(out: Path, asked: dict[str, Any], wanted: Sequence[str]) -> bool:
-    path = out / DONE
-    if not path.exists():
-        return False
-    before = json.loads(path.read_text(encoding="utf-8"))
-    if before["asked"] != asked or not set(wanted) <= set(before["stages"]):
+    before = _done(out)
+    if before.get("asked") != asked or not set(wanted) <= set(before["stages"]):
         return False
     records = [(stage, Record.read(out / stage)) for stage in wanted]
     return all(record is not None and record.intact(out / stage) for stage, record in records)
+
+
+def _done(out: Path) -> dict[str, Any]:
+    """What the last audit that came to its end was asked, and which stages are there."""
+    try:
+        return json.loads((out / DONE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
 
 
 def _show(out: Path, wanted: Sequence[str]) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def report(work: Workspace, folder: Path) -> Outcome:
     written = [work.out / name for name in ("report.html", "report.md", "features.parquet")]
     return Outcome(
         {"features": data.features.num_rows, "detailed": len(data.detailed)},
-        outputs=[],
+        outputs=written,
         identity=[path.stat().st_size for path in written],
     )
 

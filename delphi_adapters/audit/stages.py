@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -131,7 +132,7 @@ def bring_up(
     record.seconds += time.monotonic() - begun
     record.result = json.loads(json.dumps(outcome.result))
     record.outputs = {
-        str(path.relative_to(folder)): path.stat().st_size for path in sorted(outcome.outputs)
+        os.path.relpath(path, folder): path.stat().st_size for path in sorted(outcome.outputs)
     }
     identity = outcome.identity
     if identity is None:

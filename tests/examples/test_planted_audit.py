@@ -87,7 +87,7 @@ def test_a_model_audited_against_itself_keeps_next_to_nothing(demo, tmp_path):
     data = folder / "demo-data"
     model = str(data / "models" / "smollm2-135m-instruct")
     training = "--num_latents 4096 --k 32 --pairs_per_step 512 --max_steps 150 --epochs 4"
-    training += " --arch dfc --lr 2e-3 --max_examples 100 --ctx_len 256 --batch_size 16 --log_to_wandb False"
+    training += " --arch dfc --lr 2e-3 --max_examples 100 --ctx_len 256 --log_to_wandb False"
     out = tmp_path / "itself"
     places = ["--dataset", str(data / "texts.jsonl"), "--out", str(out), "--until", "filter"]
     main([model, model, *places, *training.split()])

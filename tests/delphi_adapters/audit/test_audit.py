@@ -80,6 +80,7 @@ def test_outputs_that_were_deleted_are_made_again(options, audit, server):
     for file in (audit / "explain" / "flags").iterdir():
         file.unlink()
     (audit / "filter" / "filter.json").unlink()
+    (audit / "report.html").unlink()
     main(options)
     assert differences(results(audit), whole) == []
     assert len(server.bodies) == asked  # every answer was kept
