@@ -159,6 +159,13 @@ def test_the_most_exclusive_latents_are_rated_by_a_rubric(options, audit, server
     assert len(server.bodies) == asked
 
 
+def test_other_runs_say_which_differences_come_back(options, audit, run):
+    main([*options, "--stability_runs", str(run)])
+    stability = json.loads((audit / "report" / "stability.json").read_text())
+    assert len(stability["runs"]) == 2
+    assert "## Stability" in (audit / "report.md").read_text()
+
+
 def test_a_hubs_token_is_in_no_file(options, audit):
     main([*options, "--until", "train", "--hf_token", "hf_secret0"])
     files = [file for file in audit.rglob("*") if file.is_file()]
