@@ -178,6 +178,7 @@ class RunFolder:
     @staticmethod
     def _publish(source: Path, target: Path) -> None:
         target.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(target)
         for name in (WEIGHTS, CONFIG):
             with atomic_path(target / name) as temporary:
                 try:

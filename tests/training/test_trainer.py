@@ -245,10 +245,12 @@ def test_a_run_killed_before_it_published_its_last_checkpoint_does_so_when_resum
     expected = weights(tmp_path)
     file = tmp_path / "run" / "layers.1+layers.2" / "sae.safetensors"
     file.unlink()  # published by a hard link: the checkpoint keeps its own
+    (file.parent / ".tmp-1-cfg.json").write_text("half")
     again = make_trainer(tmp_path)
     again.load_state(str(tmp_path / "run"))
     again.fit()
     assert_same(expected, weights(tmp_path))
+    assert sorted(one.name for one in file.parent.iterdir()) == ["cfg.json", "sae.safetensors"]
 
 
 def test_resuming_a_finished_run_changes_nothing_but_the_summary(tmp_path):
