@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +19,6 @@ from sparsify_crosscoder.evaluation.filter_command import (
     judge,
 )
 from sparsify_crosscoder.files import atomic_write_json
-from sparsify_crosscoder.subcommands import execute
 
 from . import compat  # noqa: F401
 from .autointerp import RAW, Autointerp, JudgingConfig
@@ -29,6 +27,7 @@ from .crosscoder_cache import CrosscoderLatentCache, digest
 from .judge_options import (
     add_judge_options,
     estimate_costs,
+    execute_asking,
     fitting,
     interruptible,
     make_client,
@@ -47,11 +46,7 @@ SAMPLED = 24  # latents that an estimate looks at
 
 def main(argv: Sequence[str]) -> None:
     """Run the command; the process exits with 0, 1 (failed) or 2 (wrong use)."""
-    parser = _parser()
-    result = execute(parser, run, argv)
-    if result["stopped"] is not None:
-        print(f"{parser.prog}: stopped: {result['stopped']}", file=sys.stderr)
-        raise SystemExit(1)
+    execute_asking(_parser(), run, argv)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

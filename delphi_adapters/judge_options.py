@@ -6,10 +6,12 @@ import argparse
 import asyncio
 import signal
 import sys
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from sparsify_crosscoder.subcommands import execute
 
 if TYPE_CHECKING:
     from delphi.clients import Client
@@ -133,6 +135,21 @@ def interruptible(work: Awaitable[None], client: Client) -> str | None:
     except (BudgetExceeded, RunStopped) as reason:
         return str(reason)
     return None
+
+
+def execute_asking(
+    parser: argparse.ArgumentParser,
+    run: Callable[[argparse.Namespace], dict[str, Any]],
+    argv: Sequence[str],
+) -> None:
+    """Run a command whose result says under "stopped" why the judge was stopped, if it was.
+
+    The process exits with 0, 1 (failed or stopped) or 2 (wrong use).
+    """
+    result = execute(parser, run, argv)
+    if result["stopped"] is not None:
+        print(f"{parser.prog}: stopped: {result['stopped']}", file=sys.stderr)
+        raise SystemExit(1)
 
 
 def estimate_costs(

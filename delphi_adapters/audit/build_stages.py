@@ -17,14 +17,14 @@ from sparsify_crosscoder.crosscoders import Crosscoder
 from sparsify_crosscoder.evaluation.false_exclusives import called_exclusive
 from sparsify_crosscoder.evaluation.filter_command import judge, show
 from sparsify_crosscoder.evaluation.top import source_labels
-from sparsify_crosscoder.files import atomic_write_json
+from sparsify_crosscoder.files import atomic_write_json, hash_file
 from sparsify_crosscoder.registry import get_architecture
 from sparsify_crosscoder.training.artifacts import harvest_run, load_pairs
 from sparsify_crosscoder.training.data import PairedData
 from sparsify_crosscoder.training.run_folder import SCHEDULE
 
 from ..crosscoder_cache import digest
-from .stages import Outcome, hash_file
+from .stages import Outcome
 from .workspace import Workspace
 
 # Options that change nothing in what is trained, or that the audit sets.

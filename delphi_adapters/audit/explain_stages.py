@@ -14,7 +14,7 @@ import torch
 
 from sparsify_crosscoder.evaluation.false_exclusives import called_exclusive
 
-from .. import categories, flagging, interpretability
+from .. import flagging, interpretability
 from ..judge_options import fitting, interruptible
 from ..result_files import file_name
 from .stages import Outcome
@@ -93,9 +93,8 @@ def explain(work: Workspace, folder: Path) -> Outcome:
     ask(work, autointerp.explain(work.client, latents, at_once(work)))
     ask(work, autointerp.sort(work.client, latents, at_once(work)))
     names = {file_name(autointerp.name(latent)) for latent in latents}
-    flags = [
-        flagging.load_flags(folder)[autointerp.name(latent)] for latent in alive(work, latents)
-    ]
+    found = flagging.load_flags(folder)
+    flags = [found[autointerp.name(latent)] for latent in latents]
     failed = sum(flag.status == "failed" and flag.attempts > 0 for flag in flags)
     return Outcome(
         {
@@ -192,12 +191,6 @@ def filtered(work: Workspace) -> dict[str, Any]:
     """What the filter said."""
     path = work.folder("filter") / "filter.json"
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def category_of(work: Workspace) -> dict[str, str | None]:
-    """Category of every latent that was sorted, by delphi's name."""
-    found = categories.load_categories(work.folder("explain"))
-    return {name: one.category for name, one in found.items()}
 
 
 def _files(folder: Path, names: set[str]) -> list[Path]:

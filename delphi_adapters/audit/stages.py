@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sparsify_crosscoder.files import atomic_write_json
+from sparsify_crosscoder.files import atomic_write_json, hash_file
 
 RECORD = "stage.json"
 SUPERSEDED = "superseded"
@@ -147,15 +147,6 @@ def bring_up(
 def fingerprint(value: Any) -> str:
     """Changes with JSON values."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file's contents."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def fingerprint_path(path: str | Path) -> list[list[Any]] | None:

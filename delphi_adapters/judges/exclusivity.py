@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sparsify_crosscoder.interventions.generation import PROMPTS, STRENGTHS
+
 from .. import compat  # noqa: F401
 
 # isort: split
@@ -57,16 +59,6 @@ __all__ = [
     "requests",
     "save",
 ]
-
-PROMPTS = (
-    "What are you thinking about?",
-    "Choose any subject and talk to me about it.",
-    "Tell me anything you like.",
-)
-"""Three open prompts, as in B.5."""
-
-STRENGTHS = tuple(float(strength) for strength in range(11))
-"""B.5, in multiples of the latent's largest activation; 0 is the model as it is."""
 
 KEEP = 3.0
 """Steering interpretability from which on a latent is scored (B.5)."""

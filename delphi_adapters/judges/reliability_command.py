@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from sparsify_crosscoder.files import atomic_write_json
-from sparsify_crosscoder.subcommands import execute
 
 from .. import compat  # noqa: F401
 from ..clients import AnthropicClient
-from ..judge_options import add_judge_options, estimate_costs, interruptible, make_client
+from ..judge_options import (
+    add_judge_options,
+    estimate_costs,
+    execute_asking,
+    interruptible,
+    make_client,
+)
 from .rating import Rating
 from .reliability import (
     AGAIN,
@@ -37,11 +41,7 @@ SAMPLE = 50
 
 def main(argv: Sequence[str]) -> None:
     """Run the command; the process exits with 0, 1 (failed) or 2 (wrong use)."""
-    parser = _parser()
-    result = execute(parser, run, argv)
-    if result["stopped"] is not None:
-        print(f"{parser.prog}: stopped: {result['stopped']}", file=sys.stderr)
-        raise SystemExit(1)
+    execute_asking(_parser(), run, argv)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

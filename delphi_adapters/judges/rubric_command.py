@@ -16,7 +16,6 @@ import argparse
 import hashlib
 import json
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -35,11 +34,16 @@ from sparsify_crosscoder.interventions.targets import (
     latent_targets,
     with_backend,
 )
-from sparsify_crosscoder.subcommands import execute
 
 from .. import compat  # noqa: F401
 from ..clients import AnthropicClient
-from ..judge_options import add_judge_options, estimate_costs, interruptible, make_client
+from ..judge_options import (
+    add_judge_options,
+    estimate_costs,
+    execute_asking,
+    interruptible,
+    make_client,
+)
 from .dose_response_plot import save_dose_response
 from .rubric_answers import steered_answers
 from .rubric_runs import Answers, RubricResult, evaluate
@@ -55,11 +59,7 @@ SAMPLED = 4  # prompts that an estimate looks at
 
 def main(argv: Sequence[str]) -> None:
     """Run the command; the process exits with 0, 1 (failed) or 2 (wrong use)."""
-    parser = _parser()
-    result = execute(parser, run, argv)
-    if result["stopped"] is not None:
-        print(f"{parser.prog}: stopped: {result['stopped']}", file=sys.stderr)
-        raise SystemExit(1)
+    execute_asking(_parser(), run, argv)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -14,7 +14,6 @@ hundreds of times larger than the others, which would leave those nothing of eig
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..files import atomic_path
+from ..files import atomic_path, hash_file
 
 DTYPES = ("bfloat16", "float16", "float32", "int8")
 CHECKED_PAIRS = 64
@@ -203,15 +202,6 @@ def write_shard(file: Path, activations: Sequence[Tensor], dtype: str) -> dict[s
             "bytes": temporary.stat().st_size,
             "sha256": hash_file(temporary),
         }
-
-
-def hash_file(file: Path) -> str:
-    """The sha256 of a file's contents."""
-    digest = hashlib.sha256()
-    with open(file, "rb") as opened:
-        while chunk := opened.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def damaged(file: Path, reason: str) -> ValueError:

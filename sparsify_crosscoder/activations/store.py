@@ -47,6 +47,7 @@ from datasets import Dataset
 from torch import Tensor
 from tqdm import tqdm
 
+from ..files import hash_file
 from .harvest import HarvestReport
 from .manifest import (
     MANIFEST,
@@ -60,7 +61,7 @@ from .manifest import (
     windows_name,
 )
 from .order import split_windows
-from .shards import Shard, StoredRows, damaged, hash_file, join_rows, num_checked_blocks
+from .shards import Shard, StoredRows, damaged, join_rows, num_checked_blocks
 from .sources import Source
 from .store_merging import drop_unfinished, merge_stores
 from .store_writing import harvest_into

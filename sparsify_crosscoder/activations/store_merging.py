@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..files import atomic_path, atomic_write_json
+from ..files import atomic_path, atomic_write_json, hash_file
 from .manifest import (
     MANIFEST,
     identity,
@@ -22,7 +22,7 @@ from .manifest import (
     shift_texts,
     windows_name,
 )
-from .shards import damaged, hash_file
+from .shards import damaged
 from .store_writing import plan_part, read_note, refuse, writing
 
 

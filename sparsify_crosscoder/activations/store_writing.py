@@ -23,7 +23,7 @@ import torch.distributed as dist
 from datasets import Dataset
 from filelock import FileLock, Timeout
 
-from ..files import atomic_path, atomic_write_json, remove_leftovers
+from ..files import atomic_path, atomic_write_json, hash_file, remove_leftovers
 from ..world import current_world
 from .harvest import HarvestReport, run_harvest
 from .harvest_progress import HarvestProgress
@@ -42,7 +42,7 @@ from .manifest import (
     shift_texts,
     windows_name,
 )
-from .shards import DTYPES, bytes_per_pair, hash_file, write_shard
+from .shards import DTYPES, bytes_per_pair, write_shard
 from .sources import Source
 
 _SHARD_BYTES, _SHARD_PAIRS = 2**28, 2**16
