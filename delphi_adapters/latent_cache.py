@@ -122,7 +122,7 @@ class LatentCacheWriter:
         return self._parts / f"{number}.safetensors"
 
     def _open(self) -> None:
-        self._compare(json.loads((self._parts / _SETTINGS).read_text()))
+        self._compare(json.loads((self._parts / _SETTINGS).read_text(encoding="utf-8")))
         remove_leftovers(self._parts)
         remove_leftovers(self.folder)  # delphi would take a half written split for one
         while (path := self._part(self.num_parts)).exists():
@@ -131,7 +131,7 @@ class LatentCacheWriter:
             self.num_parts += 1
 
     def _open_finished(self) -> None:
-        config = json.loads((self.folder / "config.json").read_text())
+        config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
         self._compare(config.get("settings", {}))
         shutil.rmtree(self._parts, ignore_errors=True)  # if the process was killed just then
         self.finished = True

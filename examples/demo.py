@@ -72,7 +72,7 @@ def main() -> None:
 
     run = args.folder / ("demo" if args.arch == "dfc" else f"demo-{args.arch}")
     if (run / "summary.json").exists():
-        print_summary(json.loads((run / "summary.json").read_text()), run)
+        print_summary(json.loads((run / "summary.json").read_text(encoding="utf-8")), run)
     else:
         train(args.arch, run, models, texts, data / "store")
     show = ["top", str(run), "--count", "3", "--snippets", "3"]

@@ -164,6 +164,7 @@ def _convert_in_subprocess(model: DemoModel, scratch: Path) -> dict[str, float]:
         env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
         capture_output=True,
         text=True,
+        encoding="utf-8",
     )
     if result.returncode != 0:
         tail = "\n".join(result.stderr.strip().splitlines()[-8:])

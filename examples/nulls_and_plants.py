@@ -320,7 +320,7 @@ def main() -> None:
     everything = store.rows(torch.arange(len(store)))
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / "controls.jsonl"
-    done = [json.loads(line) for line in file.open()] if file.exists() else []
+    done = [json.loads(line) for line in file.open(encoding="utf-8")] if file.exists() else []
     known = {(r["control"], r["variant"]) for r in done}
     pairs = [Control(f"pair-{seed}", list(everything), seed=seed) for seed in range(args.seeds)]
     makers = {pair.name: lambda pair=pair: pair for pair in pairs}
@@ -331,7 +331,7 @@ def main() -> None:
                 everything, size, seed
             )
     todo = [(n, v) for n in makers for v in args.variants if (n, v) not in known]
-    with file.open("a") as out:
+    with file.open("a", encoding="utf-8") as out:
         for name, variant in tqdm(todo, desc="Controls", unit="run"):
             result = run_control(
                 makers[name](), variant, args, args.out / "runs" / f"{name}-{variant}"

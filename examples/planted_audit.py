@@ -46,7 +46,7 @@ def plant_store(store: ActivationStore, folder: Path, number: int = 0) -> Tensor
     assert control.direction is not None
     with atomic_path(folder) as copy:
         shutil.copytree(store.path, copy)
-        manifest = json.loads((copy / "manifest.json").read_text())
+        manifest = json.loads((copy / "manifest.json").read_text(encoding="utf-8"))
         first = 0
         for part in manifest["parts"]:
             for n, shard in enumerate(part["shards"]):
@@ -85,7 +85,9 @@ def main() -> None:
     audit([*map(str, models), "--dataset", str(store), "--out", str(folder), *training, *rest])
 
     if (folder / "features.parquet").exists():
-        direction = torch.tensor(json.loads((args.out / "planted.json").read_text()))
+        direction = torch.tensor(
+            json.loads((args.out / "planted.json").read_text(encoding="utf-8"))
+        )
         show(folder, likeness_to_planted(folder / "train" / "run", direction))
 
 

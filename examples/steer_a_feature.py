@@ -50,7 +50,7 @@ def first_kept(run: Path, file: Path) -> int:
     """The first latent of the difference that the filter ranks first."""
     if not file.exists():
         call("filter", run, "--json", file)
-    clusters = json.loads(file.read_text())["clusters"]
+    clusters = json.loads(file.read_text(encoding="utf-8"))["clusters"]
     if not clusters:
         raise SystemExit("The filter keeps no latent of this run; choose some with --latents.")
     return clusters[0]["latents"][0]

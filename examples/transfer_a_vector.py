@@ -168,7 +168,7 @@ def main() -> None:
     for name in TRAITS if "all" in args.traits else args.traits:
         trait = TRAITS[name]
         persona = args.out / f"{name}.json"
-        persona.write_text(json.dumps(asdict(trait.persona), indent=2))
+        persona.write_text(json.dumps(asdict(trait.persona), indent=2), encoding="utf-8")
         for source in (0, 1):
             vector = args.out / f"{name}-{source}.safetensors"
             moved = args.out / f"{name}-{source}-to-{1 - source}.safetensors"

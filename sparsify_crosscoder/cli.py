@@ -177,7 +177,7 @@ def load_run_config(folder: Path) -> RunConfig:
     file = folder / "config.json"
     if not file.exists():
         raise FileNotFoundError(f"'{folder}' holds no run: there is no config.json in it.")
-    options = json.loads(file.read_text())
+    options = json.loads(file.read_text(encoding="utf-8"))
     options.pop("environment", None)
     return run_config_class(get_architecture(options["arch"])).from_dict(options)
 

@@ -26,7 +26,7 @@ def run(tmp_path_factory):
     save_tiny_model(folder / "llama", "llama", byte_level_tokenizer(), width=24)
     save_tiny_model(folder / "gpt2", "gpt2", metaspace_tokenizer(bos=True), width=32)
     texts = [" ".join(s.format(n=n * 7, m=n + 1900) for s in SENTENCES) for n in range(300)]
-    (folder / "texts.txt").write_text("\n".join(texts))
+    (folder / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
     options = "--hookpoints layers.1 h.2 --num_latents 64 --k 4 --pairs_per_step 128 --lr 1e-3"
     options += " --max_steps 30 --ctx_len 64 --run_name run --log_to_wandb False --device cpu"
     places = ["--save_dir", str(folder), "--cache", str(folder / "store")]

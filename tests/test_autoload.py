@@ -24,6 +24,7 @@ def run(*command: object, **env: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "COLUMNS": "100", "OMP_NUM_THREADS": "1", **env},
         capture_output=True,
         text=True,
+        encoding="utf-8",
     )
 
 

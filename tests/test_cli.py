@@ -33,7 +33,7 @@ def inputs(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("inputs")
     save_tiny_model(folder / "llama", "llama", byte_level_tokenizer(), width=24)
     save_tiny_model(folder / "gpt2", "gpt2", metaspace_tokenizer(bos=True), width=32)
-    with open(folder / "texts.jsonl", "w") as file:
+    with open(folder / "texts.jsonl", "w", encoding="utf-8") as file:
         for n in range(300):
             text = " ".join(s.format(n=n * 7, m=n + 1900) for s in SENTENCES)
             file.write(json.dumps({"text": text}) + "\n")
@@ -76,12 +76,12 @@ CODER = RUN / "layers.1+h.2"
 @pytest.mark.parametrize("arch", ["crosscoder", "dfc", "rdfc"])
 def test_two_models_train_from_the_command_line(arch, inputs, capsys):
     cli.run(command(inputs, "--json", "summary.json", arch=arch))
-    summary = json.loads((RUN / "summary.json").read_text())
+    summary = json.loads((RUN / "summary.json").read_text(encoding="utf-8"))
     assert summary["arch"] == arch
     assert summary["data"]["alignment"]["aligned_fraction"][0] > 0.5
     assert summary["data"]["harvest_train"]["pairs"] > 0
     assert {"sae.safetensors", "cfg.json"} == {p.name for p in CODER.iterdir()}
-    assert json.loads(Path("summary.json").read_text())["fve"] == summary["fve"]
+    assert json.loads(Path("summary.json").read_text(encoding="utf-8"))["fve"] == summary["fve"]
     crosscoder = Crosscoder.load_from_disk(CODER)
     assert crosscoder.d_sources == [24, 32]
     assert [source["hookpoint"] for source in crosscoder.sources] == ["layers.1", "h.2"]
@@ -98,7 +98,7 @@ def test_a_runs_exclusive_latents_are_filtered(store, inputs, capsys):
     coder = load_file(CODER / "sae.safetensors")
     assert coder["maps"].shape == (56, 56) and coder["maps"].any()
     main(["filter", str(RUN), "--min_firings", "5", "--pairs", "4000", "--json", "found.json"])
-    found = json.loads(Path("found.json").read_text())
+    found = json.loads(Path("found.json").read_text(encoding="utf-8"))
     printed = capsys.readouterr().out
     assert f"{len(found['clusters'])} clusters of kept latents" in printed
     assert [sum(counts.values()) for counts in found["verdicts"]] == [
@@ -119,7 +119,7 @@ def test_the_same_run_twice_finds_the_same_differences_and_another_seed_others(i
     runs = [str(RUN.parent / name) for name in ("run", "again", "other")]
     capsys.readouterr()
     main(["stability", *runs[:2], *LENIENT, "--json", "twice.json"])
-    twice = json.loads(Path("twice.json").read_text())
+    twice = json.loads(Path("twice.json").read_text(encoding="utf-8"))
     assert twice["runs"] == {"run": runs[0], "again": runs[1]}
     count = len(twice["clusters"]["run"])
     assert count > 2 and twice["clusters"]["run"] == twice["clusters"]["again"]
@@ -129,7 +129,7 @@ def test_the_same_run_twice_finds_the_same_differences_and_another_seed_others(i
     assert f"run: {twice['verdicts']['run']['kept']} kept, {count} clusters" in printed
     assert "| 2/2 |" in printed and "| - |" not in printed
     main(["stability", *runs, *LENIENT, "--json", "three.json"])
-    three = json.loads(Path("three.json").read_text())
+    three = json.loads(Path("three.json").read_text(encoding="utf-8"))
     in_all = [one for one in three["differences"] if len(one["members"]) == 3]
     assert len(in_all) < len(three["differences"])
 
@@ -226,10 +226,12 @@ def test_harvest_refuses_a_device_that_is_not_there(inputs, capsys):
 
 def test_a_run_is_looked_at_where_its_devices_are_not(inputs, monkeypatch):
     cli.run(command(inputs, devices="cpu cpu"))
-    config = json.loads((RUN / "config.json").read_text())
-    (RUN / "config.json").write_text(json.dumps({**config, "devices": ["cuda:98", "cuda:99"]}))
+    config = json.loads((RUN / "config.json").read_text(encoding="utf-8"))
+    (RUN / "config.json").write_text(
+        json.dumps({**config, "devices": ["cuda:98", "cuda:99"]}), encoding="utf-8"
+    )
     main(["top", str(RUN), "--pairs", "500", "--count", "1", "--json", "top.json"])
-    assert json.loads(Path("top.json").read_text())
+    assert json.loads(Path("top.json").read_text(encoding="utf-8"))
 
 
 def saved(run):
@@ -251,13 +253,15 @@ def test_training_from_a_store_needs_neither_models_nor_texts(inputs, tmp_path, 
     for run in ("alone", "moved"):
         assert all(torch.equal(saved("run")[name], saved(run)[name]) for name in saved("run"))
     first, alone = (
-        json.loads((Path("checkpoints") / run / "summary.json").read_text())
+        json.loads((Path("checkpoints") / run / "summary.json").read_text(encoding="utf-8"))
         for run in ("run", "alone")
     )
     assert first["data"]["alignment"] == alone["data"]["alignment"]
     assert first["sources"] == alone["sources"] and first["fve"] == alone["fve"]
     main(["top", "checkpoints/alone", "--pairs", "500", "--latents", "3", "--json", "after.json"])
-    assert Path("before.json").read_text() == Path("after.json").read_text()
+    assert Path("before.json").read_text(encoding="utf-8") == Path("after.json").read_text(
+        encoding="utf-8"
+    )
 
 
 @pytest.mark.parametrize(
@@ -284,17 +288,17 @@ def test_a_store_that_does_not_fit_the_command_is_refused(
 def test_a_harvest_reads_as_many_texts_as_give_the_pairs_asked_for(dtype, inputs, capsys):
     argv = command(inputs, "--cache", "store", "--dtype", dtype, "--json", "report.json")
     main(["harvest", *argv, "--pairs", "2_000"])
-    report = json.loads(Path("report.json").read_text())
+    report = json.loads(Path("report.json").read_text(encoding="utf-8"))
     assert report["dtype"] == dtype and report["harvest"]["pairs"] == report["pairs"]
     store = ActivationStore.open("store")
     texts = np.array(store.windows["text_id"])
     counts = np.array(store.windows["num_pairs"])
     assert len(store) == report["pairs"] >= 2000 > len(store) - counts[texts == texts[-1]].sum()
     main(["harvest", *argv, "--pairs", "3_000", "--append"])
-    longer = json.loads(Path("report.json").read_text())
+    longer = json.loads(Path("report.json").read_text(encoding="utf-8"))
     assert longer["pairs"] >= 3000 and longer["harvest"]["pairs"] == longer["pairs"] - len(store)
     main(["harvest", *argv, "--pairs", "3_000"])
-    assert json.loads(Path("report.json").read_text())["harvest"]["pairs"] == 0
+    assert json.loads(Path("report.json").read_text(encoding="utf-8"))["harvest"]["pairs"] == 0
     with pytest.raises(SystemExit) as stop:
         main(["harvest", *argv, "--pairs", "1_000_000"])
     assert stop.value.code == 1
@@ -351,7 +355,7 @@ def test_a_store_says_what_it_holds_and_shows_pairs_as_text(inputs, capsys):
     main(["harvest", *command(inputs, "--cache", "store", "--pairs", "500")])
     capsys.readouterr()
     main(["store", "store", "--verify", "--show", "0", "7", "--json", "held.json"])
-    held = json.loads(Path("held.json").read_text())
+    held = json.loads(Path("held.json").read_text(encoding="utf-8"))
     shown = capsys.readouterr().out
     assert f"store: {held['pairs']:,} pairs of" in shown and "all as they were written" in shown
     assert "A  " + str(inputs / "llama") in shown
@@ -362,7 +366,7 @@ def test_a_store_says_what_it_holds_and_shows_pairs_as_text(inputs, capsys):
     more = ["--text_column", "text", "--shuffle_seed", "3"]
     main(["harvest", *command(inputs, "--cache", "second", "--pairs", "400", *more)])
     main(["store", "store", "second", "--merge_into", "both", "--json", "both.json"])
-    both = json.loads(Path("both.json").read_text())
+    both = json.loads(Path("both.json").read_text(encoding="utf-8"))
     assert both["pairs"] == held["pairs"] + len(ActivationStore.open("second"))
     for argv, message in (
         (["store", "second"], "Several stores are for --merge_into"),
@@ -380,7 +384,7 @@ def test_mixing_datasets_and_chat(inputs, tmp_path):
     other = "{% for m in messages %}{{ m.role }}:\n{{ m.content }}\n{% endfor %}"
     save_tiny_model(tmp_path / "a", "llama", byte_level_tokenizer(chat_template=template))
     save_tiny_model(tmp_path / "b", "gpt2", metaspace_tokenizer(chat_template=other))
-    with open(tmp_path / "chat.jsonl", "w") as file:
+    with open(tmp_path / "chat.jsonl", "w", encoding="utf-8") as file:
         for n in range(200):
             messages = [
                 {"role": "user", "content": f"What is {n} plus {n}, and why would one ask?"},
@@ -390,7 +394,7 @@ def test_mixing_datasets_and_chat(inputs, tmp_path):
     options = ["--extra_datasets", str(tmp_path / "chat.jsonl"), "--dataset_weights", "0.5", "0.5"]
     argv = command(inputs, *options, model=str(tmp_path / "a"), partners=str(tmp_path / "b"))
     cli.run(argv)
-    summary = json.loads((RUN / "summary.json").read_text())
+    summary = json.loads((RUN / "summary.json").read_text(encoding="utf-8"))
     assert 0.4 < summary["data"]["alignment"]["texts"] / 600 < 1
     main(["top", str(RUN), "--pairs", "500", "--count", "1", "--snippets", "1"])
 
@@ -401,7 +405,7 @@ def test_top_shows_where_latents_fire_in_both_models_tokens(cached, inputs, caps
     capsys.readouterr()
     main(["top", str(RUN), "--pairs", "2000", "--count", "2", "--json", "top.json"])
     shown = capsys.readouterr().out
-    reports = json.loads(Path("top.json").read_text())
+    reports = json.loads(Path("top.json").read_text(encoding="utf-8"))
     assert 2 <= len(reports) <= 4
     assert {report["block"] for report in reports} == {"exclusive_0", "exclusive_1"}
     for report in reports:
@@ -410,7 +414,10 @@ def test_top_shows_where_latents_fire_in_both_models_tokens(cached, inputs, caps
         assert all("«" in text for snippet in report["snippets"] for text in snippet["texts"])
         assert f"latent {report['latent']} " in shown
     main(["top", str(RUN), "--pairs", "500", "--latents", "60", "3", "--json", "some.json"])
-    assert [r["latent"] for r in json.loads(Path("some.json").read_text())] == [60, 3]
+    assert [r["latent"] for r in json.loads(Path("some.json").read_text(encoding="utf-8"))] == [
+        60,
+        3,
+    ]
     with pytest.raises(SystemExit) as stop:
         main(["top", str(RUN), "--latents", "64"])
     assert stop.value.code == 1 and "latents 0..63, not 64" in capsys.readouterr().err
@@ -464,7 +471,7 @@ def test_bad_input_is_refused_with_a_reason_and_nothing_written(
 )
 def test_a_dataset_without_text_is_refused(lines, message, inputs, tmp_path, capsys):
     file = tmp_path / "bad.jsonl"
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     with pytest.raises(SystemExit) as stop:
         cli.run(command(inputs, dataset=str(file)))
     assert stop.value.code == 1
@@ -513,7 +520,7 @@ def spawn(argv: list[str], *prefix: str, cwd: Path | None = None) -> subprocess.
     return subprocess.Popen(
         [*(prefix or (sys.executable, "-m", "sparsify")), *argv],
         env=env, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+    encoding="utf-8")  # fmt: skip
 
 
 def test_a_run_stopped_before_its_first_checkpoint_begins_again(inputs):
@@ -576,10 +583,12 @@ def test_a_new_process_reads_the_options_of_a_run(arch, tmp_path):
     options = cli.run_config_class(cli.get_architecture(arch))(
         model="a", dataset="b", partners=["c"], arch=arch
     )
-    (tmp_path / "config.json").write_text(json.dumps(options.to_dict()))
+    (tmp_path / "config.json").write_text(json.dumps(options.to_dict()), encoding="utf-8")
     script = "from pathlib import Path; from sparsify_crosscoder import cli; "
     script += f"print(cli.load_run_config(Path({str(tmp_path)!r})).arch)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, encoding="utf-8"
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[-1] == arch
 
@@ -617,7 +626,7 @@ def test_two_processes_train_together(inputs):
     assert process.returncode == 0, out
     cli.run(command(inputs, run_name="alone"))
     together, alone = (
-        json.loads((Path("checkpoints") / run / "summary.json").read_text())
+        json.loads((Path("checkpoints") / run / "summary.json").read_text(encoding="utf-8"))
         for run in ("run", "alone")
     )
     assert together["pairs"] == alone["pairs"]

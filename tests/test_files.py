@@ -9,29 +9,29 @@ from sparsify_crosscoder.files import atomic_path, atomic_write_json, remove_lef
 def test_a_file_appears_whole_at_the_end(tmp_path):
     target = tmp_path / "new" / "file.txt"
     with atomic_path(target) as temporary:
-        temporary.write_text("all of it")
+        temporary.write_text("all of it", encoding="utf-8")
         assert not target.exists()
         assert (temporary.parent, temporary.suffix) == (target.parent, target.suffix)
-    assert target.read_text() == "all of it"
+    assert target.read_text(encoding="utf-8") == "all of it"
     assert os.listdir(target.parent) == ["file.txt"]
 
 
 def test_a_file_is_replaced(tmp_path):
     target = tmp_path / "file.txt"
-    target.write_text("old")
+    target.write_text("old", encoding="utf-8")
     with atomic_path(target) as temporary:
-        temporary.write_text("new")
-        assert target.read_text() == "old"
-    assert target.read_text() == "new"
+        temporary.write_text("new", encoding="utf-8")
+        assert target.read_text(encoding="utf-8") == "old"
+    assert target.read_text(encoding="utf-8") == "new"
 
 
 def test_an_exception_leaves_the_old_file_and_nothing_else(tmp_path):
     target = tmp_path / "file.txt"
-    target.write_text("old")
+    target.write_text("old", encoding="utf-8")
     with pytest.raises(KeyboardInterrupt), atomic_path(target) as temporary:
-        temporary.write_text("half")
+        temporary.write_text("half", encoding="utf-8")
         raise KeyboardInterrupt
-    assert target.read_text() == "old"
+    assert target.read_text(encoding="utf-8") == "old"
     assert os.listdir(tmp_path) == ["file.txt"]
 
 
@@ -39,29 +39,29 @@ def test_a_folder_appears_whole_at_the_end(tmp_path):
     target = tmp_path / "folder"
     with atomic_path(target) as temporary:
         (temporary / "inner").mkdir(parents=True)
-        (temporary / "inner" / "file.txt").write_text("inside")
+        (temporary / "inner" / "file.txt").write_text("inside", encoding="utf-8")
         assert not target.exists()
-    assert (target / "inner" / "file.txt").read_text() == "inside"
+    assert (target / "inner" / "file.txt").read_text(encoding="utf-8") == "inside"
     assert os.listdir(tmp_path) == ["folder"]
 
 
 def test_a_folder_with_contents_is_not_replaced(tmp_path):
     target = tmp_path / "folder"
     target.mkdir()
-    (target / "mine").write_text("old")
+    (target / "mine").write_text("old", encoding="utf-8")
     with pytest.raises(OSError), atomic_path(target) as temporary:
         temporary.mkdir()
-    assert (target / "mine").read_text() == "old"
+    assert (target / "mine").read_text(encoding="utf-8") == "old"
     assert os.listdir(tmp_path) == ["folder"]
 
 
 def test_publishing_the_same_inode_again_leaves_no_temporary(tmp_path):
     original, target = tmp_path / "original", tmp_path / "target"
-    original.write_text("weights")
+    original.write_text("weights", encoding="utf-8")
     for _ in range(2):
         with atomic_path(target) as temporary:
             os.link(original, temporary)
-    assert target.read_text() == "weights"
+    assert target.read_text(encoding="utf-8") == "weights"
     assert sorted(os.listdir(tmp_path)) == ["original", "target"]
 
 
@@ -78,14 +78,14 @@ def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path):
     atomic_write_json(tmp_path / "a.json", {"old": 1})
     with pytest.raises(TypeError):
         atomic_write_json(tmp_path / "a.json", {"new": object()})
-    assert json.loads((tmp_path / "a.json").read_text()) == {"old": 1}
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"old": 1}
     assert os.listdir(tmp_path) == ["a.json"]
 
 
 def test_leftovers_of_a_killed_process_are_removed(tmp_path):
-    (tmp_path / ".tmp-1-file").write_text("half")
+    (tmp_path / ".tmp-1-file").write_text("half", encoding="utf-8")
     (tmp_path / ".tmp-2-folder").mkdir()
-    (tmp_path / ".tmp-2-folder" / "x").write_text("half")
-    (tmp_path / "kept").write_text("whole")
+    (tmp_path / ".tmp-2-folder" / "x").write_text("half", encoding="utf-8")
+    (tmp_path / "kept").write_text("whole", encoding="utf-8")
     remove_leftovers(tmp_path)
     assert os.listdir(tmp_path) == ["kept"]

@@ -24,7 +24,7 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("kills")
     save_tiny_model(folder / "llama", "llama", byte_level_tokenizer(), width=32)
     save_tiny_model(folder / "gpt2", "gpt2", metaspace_tokenizer(bos=True), width=24)
-    with open(folder / "texts.jsonl", "w") as file:
+    with open(folder / "texts.jsonl", "w", encoding="utf-8") as file:
         for n in range(600):
             text = f"In {n} the river turned north; by {n * 7 % 611} it had found the sea again. "
             file.write(json.dumps({"text": text * 3}) + "\n")
@@ -42,7 +42,7 @@ def processes():
 def run_command(folder: str, argv: list[str]) -> None:
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": f"{folder}/cache"}
     os.chdir(folder)
-    with open("output.txt", "w") as file:
+    with open("output.txt", "w", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     from sparsify_crosscoder.__main__ import main
@@ -59,7 +59,7 @@ def run_killed(processes, folder: Path, argv: list[str], seconds: float | None) 
         process.kill()
         process.join()
         return True
-    assert process.exitcode == 0, (folder / "output.txt").read_text()
+    assert process.exitcode == 0, (folder / "output.txt").read_text(encoding="utf-8")
     return False
 
 
@@ -132,7 +132,7 @@ def test_training_killed_at_random_moments_ends_with_the_same_bytes(processes, f
         return argv + ["--resume"] * (run / "config.json").exists()
 
     def result() -> dict[str, object]:
-        summary = json.loads((run / "summary.json").read_text())
+        summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
         kept = contents(run / "+".join(HOOKPOINTS)) | contents(run / "checkpoints")
         # The time that training took, and whether the command said --resume.
         kept = {name: h for name, h in kept.items() if Path(name).name not in NOT_RESULTS}

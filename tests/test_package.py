@@ -14,7 +14,9 @@ ROOT = Path(__file__).parent.parent
 
 
 def python(*args: str, executable: str | Path = sys.executable) -> str:
-    done = subprocess.run([str(executable), *args], capture_output=True, text=True)
+    done = subprocess.run(
+        [str(executable), *args], capture_output=True, text=True, encoding="utf-8"
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

@@ -48,12 +48,12 @@ def install(tmp_path, monkeypatch):
         site = tmp_path / distribution
         info = site / f"{module}-2.0.dist-info"
         info.mkdir(parents=True)
-        (site / f"{module}.py").write_text(source)
+        (site / f"{module}.py").write_text(source, encoding="utf-8")
         (info / "METADATA").write_text(
-            f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 2.0\n"
+            f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 2.0\n", encoding="utf-8"
         )
         (info / "entry_points.txt").write_text(
-            f"[sparsify.trainers]\n{name} = {module}:ARCHITECTURE\n"
+            f"[sparsify.trainers]\n{name} = {module}:ARCHITECTURE\n", encoding="utf-8"
         )
         monkeypatch.syspath_prepend(str(site))
         monkeypatch.delitem(sys.modules, module, raising=False)
@@ -72,7 +72,9 @@ def test_our_three_architectures_are_listed_without_being_imported():
         "import sys; from sparsify_crosscoder.registry import architecture_names;"
         "print(architecture_names(), 'torch' in sys.modules, 'sparsify' in sys.modules)"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, encoding="utf-8"
+    )
     assert out.stdout.strip() == f"{OURS} False False"
 
 
@@ -218,6 +220,7 @@ print(type(again).__name__, torch.equal(again(x).sae_out, coder.eval()(x).sae_ou
         env={**os.environ, "PYTHONPATH": str(plugin_site)},
         capture_output=True,
         text=True,
+        encoding="utf-8",
     )
     assert out.returncode == 0, out.stderr
     assert out.stdout.splitlines()[-3:] == [
@@ -260,8 +263,9 @@ def test_the_sparsify_command_trains_the_architecture_of_others(plugin_site, tmp
         env={**os.environ, "PYTHONPATH": str(plugin_site), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr
-    summary = json.loads((tmp_path / "runs" / "one" / "summary.json").read_text())
+    summary = json.loads((tmp_path / "runs" / "one" / "summary.json").read_text(encoding="utf-8"))
     assert summary["arch"] == "one_sided"
     assert summary["partition"] == {"exclusive_0": 32, "shared": 32}

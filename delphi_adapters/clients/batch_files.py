@@ -52,7 +52,9 @@ class BatchFile:
             if path.name.startswith("."):  # being written, or left so by a kill
                 continue
             try:
-                batches.append(cls(path, saved=True, **json.loads(path.read_text())))
+                batches.append(
+                    cls(path, saved=True, **json.loads(path.read_text(encoding="utf-8")))
+                )
             except (ValueError, TypeError) as error:
                 raise ValueError(
                     f"{path} is not the file of a batch ({error}). If you know that the batch is "

@@ -156,7 +156,7 @@ def _truncate(path: Path, size: int) -> None:
 
 
 def _lock(folder: Path) -> IO[Any]:
-    file = open(folder / ".lock", "w")  # noqa: SIM115
+    file = open(folder / ".lock", "w", encoding="utf-8")  # noqa: SIM115
     if fcntl is not None:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -348,7 +348,7 @@ def _npm_pack(archive: Archive, scratch: Path) -> str:
 
 
 def _failure(command: list[str], folder: Path) -> str:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, encoding="utf-8")
     if done.returncode == 0:
         return ""
     said = (done.stderr or done.stdout).strip().splitlines()[-3:]

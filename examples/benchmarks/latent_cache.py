@@ -246,7 +246,7 @@ def _serve(way: str, size: Size, folder: Path, connection: Any) -> None:
     with suppress(OSError, AttributeError):  # what is freed but kept would hide what is taken
         ctypes.CDLL(None).malloc_trim(0)
     with suppress(OSError):  # Linux then forgets the peak so far
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     before = resident_bytes("VmRSS")
     connection.send(None)
     while connection.recv() == "run":

@@ -146,7 +146,7 @@ def time_stages(step: Ours, batches: Sequence[Sequence[Tensor]], clock: Clock) -
 def resident_bytes(field: str) -> int:
     """`VmRSS` or `VmHWM`, this process's memory now or at its peak; elsewhere its peak for both."""
     try:
-        status = Path("/proc/self/status").read_text()
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
     except OSError:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else 1024 * peak

@@ -113,7 +113,7 @@ def read_config(path: Path) -> dict[str, Any]:
         hint = f" It holds {inside}: load one of them." if inside else ""
         raise FileNotFoundError(f"'{path}' is no crosscoder checkpoint: no {CONFIG} in it.{hint}")
     try:
-        cfg = json.loads(file.read_text())
+        cfg = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(
             f"'{file}' is damaged ({error}); restore it or use an earlier checkpoint."

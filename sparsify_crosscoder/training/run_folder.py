@@ -89,7 +89,7 @@ class RunFolder:
                 f"--resume off to begin one."
             )
         try:
-            before = json.loads(file.read_text())
+            before = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"'{file}' is damaged ({error}); it cannot be resumed.") from error
         for name in SCHEDULE:
@@ -124,14 +124,14 @@ class RunFolder:
             self.path / "config.json", {**cfg.to_dict(), "environment": environment()}
         )
         metrics = self.path / "metrics.jsonl"
-        lines = metrics.read_text().splitlines() if metrics.exists() else []
+        lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
         with atomic_path(metrics) as temporary:
-            temporary.write_text("".join(line + "\n" for line in kept))
+            temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
     def log(self, line: dict[str, Any]) -> None:
         """Append one line to `metrics.jsonl`."""
-        with open(self.path / "metrics.jsonl", "a") as file:
+        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def write_summary(self, summary: dict[str, Any]) -> None:
@@ -208,7 +208,7 @@ class RunFolder:
 
         file = "trainer.json"
         try:
-            state = json.loads((folder / file).read_text())
+            state = json.loads((folder / file).read_text(encoding="utf-8"))
             for file in ("state.pt", "rank_0_state.pt"):
                 state |= tensors(file)
             file = "lr_scheduler_*.pt"
@@ -242,10 +242,11 @@ def environment() -> dict[str, Any]:
 
     def git(*args: str) -> str | None:
         try:
-            done = subprocess.run(["git", *args], capture_output=True, text=True, timeout=10)
+            done = subprocess.run(["git", *args], capture_output=True, timeout=10)
         except (OSError, subprocess.TimeoutExpired):
             return None
-        return done.stdout.strip() if done.returncode == 0 else None
+        said = done.stdout.decode(errors="replace").strip()
+        return said if done.returncode == 0 else None
 
     status = git("status", "--porcelain")
     return {

@@ -35,7 +35,7 @@ CONVERSATIONS = {
 
 def with_template(tokenizer, name):
     """The tokenizer with a model's template and the special tokens that the template writes."""
-    template = (TEMPLATES / f"{name}.jinja").read_text()
+    template = (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
     special = sorted(set(re.findall(rf"<[|{BAR}][\w▁]+[|{BAR}]>", template)))
     if name == "deepseek_v3":
         tokenizer.bos_token = f"<{BAR}begin▁of▁sentence{BAR}>"

@@ -133,7 +133,7 @@ def test_an_unknown_model_is_refused_by_name(folders, tmp_path):
 
 
 def test_a_folder_that_holds_no_model_is_refused_by_name(folders, tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 8}))
+    (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 8}), encoding="utf-8")
     with pytest.raises(ValueError, match=rf"Cannot load the model '{tmp_path}'"):
         load_sources([folders[0], str(tmp_path)], device=CPU)
 

@@ -67,7 +67,7 @@ def test_a_store_holds_every_pair_of_its_windows_in_order(whole):
 
 
 def test_shards_are_the_harvest_of_whole_texts(whole):
-    (part,) = json.loads((whole / "manifest.json").read_text())["parts"]
+    (part,) = json.loads((whole / "manifest.json").read_text(encoding="utf-8"))["parts"]
     texts, counts = np.array(WINDOWS["text_id"]), np.array(WINDOWS["num_pairs"])
     rows = np.array([described["rows"] for described in part["shards"]])
     stops = np.searchsorted(np.cumsum(counts), np.cumsum(rows), side="left") + 1
@@ -146,7 +146,7 @@ def test_a_pair_can_be_shown_as_text(tmp_path):
 
 
 def _jsonl(path, texts):
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     return path
 
 
@@ -158,7 +158,7 @@ def test_numbers_outside_of_the_store_are_refused(whole):
 
 
 def test_the_manifest_says_what_was_harvested_and_how(whole):
-    manifest = json.loads((whole / "manifest.json").read_text())
+    manifest = json.loads((whole / "manifest.json").read_text(encoding="utf-8"))
     first = manifest["sources"][0]
     assert (first["name"], first["hookpoint"], first["width"]) == ("A", "layers.2", 32)
     assert first["model_dtype"] == "bfloat16"
@@ -231,8 +231,8 @@ def test_a_harvest_killed_at_its_beginning_goes_on(whole, tmp_path, monkeypatch,
 
 
 def test_a_harvest_killed_at_its_end_leaves_nothing_behind(copy, whole):
-    (part,) = json.loads((copy / "manifest.json").read_text())["parts"]
-    (copy / "shard_000001.json").write_text(json.dumps(part["shards"][1]))
+    (part,) = json.loads((copy / "manifest.json").read_text(encoding="utf-8"))["parts"]
+    (copy / "shard_000001.json").write_text(json.dumps(part["shards"][1]), encoding="utf-8")
     ActivationStore.create(copy, SOURCES, WINDOWS, **SETTINGS)
     assert contents(copy) == contents(whole)
 
@@ -270,7 +270,7 @@ def test_the_same_windows_through_another_dataset_are_the_same_store(whole):
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(ValueError, match="holds other files"):
         ActivationStore.create(tmp_path, SOURCES, WINDOWS, **SETTINGS)
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
@@ -387,7 +387,7 @@ def test_lost_windows_are_named(copy):
     ],
 )
 def test_a_manifest_that_cannot_be_read_is_refused(copy, text, message):
-    (copy / "manifest.json").write_text(text)
+    (copy / "manifest.json").write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         ActivationStore.open(copy)
 
@@ -448,7 +448,7 @@ def test_windows_without_pairs_are_refused(tmp_path):
 @pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="asks Linux what is mapped")
 def test_rows_are_read_from_mapped_files_which_are_let_go(whole, monkeypatch):
     def mapped():
-        with open("/proc/self/maps") as file:
+        with open("/proc/self/maps", encoding="utf-8") as file:
             return "shard_000000" in file.read()
 
     store = ActivationStore.open(whole)
@@ -598,15 +598,17 @@ def test_unfinished_stores_of_one_harvest_complete_each_other(whole, tmp_path):
     halves = []
     for kept in (0, 1):
         half = shutil.copytree(whole, tmp_path / str(kept))
-        manifest = json.loads((half / "manifest.json").read_text())
+        manifest = json.loads((half / "manifest.json").read_text(encoding="utf-8"))
         (part,) = manifest["parts"]
         for number, described in enumerate(part["shards"]):
             if number % 2 == kept:
-                (half / f"shard_{number:06d}.json").write_text(json.dumps(described))
+                (half / f"shard_{number:06d}.json").write_text(
+                    json.dumps(described), encoding="utf-8"
+                )
             else:
                 (half / described["file"]).unlink()
         part |= {"complete": False, "shards": []}
-        (half / "manifest.json").write_text(json.dumps(manifest))
+        (half / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
         halves.append(half)
     with pytest.raises(ValueError, match=r"Shard 1 of \d+ is in none of '.*0'"):
         ActivationStore.merge(tmp_path / "merged", halves[:1])

@@ -48,7 +48,7 @@ def large_store(tmp_path_factory) -> Path:
         part["shards"].append(write_shard(file, pairs, "bfloat16"))
     sources = [{"name": "-", "hookpoint": "-", "width": width} for width in WIDTHS]
     manifest = {"format": FORMAT, "version": VERSION, "sources": sources, "parts": [part]}
-    (path / MANIFEST).write_text(json.dumps(manifest))
+    (path / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
     return path
 
 
@@ -60,6 +60,7 @@ def test_reading_a_store_larger_than_a_gigabyte_takes_much_less(large_store, who
         [sys.executable, "-c", READER, str(large_store), str(whole_pairs)],
         capture_output=True,
         text=True,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr
     read = json.loads(done.stdout.splitlines()[-1])

@@ -60,8 +60,8 @@ class TestLoading:
     def test_every_kind_of_file_gives_one_text_column(self, tmp_path):
         rows = Dataset.from_list([{"id": n, "text": f"text {n}"} for n in range(3)])
         write_lines(tmp_path / "a.jsonl", rows.to_list())
-        (tmp_path / "a.json").write_text(json.dumps(rows.to_list()))
-        (tmp_path / "a.txt").write_text("text 0\ntext 1\ntext 2\n")
+        (tmp_path / "a.json").write_text(json.dumps(rows.to_list()), encoding="utf-8")
+        (tmp_path / "a.txt").write_text("text 0\ntext 1\ntext 2\n", encoding="utf-8")
         rows.to_csv(tmp_path / "a.csv")
         rows.to_parquet(tmp_path / "a.parquet")
         for name in ("a.jsonl", "a.json", "a.txt", "a.csv", "a.parquet"):
@@ -80,7 +80,7 @@ class TestLoading:
         assert texts_of(load_texts(tmp_path / "saved", split="train[1:]")) == ["text 1"]
 
     def test_data_args_reach_load_dataset(self, tmp_path):
-        (tmp_path / "a.txt").write_text("one\ntwo\n\nthree")
+        (tmp_path / "a.txt").write_text("one\ntwo\n\nthree", encoding="utf-8")
         texts = load_texts(tmp_path / "a.txt", data_args={"sample_by": "paragraph"})
         assert sorted(texts_of(texts)) == ["one\ntwo", "three"]
 
@@ -150,12 +150,12 @@ class TestLoading:
             load_texts(tmp_path)
 
     def test_a_file_of_another_kind_is_refused_with_the_kinds_there_are(self, tmp_path):
-        (tmp_path / "a.pdf").write_text("x")
+        (tmp_path / "a.pdf").write_text("x", encoding="utf-8")
         with pytest.raises(ValueError, match=r"a\.pdf.*\.jsonl"):
             load_texts(tmp_path / "a.pdf")
 
     def test_a_broken_file_is_named(self, tmp_path):
-        (tmp_path / "a.jsonl").write_text('{"text": "a"}\nnot json\n')
+        (tmp_path / "a.jsonl").write_text('{"text": "a"}\nnot json\n', encoding="utf-8")
         with pytest.raises(ValueError, match=r"a\.jsonl could not be read"):
             load_texts(tmp_path / "a.jsonl")
 
@@ -170,7 +170,7 @@ class TestLoading:
 
     @pytest.mark.parametrize("content", ["", "\n"])
     def test_an_empty_file_is_refused(self, tmp_path, content):
-        (tmp_path / "a.jsonl").write_text(content)
+        (tmp_path / "a.jsonl").write_text(content, encoding="utf-8")
         with pytest.raises(ValueError, match=r"a\.jsonl"):
             load_texts(tmp_path / "a.jsonl")
 

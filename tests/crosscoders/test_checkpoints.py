@@ -47,7 +47,7 @@ def test_the_file_has_sparsifys_names_and_zeros_where_a_dfc_has_no_weights(tmp_p
     assert {"encoder.bias", "b_dec", "mean", "factors", "threshold"} <= state.keys()
     block = crosscoder.partition.exclusive(0)
     assert not state["W_dec"][: block.stop, 7:].any()
-    cfg = json.loads((tmp_path / "cfg.json").read_text())
+    cfg = json.loads((tmp_path / "cfg.json").read_text(encoding="utf-8"))
     assert cfg["arch"] == "dfc" and cfg["d_sources"] == [7, 5] and cfg["d_in"] == 12
     assert cfg["factors"] == pytest.approx([0.3, 1.7])
     assert len(cfg["thresholds"]) == 3
@@ -128,6 +128,6 @@ def test_a_plain_sae_and_an_empty_folder_are_refused(tmp_path):
     make("dfc", {}).export_sae(0, tmp_path)
     with pytest.raises(ValueError, match="not a crosscoder's"):
         Crosscoder.load_from_disk(tmp_path)
-    (tmp_path / "cfg.json").write_text("{")
+    (tmp_path / "cfg.json").write_text("{", encoding="utf-8")
     with pytest.raises(ValueError, match="damaged"):
         Crosscoder.load_from_disk(tmp_path)

@@ -311,6 +311,7 @@ def test_numba_is_imported_when_training_begins(switch, before, serve):
         env=environment,
         capture_output=True,
         text=True,
+        encoding="utf-8",
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.endswith(f"serve {serve}\n")

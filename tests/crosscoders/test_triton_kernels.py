@@ -216,6 +216,7 @@ def test_the_kernels_in_tritons_interpreter():
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
+        encoding="utf-8",
     )
     assert run.returncode == 0, run.stdout + run.stderr
     assert " passed" in run.stdout

@@ -27,7 +27,7 @@ def results(audit: Path) -> dict[str, Any]:
     }
     blocks = re.findall(
         r'<script type="application/gzip" id="([\w-]+)">(.*?)</script>',
-        (audit / "report.html").read_text(),
+        (audit / "report.html").read_text(encoding="utf-8"),
     )
     pages = {name: json.loads(gzip.decompress(base64.b64decode(block))) for name, block in blocks}
     for detail in pages["details-0"]:
@@ -55,10 +55,14 @@ def differences(found: Any, expected: Any, place: str = "") -> list[str]:
 
 def _contents(file: Path) -> Any:
     if file.suffix == ".json":
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8"))
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def records(audit: Path) -> dict[str, dict]:
     found = {stage: audit / stage / "stage.json" for stage in STAGES}
-    return {stage: json.loads(path.read_text()) for stage, path in found.items() if path.exists()}
+    return {
+        stage: json.loads(path.read_text(encoding="utf-8"))
+        for stage, path in found.items()
+        if path.exists()
+    }

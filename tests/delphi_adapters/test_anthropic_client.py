@@ -226,7 +226,7 @@ def test_a_failure_is_recorded_and_asked_again_in_the_next_run(server, make, tmp
         ask(client, "Hi")
     assert failure.value.attempts == 3
     assert failure.value.__context__ is None  # a chained error would hold the request's headers
-    line = json.loads((tmp_path / "store" / "failures.jsonl").read_text())
+    line = json.loads((tmp_path / "store" / "failures.jsonl").read_text(encoding="utf-8"))
     assert (line["status"], line["attempts"], line["error"]) == (529, 3, "HTTP 529: no")
     assert client.ledger.outcomes == {"failed": 1}
     assert ask(restarted(client, make), "Hi").text == "To Hi"
@@ -361,7 +361,7 @@ def test_the_key_is_sent_but_found_nowhere_else(server, make, tmp_path, caplog, 
     assert KEY in json.dumps(server.headers)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert {"answers.jsonl", "failures.jsonl"} <= {path.name for path in files}
-    seen = [path.read_text() for path in files]
+    seen = [path.read_text(encoding="utf-8") for path in files]
     seen += [repr(client), repr(failure.value), repr(vars(failure.value)), caplog.text]
     seen += [json.dumps(client.ledger.summary()), *capfd.readouterr()]
     assert not any(KEY in text for text in seen)
@@ -419,7 +419,7 @@ def test_the_budget_stops_before_a_request_that_could_exceed_it(server, make, tm
     assert server.most_active == 1  # a second one would not have fitted beside the first
     assert client.ledger.cost == pytest.approx(3 * each)
     assert client.ledger.stopped and client.ledger.reserved == 0
-    assert len((tmp_path / "store" / "answers.jsonl").read_text().splitlines()) == 3
+    assert len((tmp_path / "store" / "answers.jsonl").read_text(encoding="utf-8").splitlines()) == 3
 
     same = restarted(client, make, max_cost=budget)
     assert same.ledger.earlier == pytest.approx(3 * each)

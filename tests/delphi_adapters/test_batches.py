@@ -56,7 +56,10 @@ def restarted(client: BatchAnthropicClient, make, **kwargs) -> BatchAnthropicCli
 
 
 def under_way(client: BatchAnthropicClient) -> list[dict]:
-    return [json.loads(path.read_text()) for path in sorted(client.folder.glob("*.json"))]
+    return [
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(client.folder.glob("*.json"))
+    ]
 
 
 def sizes(server: MessagesServer) -> list[int]:
@@ -181,7 +184,7 @@ def test_every_outcome_of_a_request_in_a_batch(server, make, tmp_path):
     again = restarted(client, make)  # failures are asked again, answers are not
     assert ask(again, *texts)[4:] == ["To hopeless", "To invalid", "To canceled"]
     assert sizes(server) == [7, 4, 2, 3]
-    files = [p.read_text() for p in tmp_path.rglob("*") if p.is_file()]
+    files = [p.read_text(encoding="utf-8") for p in tmp_path.rglob("*") if p.is_file()]
     assert files and not any(KEY in text for text in files)
 
 
@@ -205,7 +208,7 @@ def test_a_stream_of_results_that_breaks_off_is_read_again_without_counting_twic
     assert ask(client, "A", "B") == ["To A", "To B"]
     assert server.calls[results_of(0)] == 2
     assert client.ledger.outcomes == {"end_turn": 2}
-    lines = (client.store.path / "answers.jsonl").read_text().splitlines()
+    lines = (client.store.path / "answers.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 2
 
 
@@ -274,7 +277,9 @@ def test_answers_are_on_disk_before_their_batch_is_forgotten(make, monkeypatch, 
     def fsync(fd: int) -> None:
         real(fd)
         if os.path.samestat(os.fstat(fd), path.stat()):
-            synced.append((len(path.read_text().splitlines()), len(under_way(client))))
+            synced.append(
+                (len(path.read_text(encoding="utf-8").splitlines()), len(under_way(client)))
+            )
 
     monkeypatch.setattr(os, "fsync", fsync)
     ask(client, "A", "B")
@@ -352,20 +357,22 @@ def test_answers_that_were_stored_before_a_kill_are_not_stored_twice(server, mak
 
     async def main():
         asked = asyncio.create_task(client.answer_all(["A", "B"]))
-        while not (path and json.loads(path[0].read_text())["id"]):
+        while not (path and json.loads(path[0].read_text(encoding="utf-8"))["id"]):
             await asyncio.sleep(0.001)
-        kept = path[0].read_text()
+        kept = path[0].read_text(encoding="utf-8")
         await asked
         return kept
 
     server.polls = 30
     kept = asyncio.run(main())
-    path[0].write_text(kept)  # as if killed between the answers and the removal of the file
+    path[0].write_text(
+        kept, encoding="utf-8"
+    )  # as if killed between the answers and the removal of the file
     again = restarted(client, make)
     assert ask(again, "A", "C") == ["To A", "To C"]
     assert server.sent() == {"A": 1, "B": 1, "C": 1}
     assert under_way(again) == []
-    lines = (tmp_path / "store" / "answers.jsonl").read_text().splitlines()
+    lines = (tmp_path / "store" / "answers.jsonl").read_text(encoding="utf-8").splitlines()
     assert Counter(json.loads(line)["text"] for line in lines) == {"To A": 1, "To B": 1, "To C": 1}
 
 
@@ -427,6 +434,6 @@ def test_settings_that_cannot_work_are_refused(make):
 def test_a_damaged_file_of_a_batch_is_named(make):
     client = make()
     client.folder.mkdir()
-    (client.folder / "x.json").write_text("{}")
+    (client.folder / "x.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ValueError, match=r"x\.json is not the file of a batch"):
         ask(client, "A")

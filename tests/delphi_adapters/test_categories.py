@@ -435,7 +435,9 @@ def test_a_damaged_file_is_named_with_what_to_do(tmp_path, text):
 def test_a_category_that_is_not_the_papers_is_refused(tmp_path):
     save(tmp_path, RESULTS[0])
     path = tmp_path / "categories" / "org--model--layers.3_latent1.json"
-    path.write_text(path.read_text().replace(f'"{FRAUD}"', '"Fraud"'))
+    path.write_text(
+        path.read_text(encoding="utf-8").replace(f'"{FRAUD}"', '"Fraud"'), encoding="utf-8"
+    )
     with pytest.raises(ValueError, match="unknown category 'Fraud'"):
         load_categories(tmp_path)
 

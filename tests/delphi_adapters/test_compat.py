@@ -18,7 +18,11 @@ def tokenizer():
 
 def run_alone(code: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-c", dedent(code)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", dedent(code)],
+        capture_output=True,
+        text=True,
+        check=False,
+        encoding="utf-8",
     )
 
 
@@ -49,7 +53,7 @@ def test_all_of_delphi_is_there_and_nothing_that_is_missing_seems_installed():
 
 
 def test_installed_packages_are_used_as_they_are(tmp_path):
-    (tmp_path / "faiss.py").write_text("MARK = 'real'\n")
+    (tmp_path / "faiss.py").write_text("MARK = 'real'\n", encoding="utf-8")
     result = run_alone(
         f"""
         import sys

@@ -37,7 +37,7 @@ def options(run, server, tmp_path, monkeypatch):
     """Options of a run of the judge on the loopback server; results go to `tmp_path/out`."""
     monkeypatch.setenv("ANTHROPIC_BASE_URL", server.url)
     server.answer = ScriptedJudge()
-    (tmp_path / "prices.json").write_text(json.dumps(PRICES))
+    (tmp_path / "prices.json").write_text(json.dumps(PRICES), encoding="utf-8")
     places = ["--out", str(tmp_path / "out"), "--prices", str(tmp_path / "prices.json")]
     judge = ["--judge", "claude-test", "--max_cost", "100"]
     return ["explain", str(run), *judge, *places, *SHORT, "--latents", "all"]
@@ -84,8 +84,8 @@ def test_every_alive_latent_is_explained_flagged_and_scored(options, run, server
         )
         assert (row["filter_verdict"] is not None) == (row["source"] is not None)
     assert any(row["filter_verdict"] for row in rows)
-    result = json.loads((tmp_path / "result.json").read_text())
-    assert result == json.loads((out / "summary.json").read_text())
+    result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    assert result == json.loads((out / "summary.json").read_text(encoding="utf-8"))
     assert result["explained"] == len(alive)
     assert result["harmful"] == sum(row["harmful"] for row in alive)
     sorted_latents = sum(c["count"] for some in result["categories"].values() for c in some)
@@ -246,11 +246,13 @@ def test_batches_give_the_same_results_at_half_the_price(options, server, tmp_pa
     monkeypatch.setitem(BatchAnthropicClient.__init__.__kwdefaults__, "poll_first", 0.05)
     explain(options)
     alone = table(tmp_path / "out")
-    cost = json.loads((tmp_path / "out" / "summary.json").read_text())["ledger"]["spent"]
+    cost = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))["ledger"][
+        "spent"
+    ]
     out = tmp_path / "batched"
     explain([str(out) if o.endswith("/out") else o for o in options], "--batch")
     assert table(out).equals(alone)
-    summary = json.loads((out / "summary.json").read_text())
+    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     assert summary["ledger"]["spent"] == pytest.approx(cost / 2)
     assert 5 <= len(server.batches) <= 20
 
@@ -313,5 +315,5 @@ def test_flags_are_kept_by_latent(options, tmp_path):
     assert set(flags) <= {f"{MODULE}_latent{i}" for i in (3, 5, 7)}
     for name, flag in flags.items():
         assert len(flag.raw) == flag.attempts == 1
-        stored = Path(tmp_path / "out" / "explanations" / f"{name}.txt").read_text()
+        stored = Path(tmp_path / "out" / "explanations" / f"{name}.txt").read_text(encoding="utf-8")
         assert json.loads(stored) == flagging.load_explanation(tmp_path / "out", name)

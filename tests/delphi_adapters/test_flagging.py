@@ -286,7 +286,9 @@ def test_delphi_reads_what_is_saved(record, tmp_path):
 def test_a_flag_file_holds_all_that_is_known(record, tmp_path):
     result, _ = explain(record, "?", BAD)
     save(result, tmp_path)
-    assert json.loads((tmp_path / "flags" / "layers.3_latent7.json").read_text()) == {
+    assert json.loads(
+        (tmp_path / "flags" / "layers.3_latent7.json").read_text(encoding="utf-8")
+    ) == {
         "latent": "layers.3_latent7",
         "status": "ok",
         "harmful": True,
@@ -346,7 +348,7 @@ def test_a_failure_leaves_an_earlier_explanation(record, tmp_path):
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"status": "ok"}'])
 def test_a_damaged_flag_is_named(record, tmp_path, text):
     save(explain(record, GOOD)[0], tmp_path)
-    (tmp_path / "flags" / "layers.3_latent7.json").write_text(text)
+    (tmp_path / "flags" / "layers.3_latent7.json").write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=r"layers\.3_latent7\.json is not a flag"):
         load_flags(tmp_path)
     with pytest.raises(ValueError, match="delete it"):
@@ -356,7 +358,7 @@ def test_a_damaged_flag_is_named(record, tmp_path, text):
 def test_an_unknown_status_is_refused(record, tmp_path):
     save(explain(record, GOOD)[0], tmp_path)
     path = tmp_path / "flags" / "layers.3_latent7.json"
-    path.write_text(path.read_text().replace('"ok"', '"fine"'))
+    path.write_text(path.read_text(encoding="utf-8").replace('"ok"', '"fine"'), encoding="utf-8")
     with pytest.raises(ValueError, match="unknown status 'fine'"):
         load_flags(tmp_path)
 
@@ -384,7 +386,7 @@ def cache(tmp_path, tokenizer):
         },
         folder / "0_2.safetensors",
     )
-    (folder / "config.json").write_text('{"ctx_len": 16}')
+    (folder / "config.json").write_text('{"ctx_len": 16}', encoding="utf-8")
     return tmp_path / "latents"
 
 

@@ -76,7 +76,7 @@ def test_the_files_are_delphis_own_to_the_bit(tmp_path, n_splits, sizes):
             assert expected[key].dtype == found[key].dtype
             np.testing.assert_array_equal(expected[key], found[key])
     assert not (ours / "parts").exists()
-    config = json.loads((ours / "config.json").read_text())
+    config = json.loads((ours / "config.json").read_text(encoding="utf-8"))
     assert config["model_name"] == "model" and config["ctx_len"] == CTX
 
 
@@ -107,7 +107,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_files(tmp_path):
         files = [tmp_path / run / "layers.3" / name for run in ("whole", "killed")]
         assert files[0].read_bytes() == files[1].read_bytes(), name
     (again.folder / "parts").mkdir()  # killed while the parts were removed
-    (again.folder / "parts" / "settings.json").write_text("{}")
+    (again.folder / "parts" / "settings.json").write_text("{}", encoding="utf-8")
     assert LatentCacheWriter(tmp_path / "killed", layout).finished
     assert not (again.folder / "parts").exists()
     with pytest.raises(ValueError, match="finished"):

@@ -40,7 +40,7 @@ def test_prompts_over_a_model_s_limit_cost_more_cached_tokens_included():
 def test_prices_are_added_and_replaced_from_a_mapping_or_a_file(tmp_path):
     model = next(iter(DEFAULT_PRICES))
     mine = {"mine": {"input": 2, "output": 3}, model: {**PRICES["m"]}}
-    (tmp_path / "prices.json").write_text(json.dumps(mine))
+    (tmp_path / "prices.json").write_text(json.dumps(mine), encoding="utf-8")
     for prices in (load_prices(mine), load_prices(tmp_path / "prices.json")):
         assert prices["mine"] == Price(2, 3, cache_write=2.5, cache_read=2)
         assert prices[model] == Price(1.0, 10.0, 1.25, 0.1)
@@ -68,7 +68,7 @@ def test_what_is_no_price_is_refused(prices):
 
 
 def test_a_price_file_that_is_not_json_is_named(tmp_path):
-    (tmp_path / "prices.json").write_text("{")
+    (tmp_path / "prices.json").write_text("{", encoding="utf-8")
     with pytest.raises(ValueError, match=r"prices\.json is not JSON"):
         load_prices(tmp_path / "prices.json")
 

@@ -83,7 +83,7 @@ def test_any_other_damage_is_an_error_with_the_line_and_nothing_is_changed(folde
 
 def test_fields_of_a_later_version_are_ignored(folder):
     line = {**record("d").to_json(), "new": 1}
-    with open(folder / "answers.jsonl", "a") as file:
+    with open(folder / "answers.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
     assert ResultStore(folder).get("d") == record("d")
 
@@ -97,7 +97,10 @@ def test_failures_are_kept_apart_and_are_no_answers(folder):
     again = ResultStore(folder)
     assert again.get("d") is None and again.failures == []
     assert again.earlier_uncertain == 1.75
-    assert json.loads((folder / "failures.jsonl").read_text())["error"] == "HTTP 500: no"
+    assert (
+        json.loads((folder / "failures.jsonl").read_text(encoding="utf-8"))["error"]
+        == "HTTP 500: no"
+    )
     again.close()
 
 

@@ -184,12 +184,12 @@ def test_a_wrong_number_of_texts_is_refused(tmp_path):
 def test_what_the_project_claims_of_its_alignment_holds(tmp_path):
     command = [sys.executable, "examples/benchmarks/alignment.py", "--quick"]
     command += ["--json", str(tmp_path / "figures.json"), "--table", str(tmp_path / "tables.md")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, encoding="utf-8")
     if done.returncode == 2 and "needs the network" in done.stderr:
         pytest.skip(f"The benchmark's data could not be downloaded: {done.stderr.strip()}")
     assert done.returncode in (0, 1), done.stderr[-4000:]  # 1 may be for speed, on a busy machine
     assert (tmp_path / "figures.json").is_file(), done.stderr[-4000:]
-    report = json.loads((tmp_path / "figures.json").read_text())
+    report = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
     untimed = [claim for claim in report["claims"] if not claim["timed"]]
     assert len(untimed) == 8
     assert [claim for claim in untimed if not claim["holds"]] == []
@@ -197,7 +197,7 @@ def test_what_the_project_claims_of_its_alignment_holds(tmp_path):
         total = result["groups"]["total"]
         assert total["ours"]["pairs"] == total["ours"]["pairs_possible"]
         assert total["algorithm_1"]["texts_to_the_end"] < total["texts"]
-    assert (tmp_path / "tables.md").read_text() == done.stdout
+    assert (tmp_path / "tables.md").read_text(encoding="utf-8") == done.stdout
 
 
 @pytest.mark.slow

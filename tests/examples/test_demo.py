@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 def summary_of(run: Path) -> dict:
-    return json.loads((run / "summary.json").read_text())
+    return json.loads((run / "summary.json").read_text(encoding="utf-8"))
 
 
 def test_both_models_are_explained_and_their_exclusive_latents_live(demo):

@@ -54,8 +54,8 @@ def _run_folder(folder, *, num_sources=2, exclusive=True):
     }
     folder.mkdir()
     text = "".join(json.dumps(line) + "\n" for line in lines)
-    (folder / "metrics.jsonl").write_text(text)
-    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "metrics.jsonl").write_text(text, encoding="utf-8")
+    (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
     return folder
 
 
@@ -79,7 +79,7 @@ def test_the_first_models_own_latents_are_drawn_at_one_and_in_its_colour(tmp_pat
     from matplotlib.figure import Figure
 
     run = _run_folder(tmp_path / "run")
-    summary = json.loads((run / "summary.json").read_text())
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     axes = Figure().subplots()
     demo_plot._plot_relative_decoder_norm(axes, summary, ["first", "second"])
     last = max(axes.patches, key=lambda bar: bar.get_window_extent().x0)
@@ -94,9 +94,14 @@ def test_the_first_models_own_latents_are_drawn_at_one_and_in_its_colour(tmp_pat
 
 def test_missing_values_do_not_stop_the_plot(tmp_path):
     run = _run_folder(tmp_path / "run")
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     rows[0].update(fve_per_source=[None, float("nan")], dead_fraction_exclusive=None)
-    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (run / "metrics.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+    )
     demo_plot.plot_run(run, tmp_path / "run.png")
     assert image.imread(tmp_path / "run.png").size
 
@@ -112,9 +117,9 @@ def test_a_folder_that_is_no_finished_run_is_refused_by_name_of_the_missing_file
 
 def test_metrics_that_are_empty_or_cut_off_are_refused_with_the_place(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text("")
+    path.write_text("", encoding="utf-8")
     with pytest.raises(ValueError, match="empty"):
         demo_plot.read_metrics(path)
-    path.write_text('{"step": 1}\n{"step": ')
+    path.write_text('{"step": 1}\n{"step": ', encoding="utf-8")
     with pytest.raises(ValueError, match="line 2"):
         demo_plot.read_metrics(path)

@@ -19,9 +19,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 def explain(run, out, *options, **environment):
     command = [sys.executable, "-m", "delphi_adapters", "explain", str(run), "--out", str(out)]
     env = {**os.environ, **environment}
-    done = subprocess.run([*command, *options], capture_output=True, text=True, env=env)
+    done = subprocess.run(
+        [*command, *options], capture_output=True, text=True, env=env, encoding="utf-8"
+    )
     assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads((out / "summary.json").read_text()), pq.read_table(out / "features.parquet")
+    return json.loads((out / "summary.json").read_text(encoding="utf-8")), pq.read_table(
+        out / "features.parquet"
+    )
 
 
 def test_every_alive_exclusive_latent_of_the_demo_is_explained_flagged_and_scored(demo, tmp_path):
@@ -54,7 +58,7 @@ def test_every_alive_exclusive_latent_of_the_demo_is_explained_flagged_and_score
 
 def test_a_local_model_judges_whatever_quality_that_gives(demo, tmp_path):
     folder, _ = demo
-    config = json.loads((folder / "demo" / "config.json").read_text())
+    config = json.loads((folder / "demo" / "config.json").read_text(encoding="utf-8"))
     options = ["--judge", config["model"], "--latents", "0", "500", "--no_filter"]
     options += ["--max_tokens", "60", "--windows", "300"]
     summary, table = explain(folder / "demo", tmp_path / "out", *options)
@@ -63,5 +67,7 @@ def test_a_local_model_judges_whatever_quality_that_gives(demo, tmp_path):
     for row in asked:
         assert row["flag_status"] in ("ok", "unparsable")
         assert row["detection_score"] is not None or row["not_scorable"]
-        flag = json.loads((tmp_path / "out" / "flags" / f"{row['name']}.json").read_text())
+        flag = json.loads(
+            (tmp_path / "out" / "flags" / f"{row['name']}.json").read_text(encoding="utf-8")
+        )
         assert flag["raw"] and all(isinstance(text, str) and text for text in flag["raw"])

@@ -28,10 +28,10 @@ def test_batches_are_what_hooks_written_by_hand_give_one_by_one(demo, name):
 def test_sentiment_moves_to_the_other_model_by_shared_latents(demo, tmp_path):
     command = [sys.executable, str(ROOT / "examples" / "transfer_a_vector.py")]
     command += ["--run", str(demo[0] / "demo"), "--out", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr[-4000:]
     for file in ("negative-0-to-1.json", "negative-1-to-0.json"):
-        result = json.loads((tmp_path / file).read_text())
+        result = json.loads((tmp_path / file).read_text(encoding="utf-8"))
         assert len(result["latents"]) == 10
         effects = result["effects"]
         assert effects["strengths"] == [0, 0.5, 1, 2] and len(effects["random"]) == 20

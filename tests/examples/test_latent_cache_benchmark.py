@@ -165,7 +165,7 @@ def test_files_that_differ_or_a_claim_that_fails_end_the_script_with_1(
     figures = tmp_path / "figures.json"
     monkeypatch.setattr(sys, "argv", ["latent_cache.py", "--quick", "--json", str(figures)])
     assert benchmark.main() == wrong
-    assert json.loads(figures.read_text())["claims"] == []
+    assert json.loads(figures.read_text(encoding="utf-8"))["claims"] == []
     monkeypatch.setattr(sys, "argv", ["latent_cache.py"])
     assert benchmark.main() == 1  # a claim fails
     assert "FAIL" in capsys.readouterr().out
@@ -176,9 +176,9 @@ def test_files_that_differ_or_a_claim_that_fails_end_the_script_with_1(
 def test_the_quick_benchmark_finds_equal_files_and_measures_every_way(tmp_path):
     figures = tmp_path / "figures.json"
     command = [sys.executable, "examples/benchmarks/latent_cache.py", "--quick", "--json", figures]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, encoding="utf-8")
     assert done.returncode == 0, done.stderr[-4000:]
-    report = json.loads(figures.read_text())
+    report = json.loads(figures.read_text(encoding="utf-8"))
     assert report["differences"] == [] and report["claims"] == []
     sizes = benchmark.QUICK_SIZES
     assert len(report["rows"]) == sum(len(size.rows_at_once) for size in sizes)

@@ -42,7 +42,7 @@ def test_a_file_has_all_that_an_audit_needs_but_the_dollars(name, files):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_value_says_where_it_is_from(name):
-    lines = (PAPER / f"{name}.yaml").read_text().splitlines()
+    lines = (PAPER / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     assert all("#" in line for line in lines if line)
 
 
@@ -98,8 +98,8 @@ def in_small(name, folder):
     save_tiny_model(folder / "b", "gpt2", metaspace_tokenizer(bos=True), width=32)
     for number in range(2):
         texts = [{"text": f"{n + number}. " + " ".join(SENTENCES)} for n in range(120)]
-        (folder / f"{number}.jsonl").write_text("\n".join(map(json.dumps, texts)))
-    options = yaml.safe_load((PAPER / f"{name}.yaml").read_text()) | {
+        (folder / f"{number}.jsonl").write_text("\n".join(map(json.dumps, texts)), encoding="utf-8")
+    options = yaml.safe_load((PAPER / f"{name}.yaml").read_text(encoding="utf-8")) | {
         "model_a": str(folder / "a"),
         "model_b": str(folder / "b"),
         "hookpoints": ["layers.1", "h.2"],
@@ -121,7 +121,7 @@ def in_small(name, folder):
         "model_dtype": "float32",
         "device": "cpu",
     }
-    (folder / "small.yaml").write_text(yaml.safe_dump(options))
+    (folder / "small.yaml").write_text(yaml.safe_dump(options), encoding="utf-8")
     run = audit_file.read_audit_file(folder / "small.yaml").run
     run.save_dir, run.run_name = str(folder), "run"
     return run
@@ -149,9 +149,9 @@ def test_the_options_together_train_a_crosscoder(name, tmp_path, monkeypatch):
     ],
 )
 def test_what_an_audit_refuses_ends_with_2(line, instead, reason, tmp_path, capsys):
-    text = (PAPER / "llama_qwen.yaml").read_text()
+    text = (PAPER / "llama_qwen.yaml").read_text(encoding="utf-8")
     assert line in text
-    (tmp_path / "a.yaml").write_text(text.replace(line, instead))
+    (tmp_path / "a.yaml").write_text(text.replace(line, instead), encoding="utf-8")
     with pytest.raises(SystemExit) as ended:
         audit_file.read_audit_file(tmp_path / "a.yaml")
     assert ended.value.code == 2 and reason in capsys.readouterr().err
@@ -326,7 +326,8 @@ def test_dollars_are_tokens_times_the_price():
 def test_figures_are_read_from_the_benchmarks_tables(tmp_path, monkeypatch):
     (tmp_path / "a.md").write_text(
         "# One\n\n| x | n |\n|---|--:|\n| a | 1 |\n\n## Two\n\n| x | m |\n|---|---|\n| a | 5 |\n\n"
-        "| x | y | n |\n|:-:|---|---|\n| a | b | 1,234 / 5,678.5 |\n| a | c | 7% |\n"
+        "| x | y | n |\n|:-:|---|---|\n| a | b | 1,234 / 5,678.5 |\n| a | c | 7% |\n",
+        encoding="utf-8",
     )
     monkeypatch.setattr(benchmark_tables, "FOLDER", tmp_path)
     assert benchmark_tables.find("a.md", "One", "a", column="n") == 1
@@ -338,11 +339,11 @@ def test_figures_are_read_from_the_benchmarks_tables(tmp_path, monkeypatch):
 
 def test_the_script_prints_both_diffs_and_writes_its_figures(tmp_path, capsys):
     assert estimates.main(["--quick", "--json", str(tmp_path / "all.json")]) == 0
-    report = json.loads((tmp_path / "all.json").read_text())["diffs"]
+    report = json.loads((tmp_path / "all.json").read_text(encoding="utf-8"))["diffs"]
     assert list(report) == list(NAMES)
     shown = capsys.readouterr().out
     assert "not measured on a GPU" in shown
-    readme = (PAPER / "README.md").read_text()
+    readme = (PAPER / "README.md").read_text(encoding="utf-8")
     for one in report.values():
         assert estimates.show(one) in shown
         # What judges are asked may change with their prompts; the rest is in the README as printed.
@@ -363,7 +364,9 @@ def test_judge_and_latents_can_be_others_than_the_files(tmp_path, capsys):
     options = ["--judge", "claude-haiku-4-5", "--latents", "exclusive"]
     file = str(PAPER / "llama_qwen.yaml")
     assert estimates.main([file, *options, "--json", str(tmp_path / "a.json")]) == 0
-    judge = json.loads((tmp_path / "a.json").read_text())["diffs"]["llama_qwen"]["judge"]
+    judge = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))["diffs"]["llama_qwen"][
+        "judge"
+    ]
     assert judge["stages"][0]["requests"] == 5_929 + 5_178
     assert "| claude-haiku-4-5, latents: exclusive " in capsys.readouterr().out
 

@@ -31,7 +31,7 @@ SHORT = (
 def judge(monkeypatch, tmp_path):
     """Options of a scripted judge on the loopback."""
     monkeypatch.setenv("ANTHROPIC_API_KEY", messages_server.KEY)
-    (tmp_path / "prices.json").write_text(json.dumps(PRICES))
+    (tmp_path / "prices.json").write_text(json.dumps(PRICES), encoding="utf-8")
     with messages_server.MessagesServer() as server:
         server.answer = audit_judge.AuditJudge()
         monkeypatch.setenv("ANTHROPIC_BASE_URL", server.url)
@@ -60,7 +60,9 @@ def test_what_was_planted_is_the_most_exclusive(demo, judge, tmp_path, monkeypat
     planted_audit.main()
 
     audit = tmp_path / "planted" / "audit"
-    direction = torch.tensor(json.loads((tmp_path / "planted" / "planted.json").read_text()))
+    direction = torch.tensor(
+        json.loads((tmp_path / "planted" / "planted.json").read_text(encoding="utf-8"))
+    )
     cosines = planted_audit.likeness_to_planted(audit / "train" / "run", direction)
     rows = pq.read_table(audit / "features.parquet").to_pylist()
     verified = [row for row in rows if row["sampled"] is not None]
@@ -78,7 +80,7 @@ def test_what_was_planted_is_the_most_exclusive(demo, judge, tmp_path, monkeypat
     (own,) = [one for one in results.values() if one.name == first["name"]]
     assert own.blinded_score == 5.0
     assert {one.kind for one in results.values()} == {"feature", "shared", "random"}
-    assert "what differs" in (audit / "report.html").read_text()
+    assert "what differs" in (audit / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
@@ -91,7 +93,7 @@ def test_a_model_audited_against_itself_keeps_next_to_nothing(demo, tmp_path):
     out = tmp_path / "itself"
     places = ["--dataset", str(data / "texts.jsonl"), "--out", str(out), "--until", "filter"]
     main([model, model, *places, *training.split()])
-    record = json.loads((out / "filter" / "stage.json").read_text())
+    record = json.loads((out / "filter" / "stage.json").read_text(encoding="utf-8"))
     verdicts = record["result"]["verdicts"]
     called = sum(sum(counts.values()) for counts in verdicts)
     assert called >= 400

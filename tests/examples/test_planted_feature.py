@@ -92,9 +92,9 @@ def test_a_planted_feature_of_the_demos_models(demo, tmp_path):
     folder, _ = demo
     command = [sys.executable, str(ROOT / "examples" / "planted_feature.py")]
     command += ["--data", str(folder / "demo-data"), "--out", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr[-4000:]
-    result = json.loads((tmp_path / "planted.json").read_text())
+    result = json.loads((tmp_path / "planted.json").read_text(encoding="utf-8"))
     check(result, 0.4)
     stitched = result["in_the_other_model"]
     # What both models have does come across: the measure can tell.

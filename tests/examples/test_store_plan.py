@@ -12,9 +12,10 @@ def test_a_plan_multiplies_what_a_pair_takes(tmp_path):
         [sys.executable, str(SCRIPT), *options, "--json", str(tmp_path / "plan.json")],
         capture_output=True,
         text=True,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "plan.json").read_text())["dtypes"]
+    found = json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))["dtypes"]
     assert round(found["float32"]["bytes_per_pair"]) == 384
     assert round(found["bfloat16"]["bytes_per_pair"]) == 192
     assert round(found["int8"]["bytes_per_pair"]) == 96 + 8

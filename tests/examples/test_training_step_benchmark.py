@@ -219,7 +219,7 @@ def test_a_gap_between_curves_is_measured_against_that_between_seeds():
 
 def run_benchmark(script, *arguments):
     command = [sys.executable, f"examples/benchmarks/{script}", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, encoding="utf-8")
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
 
@@ -231,7 +231,7 @@ def test_the_quick_benchmark_writes_every_figure(tmp_path):
     shown = run_benchmark(
         "training_step.py", "--quick", "--json", str(figures), "--plot", str(picture)
     )
-    report = json.loads(figures.read_text())
+    report = json.loads(figures.read_text(encoding="utf-8"))
     assert report["quick"] and report["claims"] == []
     assert set(report["tables"]) == set(step_settings.QUICK_SIZES)
     settings = {name for names in report["tables"].values() for name in names}
@@ -258,7 +258,7 @@ def test_the_quick_benchmark_writes_every_figure(tmp_path):
 def test_the_quick_loss_curves_are_those_of_the_dense_reference(tmp_path):
     figures = tmp_path / "figures.json"
     shown = run_benchmark("loss_curves.py", "--quick", "--json", str(figures))
-    report = json.loads(figures.read_text())
+    report = json.loads(figures.read_text(encoding="utf-8"))
     assert {len(run["losses"]) for runs in report["runs"].values() for run in runs} == {60}
     for run in report["runs"]["dense"]:
         assert run["losses"][-1] < run["losses"][0]

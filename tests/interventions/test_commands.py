@@ -66,7 +66,7 @@ def test_steering_with_a_latent(run, shared, crosscoder, fired, tmp_path, capsys
     argv = ["steer", run, "--latents", shared, "--strengths", "1", "4", "--words", "the", "a"]
     main([str(a) for a in [*argv, *SHORT, "--source", "1", "--plot", plot, "--json", out]])
     printed = capsys.readouterr().out
-    result = json.loads(out.read_text())
+    result = json.loads(out.read_text(encoding="utf-8"))
     (found,) = result["models"]
     assert found["model"].endswith("gpt2")
     (steering,) = found["steering"]
@@ -86,22 +86,25 @@ def test_backends_say_the_same(run, shared, backend, tmp_path):
     out = tmp_path / "steer.json"
     argv = ["steer", run, "--latents", shared, "--strengths", "0", "5", "--s_max", "10"]
     main([str(a) for a in [*argv, *SHORT, "--backend", backend, "--json", out]])
-    answers = json.loads(out.read_text())["models"][0]["generations"]["answers"]
+    answers = json.loads(out.read_text(encoding="utf-8"))["models"][0]["generations"]["answers"]
     again = tmp_path / "again.json"
     main([str(a) for a in [*argv, *SHORT, "--json", again]])
-    assert json.loads(again.read_text())["models"][0]["generations"]["answers"] == answers
+    assert (
+        json.loads(again.read_text(encoding="utf-8"))["models"][0]["generations"]["answers"]
+        == answers
+    )
 
 
 def test_the_stitched_vector_steers_the_other_model(run, shared, stitching, tmp_path, crosscoder):
     out = tmp_path / "steer.json"
     argv = ["steer", run, "--latents", shared, "--strengths", "0", "2", "--s_max", "3"]
     main([str(a) for a in [*argv, *SHORT, "--stitching", stitching, "--json", out]])
-    first, second = json.loads(out.read_text())["models"]
+    first, second = json.loads(out.read_text(encoding="utf-8"))["models"]
     assert first["model"].endswith("llama") and second["model"].endswith("gpt2")
     assert second["steering"][0]["hookpoint"] == "h.2"
     assert second["steering"][0]["label"] == f"latent {shared}, stitched"
     assert second["steering"][0]["scale"] == 3.0
-    unsteered, pushed = json.loads(out.read_text())["likeness"]
+    unsteered, pushed = json.loads(out.read_text(encoding="utf-8"))["likeness"]
     assert unsteered["correlation"] == unsteered["size"] == 0
     assert -1 <= pushed["correlation"] <= 1 and pushed["size"] > 0
 
@@ -122,13 +125,16 @@ def test_a_persona_becomes_a_vector_that_steers_and_moves(run, stitching, tmp_pa
         "elicit": ["the quick brown fox", "a lazy dog"],
         "suppress": ["in 1989 the wall", "in 1990"],
     }
-    persona.write_text(json.dumps({"trait": "animals", **texts}))
+    persona.write_text(json.dumps({"trait": "animals", **texts}), encoding="utf-8")
     vector, moved = tmp_path / "v.safetensors", tmp_path / "w.safetensors"
     report = tmp_path / "persona.json.out"
     options = ["--device", "cpu", "--model_dtype", "float32"]
     argv = ["persona", folder / "llama", persona, "--out", vector, "--layers", "1", "2", *options]
     main([str(a) for a in [*argv, "--json", report]])
-    assert set(json.loads(report.read_text())["effects"]) == {"layers.1", "layers.2"}
+    assert set(json.loads(report.read_text(encoding="utf-8"))["effects"]) == {
+        "layers.1",
+        "layers.2",
+    }
     main([str(a) for a in [*argv[:4], vector, "--hookpoints", "layers.1", *options]])
     found = SteeringVector.load(vector)
     assert found.hookpoint == "layers.1" and found.provenance["persona"]["trait"] == "animals"
@@ -142,7 +148,7 @@ def test_a_persona_becomes_a_vector_that_steers_and_moves(run, stitching, tmp_pa
     capsys.readouterr()
     main([str(a) for a in [*argv, *options, "--json", out]])
     printed = capsys.readouterr().out
-    result = json.loads(out.read_text())
+    result = json.loads(out.read_text(encoding="utf-8"))
     assert result["latents"][0]["explanation"] == f"text {result['latents'][0]['latent']}"
     assert f"text {result['latents'][0]['latent']}" in printed
     back = SteeringVector.load(moved)
@@ -161,7 +167,7 @@ def test_a_persona_becomes_a_vector_that_steers_and_moves(run, stitching, tmp_pa
     steered = tmp_path / "steer.json"
     argv = ["steer", "--vector", moved, "--strengths", "0", "1", "--json", steered]
     main([str(a) for a in [*argv, *SHORT]])
-    assert json.loads(steered.read_text())["models"][0]["model"].endswith("gpt2")
+    assert json.loads(steered.read_text(encoding="utf-8"))["models"][0]["model"].endswith("gpt2")
 
 
 @pytest.mark.parametrize(
@@ -197,6 +203,6 @@ def test_a_vector_of_another_hookpoint_is_not_transferred(run, tmp_path, capsys)
 def test_nothing_else_is_overwritten(run, tmp_path, capsys):
     vector, other = tmp_path / "v.safetensors", tmp_path / "notes.txt"
     SteeringVector(torch.ones(24), str(run.parent / "llama"), "layers.1").save(vector)
-    other.write_text("mine")
+    other.write_text("mine", encoding="utf-8")
     assert "notes.txt" in failure(capsys, "transfer", run, vector, "--out", other)
-    assert other.read_text() == "mine"
+    assert other.read_text(encoding="utf-8") == "mine"

@@ -117,7 +117,7 @@ def test_answers_are_asked_for_under_each_system_prompt(model):
 )
 def test_bad_persona_files_are_refused(content, message, tmp_path):
     path = tmp_path / "persona.json"
-    path.write_text(content)
+    path.write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         Persona.from_json(path)
 

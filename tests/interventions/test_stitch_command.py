@@ -41,7 +41,7 @@ def stitch(run: Path, out: Path, *options: object) -> dict:
     main(
         ["stitch", str(run), "--out", str(out), "--json", str(json_file), *FEW, *map(str, options)]
     )
-    return json.loads(json_file.read_text())
+    return json.loads(json_file.read_text(encoding="utf-8"))
 
 
 def refused(run: Path, out: Path, *options: object, capsys) -> str:
@@ -55,7 +55,7 @@ def refused(run: Path, out: Path, *options: object, capsys) -> str:
 
 
 def write_texts(file: Path, texts: list[str]) -> Path:
-    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     return file
 
 
@@ -111,7 +111,9 @@ def test_a_run_from_a_store_is_stitched_on_what_its_harvest_left_out(
     text = stitch(tmp_path / "run", tmp_path / "stitching")["text"]
     assert (text["trained_on"], text["partly_trained_on"]) == (0, 0)
     assert 0 < text["trained_on_texts"] < 300 and text["looked_at"] > 0
-    read = json.loads((tmp_path / "run" / "summary.json").read_text())["data"]["alignment"]["texts"]
+    read = json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))["data"][
+        "alignment"
+    ]["texts"]
     assert text["trained_on_texts"] < read < 300 <= read + text["looked_at"]
 
 
@@ -175,13 +177,20 @@ def test_a_dataset_that_changed_since_the_run_is_refused(
     tmp_path,
     capsys,
 ):
-    texts = [json.loads(line) for line in (inputs / "texts.jsonl").read_text().splitlines()]
+    texts = [
+        json.loads(line)
+        for line in (inputs / "texts.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     changed = write_texts(tmp_path / "texts.jsonl", [one["text"] + " Now." for one in texts])
     copied = tmp_path / "run"
     copied.mkdir()
-    (copied / "summary.json").write_text((run / "summary.json").read_text())
-    config = json.loads((run / "config.json").read_text())
-    (copied / "config.json").write_text(json.dumps({**config, "dataset": str(changed)}))
+    (copied / "summary.json").write_text(
+        (run / "summary.json").read_text(encoding="utf-8"), encoding="utf-8"
+    )
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    (copied / "config.json").write_text(
+        json.dumps({**config, "dataset": str(changed)}), encoding="utf-8"
+    )
     said = refused(copied, tmp_path / "out", capsys=capsys)
     assert "are not those that" in said and "Restore the dataset" in said
     (copied / "summary.json").unlink()

@@ -366,12 +366,12 @@ def test_an_older_stitching_is_replaced_and_anything_else_is_not(tmp_path, stitc
     for name, content in (("cfg.json", '{"arch": "dfc"}'), ("notes.txt", "mine"), ("cfg.json", "")):
         folder = tmp_path / "else"
         folder.mkdir()
-        (folder / name).write_text(content)
+        (folder / name).write_text(content, encoding="utf-8")
         with pytest.raises(ValueError, match="holds something else than a stitching"):
             stitched.save(folder)
-        assert [path.read_text() for path in folder.iterdir()] == [content]
+        assert [path.read_text(encoding="utf-8") for path in folder.iterdir()] == [content]
         shutil.rmtree(folder)
-    (tmp_path / "file").write_text("mine")
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
     with pytest.raises(ValueError, match="is a file"):
         stitched.save(tmp_path / "file")
 
@@ -382,7 +382,7 @@ def test_a_folder_without_a_whole_stitching_is_refused_with_the_reason(tmp_path,
     folder = tmp_path / "stitching"
     stitched.save(folder)
     config, weights = folder / "cfg.json", folder / "stitching.safetensors"
-    whole, data = config.read_text(), weights.read_bytes()
+    whole, data = config.read_text(encoding="utf-8"), weights.read_bytes()
     weights.write_bytes(data[:-4])
     with pytest.raises(ValueError, match=r"damaged \(it is not the file that"):
         Stitching.load(folder)
@@ -394,9 +394,9 @@ def test_a_folder_without_a_whole_stitching_is_refused_with_the_reason(tmp_path,
         ({"kind": "other"}, "holds something else than a stitching"),
         ({"config": {"unknown": 1}}, "damaged"),
     ):
-        config.write_text(json.dumps(json.loads(whole) | change))
+        config.write_text(json.dumps(json.loads(whole) | change), encoding="utf-8")
         with pytest.raises(ValueError, match=complaint):
             Stitching.load(folder)
-    config.write_text(whole[:-20])
+    config.write_text(whole[:-20], encoding="utf-8")
     with pytest.raises(ValueError, match=r"cfg\.json' is damaged"):
         Stitching.load(folder)

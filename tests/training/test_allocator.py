@@ -22,7 +22,7 @@ def test_memory_that_was_freed_is_used_again_without_fresh_pages():
     faults = {}
     for mode in ("keep", "default"):
         command = [sys.executable, "-c", SCRIPT, mode]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, check=True, encoding="utf-8")
         faults[mode] = int(done.stdout.split()[-1])
     # 64 MiB are 16,384 pages, or 32 huge ones where the system gives those.
     assert faults["keep"] < 10 < faults["default"]

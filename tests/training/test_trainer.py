@@ -52,7 +52,7 @@ def weights(folder, arch="dfc") -> dict[str, torch.Tensor]:
 
 
 def metrics(folder) -> list[dict]:
-    lines = (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
+    lines = (Path(folder) / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
 
@@ -69,7 +69,7 @@ def test_training_explains_planted_concepts(arch, tmp_path):
     assert summary["fve"] > 0.8
     assert min(summary["fve_per_source"]) > 0.75
     run = tmp_path / "run"
-    assert json.loads((run / "summary.json").read_text())["fve"] == summary["fve"]
+    assert json.loads((run / "summary.json").read_text(encoding="utf-8"))["fve"] == summary["fve"]
     lines = metrics(tmp_path)
     assert [line["step"] for line in lines] == list(range(5, 151, 5))
     assert lines[-1]["fve"] > lines[0]["fve"]
@@ -91,16 +91,17 @@ def test_training_on_a_gpu_explains_planted_concepts_too(arch, tmp_path):
 
 def test_the_summary_has_the_keys_that_others_rely_on(tmp_path):
     summary = make_trainer(tmp_path).fit()
+    written = json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))
     assert {
         "arch", "fve", "fve_per_source", "fve_without_top5_per_source", "dead_fraction",
         "dead_fraction_exclusive", "mean_l0", "pairs", "wall_seconds", "num_latents", "partition",
         "relative_decoder_norm", "versions", "sources",
-    } <= json.loads((tmp_path / "run" / "summary.json").read_text()).keys()  # fmt: skip
+    } <= written.keys()  # fmt: skip
     assert summary["partition"] == {"exclusive_0": 6, "exclusive_1": 6, "shared": 28}
     assert sum(summary["relative_decoder_norm"]["counts"]) == 40
     assert len(summary["dead_fraction_exclusive"]) == 2
     assert summary["pairs"] + summary["dropped_in_training"]["outlier"] == 20 * 64
-    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
     assert config["pairs_per_step"] == 64 and config["environment"]["versions"]["torch"]
 
 
@@ -167,7 +168,9 @@ def test_k_falls_from_its_initial_value_to_the_final_one(tmp_path):
     assert all(line["k"] == 3 for line in lines[9:])
     assert lines[0]["l0"] > lines[-1]["l0"]
     assert lines[-1]["l0"] == pytest.approx(3, rel=0.02)
-    cfg = json.loads((tmp_path / "run" / "layers.1+layers.2" / "cfg.json").read_text())
+    cfg = json.loads(
+        (tmp_path / "run" / "layers.1+layers.2" / "cfg.json").read_text(encoding="utf-8")
+    )
     assert cfg["k"] == 3
 
 
@@ -245,7 +248,7 @@ def test_a_run_killed_before_it_published_its_last_checkpoint_does_so_when_resum
     expected = weights(tmp_path)
     file = tmp_path / "run" / "layers.1+layers.2" / "sae.safetensors"
     file.unlink()  # published by a hard link: the checkpoint keeps its own
-    (file.parent / ".tmp-1-cfg.json").write_text("half")
+    (file.parent / ".tmp-1-cfg.json").write_text("half", encoding="utf-8")
     again = make_trainer(tmp_path)
     again.load_state(str(tmp_path / "run"))
     again.fit()

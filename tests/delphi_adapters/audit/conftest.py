@@ -23,7 +23,7 @@ def options(run, server, tmp_path, monkeypatch):
     """Options of an audit whose folder is `tmp_path/audit`."""
     monkeypatch.setenv("ANTHROPIC_BASE_URL", server.url)
     server.answer = AuditJudge()
-    (tmp_path / "prices.json").write_text(json.dumps(PRICES))
+    (tmp_path / "prices.json").write_text(json.dumps(PRICES), encoding="utf-8")
     write_other_texts(tmp_path / "others.jsonl")
     models = [str(run.parent / "llama"), str(run.parent / "gpt2")]
     places = ["--out", str(tmp_path / "audit"), "--dataset", str(run.parent / "texts.txt")]
@@ -36,6 +36,6 @@ def write_other_texts(path):
     """Texts that no run has seen, to fit the maps between two models to."""
     draw = random.Random(1)
     words = ["river", "tower", "apple", "night", "paper", "stone", "music", "seven", "winter"]
-    with open(path, "w") as file:
+    with open(path, "w", encoding="utf-8") as file:
         for _ in range(200):
             file.write(json.dumps({"text": " ".join(draw.choices(words, k=20))}) + "\n")

@@ -36,9 +36,9 @@ def test_an_audit_ends_in_a_report_and_a_second_one_does_nothing(options, audit,
         assert 1 <= row["exclusivity"] <= 5
     assert all(row["exclusivity"] is None for row in rows.values() if row["sampled"] is None)
     assert {row["harmful"] for row in rows.values()} >= {True, None}
-    shown = (audit / "report.html").read_text()
+    shown = (audit / "report.html").read_text(encoding="utf-8")
     assert "what differs" in shown
-    assert (audit / "report.md").read_text().startswith("# llama and gpt2")
+    assert (audit / "report.md").read_text(encoding="utf-8").startswith("# llama and gpt2")
 
     asked = len(server.bodies)
     written = {file: file.stat().st_mtime_ns for file in audit.rglob("*") if file.is_file()}
@@ -116,7 +116,7 @@ def test_a_budget_stops_an_audit_and_a_larger_one_goes_on(options, audit, server
 def test_a_dry_run_writes_nothing_and_says_what_is_left(options, audit, server, capsys, tmp_path):
     main([*options, "--dry_run", "--json", str(tmp_path / "left.json")])
     assert not audit.exists() or not list(records(audit))
-    left = json.loads((tmp_path / "left.json").read_text())
+    left = json.loads((tmp_path / "left.json").read_text(encoding="utf-8"))
     assert list(left["stages"]) == list(STAGES)
     assert {row["state"] for row in left["stages"].values()} == {"to do"}
     assert left["stages"]["harvest"]["pairs"] > 1000
@@ -146,11 +146,13 @@ def test_the_most_exclusive_latents_are_rated_by_a_rubric(options, audit, server
     short = rubric.to_dict() | {"name": "short", "strengths": [0, 2]}
     short["prompts"] = short["prompts"][:3]
     short["generation"] = short["generation"] | {"max_new_tokens": 4}
-    (tmp_path / "short.yaml").write_text(yaml.safe_dump(short))
+    (tmp_path / "short.yaml").write_text(yaml.safe_dump(short), encoding="utf-8")
     own = ["--rubrics", str(tmp_path / "short.yaml"), "--rubric_features", "1"]
     main([*options, *own])
     (rated,) = records(audit)["rubrics"]["result"]["rated"]
-    result = json.loads((audit / "rubrics" / "short" / rated["latent"] / "result.json").read_text())
+    result = json.loads(
+        (audit / "rubrics" / "short" / rated["latent"] / "result.json").read_text(encoding="utf-8")
+    )
     assert result["models"][1].endswith(", stitched")
     assert all(n == {"ok": 6, "unparsable": 0, "failed": 0} for n in result["counts"].values())
     assert "short: harmless refusal" in json.dumps(results(audit)["details-0"])
@@ -161,9 +163,9 @@ def test_the_most_exclusive_latents_are_rated_by_a_rubric(options, audit, server
 
 def test_other_runs_say_which_differences_come_back(options, audit, run):
     main([*options, "--stability_runs", str(run)])
-    stability = json.loads((audit / "report" / "stability.json").read_text())
+    stability = json.loads((audit / "report" / "stability.json").read_text(encoding="utf-8"))
     assert len(stability["runs"]) == 2
-    assert "## Stability" in (audit / "report.md").read_text()
+    assert "## Stability" in (audit / "report.md").read_text(encoding="utf-8")
 
 
 def test_a_hubs_token_is_in_no_file(options, audit):

@@ -16,7 +16,7 @@ INSIDE = {"cache", "explain", "score", "exclusivity", "train", "null", "stitch"}
 
 
 def run_audit(options: list[str], output: str) -> None:
-    with open(output, "w") as file:
+    with open(output, "w", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     from delphi_adapters.audit.audit_command import main
@@ -42,7 +42,7 @@ def test_an_audit_killed_at_random_moments_comes_to_the_same(options, tmp_path, 
             process.kill()
             process.join()
             return True
-        assert process.exitcode == 0, (tmp_path / "output.txt").read_text()
+        assert process.exitcode == 0, (tmp_path / "output.txt").read_text(encoding="utf-8")
         return False
 
     whole, pieces = tmp_path / "whole", tmp_path / "pieces"

@@ -21,7 +21,8 @@ def test_options_of_training_are_passed_on():
 def test_a_file_gives_options_and_the_command_line_comes_first(tmp_path):
     (tmp_path / "pair.yaml").write_text(
         "model_a: a\nmodel_b: b\nk: 4\nhookpoints: [layers.1, h.2]\nverify: 7\nsample: 2\n"
-        "judge: claude-test\nno_blinded: true\nbatch: false\nmax_steps: null\n"
+        "judge: claude-test\nno_blinded: true\nbatch: false\nmax_steps: null\n",
+        encoding="utf-8",
     )
     args = read_options(["--config", str(tmp_path / "pair.yaml"), "--k", "8", "--sample", "5"])
     assert args.models == ["a", "b"]
@@ -69,7 +70,7 @@ def test_what_makes_no_sense_is_refused_before_anything_is_done(argv, said, caps
 )
 def test_a_file_that_makes_no_sense_is_refused(tmp_path, text, said, capsys):
     path = Path(tmp_path / "bad.yaml")
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     with pytest.raises(SystemExit):
         read_options(["--config", str(path), *JUDGE])
     assert said in capsys.readouterr().err

@@ -16,7 +16,7 @@ class Work:
 
     def __call__(self, folder: Path) -> Outcome:
         self.turns += 1
-        (folder / "out.txt").write_text(self.text)
+        (folder / "out.txt").write_text(self.text, encoding="utf-8")
         return Outcome({"turns": self.turns}, [folder / "out.txt"])
 
 
@@ -38,7 +38,7 @@ def test_a_stage_whose_outputs_are_not_as_they_were_is_taken_up_again(tmp_path, 
     if damage == "removed":
         (tmp_path / "cache" / "out.txt").unlink()
     else:
-        (tmp_path / "cache" / "out.txt").write_text("mad")
+        (tmp_path / "cache" / "out.txt").write_text("mad", encoding="utf-8")
     assert state(tmp_path / "cache", {}) == "begun"
     again = bring_up("cache", tmp_path, {}, work)
     assert work.turns == 2
@@ -49,7 +49,7 @@ def test_a_stage_that_was_killed_finds_what_it_left(tmp_path):
     found = []
 
     def killed(folder: Path) -> Outcome:
-        (folder / "half.txt").write_text("half")
+        (folder / "half.txt").write_text("half", encoding="utf-8")
         raise KeyboardInterrupt
 
     def going_on(folder: Path) -> Outcome:
@@ -68,14 +68,14 @@ def test_what_was_made_from_other_inputs_is_kept_and_taken_back(tmp_path):
     bring_up("cache", tmp_path, {"k": 1}, work)
     assert state(tmp_path / "cache", {"k": 2}) == "changed"
     bring_up("cache", tmp_path, {"k": 2}, other)
-    assert (tmp_path / "cache" / "out.txt").read_text() == "two"
+    assert (tmp_path / "cache" / "out.txt").read_text(encoding="utf-8") == "two"
     (kept,) = (tmp_path / "superseded").iterdir()
-    assert (kept / "out.txt").read_text() == "one"
+    assert (kept / "out.txt").read_text(encoding="utf-8") == "one"
     bring_up("cache", tmp_path, {"k": 1}, work)
-    assert (tmp_path / "cache" / "out.txt").read_text() == "one"
+    assert (tmp_path / "cache" / "out.txt").read_text(encoding="utf-8") == "one"
     assert (work.turns, other.turns) == (1, 1)
     (kept,) = (tmp_path / "superseded").iterdir()
-    assert (kept / "out.txt").read_text() == "two"
+    assert (kept / "out.txt").read_text(encoding="utf-8") == "two"
 
 
 def test_the_fingerprint_follows_the_outputs_or_what_identifies_them(tmp_path):
@@ -104,19 +104,19 @@ def test_a_stage_that_could_not_end_is_taken_up_the_next_time(tmp_path):
 
 def test_a_damaged_record_is_refused(tmp_path):
     bring_up("cache", tmp_path, {}, Work())
-    (tmp_path / "cache" / "stage.json").write_text('{"stage": ')
+    (tmp_path / "cache" / "stage.json").write_text('{"stage": ', encoding="utf-8")
     with pytest.raises(ValueError, match=r"stage\.json' is damaged .* delete it"):
         bring_up("cache", tmp_path, {}, Work())
-    (tmp_path / "cache" / "stage.json").write_text(json.dumps({"unknown": 1}))
+    (tmp_path / "cache" / "stage.json").write_text(json.dumps({"unknown": 1}), encoding="utf-8")
     with pytest.raises(ValueError, match="damaged"):
         Record.read(tmp_path / "cache")
 
 
 def test_a_changed_file_or_folder_changes_its_fingerprint(tmp_path):
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "weights").write_text("1")
+    (tmp_path / "model" / "weights").write_text("1", encoding="utf-8")
     before = fingerprint_path(tmp_path / "model")
     assert fingerprint_path(tmp_path / "model") == before
-    (tmp_path / "model" / "weights").write_text("12")
+    (tmp_path / "model" / "weights").write_text("12", encoding="utf-8")
     assert fingerprint_path(tmp_path / "model") != before
     assert fingerprint_path("EleutherAI/not-a-path") is None

@@ -468,7 +468,9 @@ def test_results_are_loaded_as_they_were_saved(judged, server, tmp_path):
 def test_a_damaged_file_is_named_with_what_to_do(tmp_path, change):
     save(result(similar=[1, 2]), tmp_path)
     path = tmp_path / "exclusivity" / f"{NAME}.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    path.write_text(
+        json.dumps({**json.loads(path.read_text(encoding="utf-8")), **change}), encoding="utf-8"
+    )
     for read in (lambda: load(tmp_path), lambda: done(tmp_path, NAME)):
         with pytest.raises(ValueError, match=r"latent7\.json is not an exclusivity score.*delete"):
             read()
@@ -477,7 +479,7 @@ def test_a_damaged_file_is_named_with_what_to_do(tmp_path, change):
 @pytest.mark.parametrize("content", ["", "[]", "{", "{}", "null", '"score"'])
 def test_a_file_that_is_no_result_is_refused(tmp_path, content):
     save(result(similar=[1, 2]), tmp_path)
-    (tmp_path / "exclusivity" / f"{NAME}.json").write_text(content)
+    (tmp_path / "exclusivity" / f"{NAME}.json").write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match="is not an exclusivity score"):
         load(tmp_path)
 

@@ -69,7 +69,7 @@ def folder(rated, server, tmp_path, monkeypatch):
     """A copy of that folder, and a judge that can be asked again."""
     monkeypatch.setenv("ANTHROPIC_BASE_URL", server.url)
     server.answer = RatingJudge()
-    (tmp_path / "prices.json").write_text(json.dumps(PRICES))
+    (tmp_path / "prices.json").write_text(json.dumps(PRICES), encoding="utf-8")
     return Path(shutil.copytree(rated, tmp_path / "out"))
 
 
@@ -84,7 +84,7 @@ def reliability(folder, *more):
 
 
 def found(folder):
-    return json.loads((folder / "reliability.json").read_text())
+    return json.loads((folder / "reliability.json").read_text(encoding="utf-8"))
 
 
 def failure(capsys, folder, *more):
@@ -95,7 +95,7 @@ def failure(capsys, folder, *more):
 
 
 def labelled(path, rows, header="item,dimension,score"):
-    path.write_text("\n".join([header, *rows]) + "\n")
+    path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
     return path
 
 
@@ -247,7 +247,7 @@ def test_people_fill_in_a_file_that_tells_neither_model_nor_strength(folder, tmp
 def test_a_file_with_somebodys_scores_is_not_written_over(folder, tmp_path, capsys):
     path = labelled(tmp_path / "labels.csv", ["a,TIDE,1"])
     assert "exists" in failure(capsys, folder, "--template", path)
-    assert "a,TIDE,1" in path.read_text()
+    assert "a,TIDE,1" in path.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -302,7 +302,7 @@ def test_ratings_by_another_rubric_are_left_out(folder):
 def test_a_template_has_every_dimension_of_every_item(folder, tmp_path):
     rubric, items = rated_items(folder)
     write_template(tmp_path / "t.csv", rubric, sample(items, 4))
-    assert len((tmp_path / "t.csv").read_text().splitlines()) == 1 + 4 * 2
+    assert len((tmp_path / "t.csv").read_text(encoding="utf-8").splitlines()) == 1 + 4 * 2
 
 
 def test_wrong_use_of_the_command_is_refused(folder, tmp_path, capsys):

@@ -72,8 +72,10 @@ def options(run, server, tmp_path, monkeypatch):
     """Options of a run with a judge on the loopback server; results go to `tmp_path/out`."""
     monkeypatch.setenv("ANTHROPIC_BASE_URL", server.url)
     server.answer = RatingJudge()
-    (tmp_path / "rubric.yaml").write_text(yaml.safe_dump(RUBRIC))
-    (tmp_path / "prices.json").write_text('{"claude-test": {"input": 1.0, "output": 10.0}}')
+    (tmp_path / "rubric.yaml").write_text(yaml.safe_dump(RUBRIC), encoding="utf-8")
+    (tmp_path / "prices.json").write_text(
+        '{"claude-test": {"input": 1.0, "output": 10.0}}', encoding="utf-8"
+    )
     return {
         "--latent": LATENT,
         "--rubric": tmp_path / "rubric.yaml",
@@ -97,7 +99,7 @@ def rubric(options, *more, **other):
 
 
 def results(options):
-    return json.loads((options["--out"] / "results.json").read_text())
+    return json.loads((options["--out"] / "results.json").read_text(encoding="utf-8"))
 
 
 def failure(capsys, options, *more, **other):
@@ -133,11 +135,11 @@ def test_both_models_are_steered_rated_and_drawn(options, run, stitching, server
     assert found["s_max"] == S_MAX and found["targets"]["gpt2"]["hookpoint"] == "h.2"
     assert found["ledger"]["spent"] > 0
     out = options["--out"]
-    table = (out / "table.md").read_text()
+    table = (out / "table.md").read_text(encoding="utf-8")
     assert "| Strength | llama | gpt2 |" in table and table.strip() in capsys.readouterr().out
     assert (out / "dose_response.png").read_bytes().startswith(b"\x89PNG")
     assert Rubric.load(out / "rubric.yaml") == Rubric.load(options["--rubric"])
-    assert json.loads((tmp_path / "result.json").read_text()) == found
+    assert json.loads((tmp_path / "result.json").read_text(encoding="utf-8")) == found
 
 
 def test_a_second_start_generates_and_asks_nothing(options, server, monkeypatch):

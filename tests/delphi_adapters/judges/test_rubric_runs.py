@@ -239,7 +239,7 @@ def test_a_damaged_rating_is_named_before_anything_is_asked(client, server, tmp_
     answers = {"m": Answers(texts(2, 0, 1))}
     run(client, tmp_path, answers)
     path = next((tmp_path / "ratings").glob("*.json"))
-    path.write_text('{"item": 3}')
+    path.write_text('{"item": 3}', encoding="utf-8")
     with pytest.raises(ValueError, match=f"{path.name} is not a rating"):
         run(client, tmp_path, answers)
     assert len(server.bodies) == 9

@@ -48,7 +48,7 @@ POLITENESS = {
 
 def written(tmp_path, values):
     path = tmp_path / "politeness.yaml"
-    path.write_text(values if isinstance(values, str) else yaml.safe_dump(values))
+    path.write_text(values if isinstance(values, str) else yaml.safe_dump(values), encoding="utf-8")
     return path
 
 

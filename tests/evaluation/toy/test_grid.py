@@ -60,11 +60,13 @@ def test_a_row_is_the_same_whatever_ran_before_it(tmp_path):
 def test_a_stopped_grid_goes_on_where_it_was(tmp_path):
     rows = rows_of(TINY, [0])
     done = run_grid(TINY, rows[:1], tmp_path)
-    with (tmp_path / grids.ROWS).open("a") as file:
+    with (tmp_path / grids.ROWS).open("a", encoding="utf-8") as file:
         file.write('{"variant": "rdfc-10%", "size"')  # killed while it wrote
     results = run_grid(TINY, rows, tmp_path)
     assert results[0] == done[0]
-    assert [json.loads(line)["variant"] for line in (tmp_path / grids.ROWS).open()] == [
+    assert [
+        json.loads(line)["variant"] for line in (tmp_path / grids.ROWS).open(encoding="utf-8")
+    ] == [
         "crosscoder",
         "rdfc-10%",
     ]
@@ -118,7 +120,7 @@ def test_the_command_prints_a_table_draws_and_writes_json(tiny, tmp_path, capsys
     pytest.importorskip("matplotlib")
     arguments = ["toy", "--preset", "tiny", "--out", str(tmp_path / "out"), "--seeds", "1"]
     main([*arguments, "--variants", "crosscoder", "--jobs", "1", "--json", str(tmp_path / "j")])
-    results = json.loads((tmp_path / "j").read_text())
+    results = json.loads((tmp_path / "j").read_text(encoding="utf-8"))
     assert table(results) in capsys.readouterr().out
     assert results[0]["variant"] == "crosscoder"
     for name in ("recall.png", "learning.png"):
@@ -134,7 +136,7 @@ def test_wrong_use_ends_with_2(wrong, tmp_path):
 
 
 def test_a_folder_of_other_settings_ends_with_1(tiny, tmp_path, capsys):
-    (tmp_path / grids.SETTINGS).write_text("{}")
+    (tmp_path / grids.SETTINGS).write_text("{}", encoding="utf-8")
     with pytest.raises(SystemExit) as stopped:
         main(["toy", "--preset", "tiny", "--out", str(tmp_path), "--seeds", "1"])
     assert stopped.value.code == 1
