@@ -31,12 +31,27 @@ def _asked_for() -> bool:
     )
 
 
+def _is_sparsify() -> bool:
+    """Whether the program is sparsify's own command, `python -m sparsify` included."""
+    program = os.path.basename(sys.argv[0]).lower()
+    return program in ("sparsify", "sparsify.exe", "sparsify-script.py") or (
+        program == "-m" and "sparsify" in sys.orig_argv
+    )
+
+
 class SparsifyMainFinder:
-    """Finds `sparsify.__main__` with `run` replaced, where the command line asks for it."""
+    """Finds `sparsify.__main__` with `run` replaced, where the command line asks for it.
+
+    The module of sparsify that prints as it is imported is then silent.
+    """
 
     def find_spec(
         self, fullname: str, path: object = None, target: object = None
     ) -> "ModuleSpec | None":
+        if fullname == "sparsify.utils" and _is_sparsify() and _asked_for():
+            from .surroundings import SilentImport
+
+            return SilentImport(fullname).find_spec(fullname, path)
         if fullname != "sparsify.__main__" or not _asked_for():
             return None
         from importlib.machinery import PathFinder

@@ -24,6 +24,7 @@ from .activations.sources import pick_device
 from .config import CrosscoderTrainConfig
 from .files import atomic_write_json
 from .registry import Architecture, ArchitectureError, architecture_names, get_architecture
+from .surroundings import command_surroundings
 from .training.allocator import keep_freed_memory
 from .training.artifacts import harvest_run
 from .training.run_folder import RunFolder
@@ -196,6 +197,7 @@ def _wants_overview(argv: Sequence[str]) -> bool:
     return asks_help and not any(a == "--arch" or a.startswith("--arch=") for a in argv)
 
 
+@command_surroundings()
 def run(argv: Sequence[str] | None = None) -> None:
     """Train a crosscoder as the command line says; the process exits with 0, 1 or 2."""
     argv = sys.argv[1:] if argv is None else argv
@@ -206,6 +208,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     _run_or_explain(lambda device: train(args, device), args)
 
 
+@command_surroundings()
 def harvest(argv: Sequence[str]) -> None:
     """Fill the activation store named by --cache, and report on alignment and harvest."""
     args = parse_run_config(argv)

@@ -9,10 +9,12 @@ from importlib import import_module
 from typing import TypeVar
 
 from .files import atomic_write_json
+from .surroundings import command_surroundings
 
 T = TypeVar("T")
 
 
+@command_surroundings()
 def dispatch(
     program: str, commands: Mapping[str, tuple[str, str, str]], argv: Sequence[str] | None = None
 ) -> None:

@@ -37,6 +37,7 @@ from ..crosscoders import (
 )
 from ..crosscoders.sparse_ops import squared_distances
 from ..evaluation.metrics import evaluate
+from ..surroundings import wandb_is_set_up
 from ..world import current_world
 from .data import PairedData, check_length
 from .run_folder import RunFolder
@@ -226,12 +227,11 @@ class CrosscoderTrainer(sparsify.Trainer):
         return self._finish()
 
     def _start_wandb(self) -> Any:
-        if not self.cfg.log_to_wandb:
+        if not self.cfg.log_to_wandb or not wandb_is_set_up():
             return None
         try:
             import wandb  # pyright: ignore[reportMissingImports]
         except ImportError:
-            print("Weights & Biases not available, skipping logging.")
             return None
         wandb.init(
             entity=os.environ.get("WANDB_ENTITY"),
