@@ -21,11 +21,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 MAX_LOSS = 4.0
 """Nats per token: both models have 3.1 on the paragraph below, guessing blindly 10.8 and 12.5."""
+
+SIGN_OF_LIFE = 5.0
+"""Seconds between two dots while a model is converted."""
 
 PLAIN_ENGLISH = (
     "The old lighthouse stood at the end of the harbour wall, and every evening the keeper climbed "
@@ -159,29 +163,43 @@ def _assemble(model: DemoModel, parts: list[Path], path: Path) -> None:
 
 
 def _convert_in_subprocess(model: DemoModel, scratch: Path) -> dict[str, float]:
-    result = subprocess.run(
+    process = subprocess.Popen(
         [sys.executable, __file__, "--convert", str(scratch)],
         env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         encoding="utf-8",
     )
-    if result.returncode != 0:
-        tail = "\n".join(result.stderr.strip().splitlines()[-8:])
+    while True:
+        try:
+            printed, errors = process.communicate(timeout=SIGN_OF_LIFE)
+            break
+        except subprocess.TimeoutExpired:
+            print(".", end=" ", flush=True)
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode != 0:
+        tail = "\n".join(errors.strip().splitlines()[-8:])
         raise RuntimeError(
-            f"{model.name}: converting the GGUF failed (exit code {result.returncode}; a negative "
+            f"{model.name}: converting the GGUF failed (exit code {process.returncode}; a negative "
             f"one usually means that memory ran out, 4 GB must be free):\n{tail}"
         )
-    return json.loads(result.stdout.strip().splitlines()[-1])
+    return json.loads(printed.strip().splitlines()[-1])
 
 
-def convert_gguf(gguf: Path, saved: Path) -> None:
+def convert_gguf(source: Path, saved: Path) -> None:
     """Write a GGUF file's model (bf16) and tokenizer to `saved` as `save_pretrained` does."""
+    import gguf
     import torch
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    here, file = str(gguf.parent), gguf.name
+    # transformers opens the file for the tokenizer, the config and the weights, twice each, and
+    # every time the reader takes ten seconds for Gemma's 262,144 tokens.
+    gguf.GGUFReader = cache(gguf.GGUFReader)
+    here, file = str(source.parent), source.name
     AutoTokenizer.from_pretrained(here, gguf_file=file).save_pretrained(saved)
     # Later releases of transformers can keep the weights quantized; we want them plain.
     gguf_config = getattr(transformers, "GgufConfig", None)
