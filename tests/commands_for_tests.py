@@ -31,7 +31,7 @@ def in_a_fork(
     closed: Sequence[int] = (),
     seconds: int = 200,
 ) -> Done:
-    """Run `main(argv)` of a module in a fork, which has everything imported already.
+    """Run `main()` of a module in a fork, which has everything imported already.
 
     `output` is a folder for what it prints, in `encoding`. A variable of `env` that is None is
     unset; `open_files` limits how many there may be at a time; descriptors in `closed` are closed.
@@ -62,7 +62,7 @@ def in_a_fork(
                 resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, open_files))
             sys.argv = ["sparsify-crosscoder", *map(str, argv)]
             __import__(module)
-            sys.modules[module].main(sys.argv[1:])
+            sys.modules[module].main()
             code = 0
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else int(end.code is not None)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from demo_for_tests import run_demo
-from models_for_tests import save_tiny_model
+from models_for_tests import save_tiny_model, save_twins
 from tokenizers_for_tests import SENTENCES, byte_level_tokenizer, metaspace_tokenizer
 
 from sparsify_crosscoder import cli
@@ -31,5 +31,21 @@ def run(tmp_path_factory):
     options += " --max_steps 30 --ctx_len 64 --run_name run --log_to_wandb False --device cpu"
     places = ["--save_dir", str(folder), "--cache", str(folder / "store")]
     models = [str(folder / "llama"), str(folder / "texts.txt"), "--partners", str(folder / "gpt2")]
+    cli.run([*models, "--arch", "dfc", *options.split(), *places])
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def twins(tmp_path_factory):
+    """A trained DFC over a tiny model and its fine-tune, and its store."""
+    folder = tmp_path_factory.mktemp("twins")
+    save_twins(folder)
+    words = sorted({word for sentence in SENTENCES for word in sentence.split()})
+    texts = [" ".join(words[(n * 7 + i * i) % len(words)] for i in range(30)) for n in range(200)]
+    (folder / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
+    options = "--hookpoints layers.1 layers.1 --num_latents 64 --k 4 --pairs_per_step 128 --lr 1e-3"
+    options += " --max_steps 30 --ctx_len 64 --run_name run --log_to_wandb False --device cpu"
+    places = ["--save_dir", str(folder), "--cache", str(folder / "store")]
+    models = [str(folder / "base"), str(folder / "texts.txt"), "--partners", str(folder / "tuned")]
     cli.run([*models, "--arch", "dfc", *options.split(), *places])
     return folder / "run"

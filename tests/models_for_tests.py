@@ -119,3 +119,21 @@ def save_tiny_model(
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def save_twins(folder: Path, width: int = 24) -> None:
+    """Write a model `base`, a fine-tune of it `tuned`, and `other`, which has the same config and
+    tokenizer as both and nothing else in common with them."""
+    from tokenizers_for_tests import CHATML, byte_level_tokenizer
+
+    tokenizer = byte_level_tokenizer(chat_template=CHATML)
+    for name, seed, change in (("base", 0, 0.0), ("tuned", 0, 0.01), ("other", 1, 0.0)):
+        model = tiny_model(
+            "llama", seed=seed, causal_lm=True, width=width, vocab_size=len(tokenizer)
+        )
+        generator = torch.Generator().manual_seed(7)
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                weight += change * torch.randn(weight.shape, generator=generator)
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)

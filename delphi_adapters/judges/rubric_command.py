@@ -70,7 +70,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         rubric = replace(rubric, sampling=sampling)
     folder = args.out or args.run / "rubrics" / f"{rubric.name}-latent{args.latent}"
     client = make_client(args, folder)
-    estimate = _estimate(client, rubric, 1 if args.stitching is None else 2)
+    both = args.stitching is not None or args.map == "identity"
+    estimate = _estimate(client, rubric, 2 if both else 1)
     if args.dry_run:
         return {"estimate": estimate, "stopped": None}
 

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..subcommands import execute
+from .basis import LEAST_R2, identity_line, identity_r2
 from .command_parts import (
     CHAT,
     add_model_options,
@@ -21,7 +22,7 @@ from .command_parts import (
     sampling,
 )
 from .effects import DoseResponse, dose_response
-from .generation import STRENGTHS, Sampling
+from .generation import PROMPTS, STRENGTHS, Sampling
 from .likeness import Changes, common_words, likeness, word_changes
 from .targets import (
     Target,
@@ -49,6 +50,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     changes: list[list[Changes]] = []
     for number, target in enumerate(targets):
         model, tokenizer = load_model(args, target.name, target.revision)
+        if args.vector is not None:
+            _check_vectors(args, target, model, tokenizer)
         found = dose_response(
             with_backend(model, tokenizer, args.backend),
             prompts,
@@ -153,6 +156,39 @@ def _of_vectors(args: argparse.Namespace) -> Target:
     return Target(args.model or vectors[0].model, None, steering)
 
 
+def _check_vectors(args: argparse.Namespace, target: Target, model: Any, tokenizer: Any) -> None:
+    """Say whether vectors of another model serve in this one; raises ValueError if they do not."""
+    own = SteeringVector.load(args.vector[0]).model
+    if args.model is None or _same_place(own, args.model):
+        return
+    if args.map == "identity":
+        print(identity_line(own, target.name, None))
+        return
+    try:
+        others, tokenizers = load_model(args, own)
+    except ValueError:
+        print(f"{own} is not there any more; the vector is used in {target.name} as it is.")
+        return
+    try:
+        r2 = min(
+            identity_r2((others, model), (tokenizers, tokenizer), one.hookpoint, PROMPTS)
+            for one in target.steering
+        )
+        if r2 < LEAST_R2:
+            raise ValueError(f"the identity has an R2 of {r2:.2f}")
+    except ValueError as error:
+        raise ValueError(
+            f"The vector is of {own}, and {target.name} does not share its basis ({error}), so it "
+            "means nothing there. Carry it over with `sparsify-crosscoder transfer RUN VECTOR`, "
+            "or use it as it is with --map identity."
+        ) from error
+    print(identity_line(own, target.name, r2))
+
+
+def _same_place(one: str, other: str) -> bool:
+    return one == other or Path(one).resolve() == Path(other).resolve()
+
+
 def _numbered(path: Path, number: int) -> Path:
     return path if number == 0 else path.with_stem(f"{path.stem}-{number + 1}")
 
@@ -170,7 +206,11 @@ def _parser() -> argparse.ArgumentParser:
         "--vector", type=Path, nargs="+", help="files of persona or transfer instead of latents"
     )
     add_target_options(parser)
-    parser.add_argument("--model", default=None, help="the model of --vector, if it has moved")
+    parser.add_argument(
+        "--model",
+        default=None,
+        help="the model of --vector, if it has moved, or one that shares its basis",
+    )
     parser.add_argument(
         "--strengths", type=float, nargs="+", default=list(STRENGTHS), help="strengths (0 to 10)"
     )

@@ -11,7 +11,16 @@ from typing import Any
 import torch
 
 from ..crosscoders import Crosscoder
-from .command_parts import device_of, ends_of
+from .basis import (
+    ENOUGH_PAIRS,
+    LEAST_R2,
+    MAPS,
+    IdentityFit,
+    identity_line,
+    identity_stitching,
+    may_share_basis,
+)
+from .command_parts import End, device_of, ends_of
 from .steering import Steering
 from .stitching import Stitching
 
@@ -32,6 +41,14 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--stitching", type=Path, help="also steer the other model, by this folder of `stitch`"
+    )
+    parser.add_argument(
+        "--map",
+        choices=MAPS,
+        default="auto",
+        help="what carries a latent to a model that it does not write to: --stitching, or the "
+        "identity where both models share a basis, as a model and its fine-tune do (auto); "
+        "`identity` steers the other model as well, without asking whether they do",
     )
     parser.add_argument(
         "--mode", choices=("add", "ablate", "clamp"), default="add", help="what is done (add)"
@@ -60,7 +77,9 @@ def steering_options(args: argparse.Namespace) -> dict[str, Any]:
 def latent_targets(args: argparse.Namespace, latents: Sequence[int]) -> list[Target]:
     """The latents' own model, and with `--stitching` the other one with their stitched vectors.
 
-    Raises ValueError for everything that can be wrong about the vectors, before a model answers.
+    Where `--source` names a model that latents do not write to, it alone is steered, with what the
+    stitching makes of them, or with the same vectors if both models share a basis (`basis`). Raises
+    ValueError for everything that can be wrong about the vectors, before a model answers.
     """
     from ..cli import load_run_config
     from ..evaluation.top import largest_activations, run_pairs
@@ -73,34 +92,112 @@ def latent_targets(args: argparse.Namespace, latents: Sequence[int]) -> list[Tar
         if not 0 <= latent < crosscoder.num_latents:
             raise ValueError(f"There are latents 0..{crosscoder.num_latents - 1}, not {latent}.")
     source = _source(crosscoder, args, latents)
+    origins = [_origin(crosscoder, latent, source) for latent in latents]
+    away = next((origin for origin in origins if origin != source), None)
     stitching = None if args.stitching is None else Stitching.load(args.stitching)
     if stitching is not None:
         stitching.check_sources(crosscoder.sources)
+    ends = ends_of(configured, crosscoder)
+    identity = _identity(args, crosscoder, ends, source, away)
+    fit = None if identity is None or args.map == "identity" else IdentityFit(*identity.cfg.sources)
+
     if args.s_max is not None:
         largest = torch.full((len(latents),), args.s_max)
+        if fit is not None:
+            chunks, _, _ = run_pairs(args.run, min(args.pairs, ENOUGH_PAIRS), device)
+            for _ in fit.watch(chunks):
+                pass
     else:
         chunks, _, _ = run_pairs(args.run, args.pairs, device)
-        largest = largest_activations(crosscoder, chunks, torch.tensor(latents))
+        watched = chunks if fit is None else fit.watch(chunks)
+        largest = largest_activations(crosscoder, watched, torch.tensor(latents))
+    if fit is not None and fit.r2() < LEAST_R2:
+        raise _different_bases(ends, *fit.sources, f"the identity has an R2 of {fit.r2():.2f}")
+
+    maps = stitching if identity is None else identity
+    how = "stitched" if identity is None else "by the identity"
+    if identity is not None:
+        first, second = (ends[s].model for s in identity.cfg.sources)
+        print(identity_line(first, second, None if fit is None else fit.r2()))
+
+    def carried(one: Steering, origin: int) -> Steering:
+        assert maps is not None
+        target = maps.other(origin)
+        center = crosscoder.mean[crosscoder.columns[target]].float().cpu()
+        return Steering(
+            maps.direction(one.vector, origin),
+            ends[target].hookpoint,
+            one.scale,
+            center=center if identity is not None else None,
+            label=f"{one.label}, {how}",
+            **options,
+        )
+
     steering = [
-        Steering.of_latent(crosscoder, latent, source, float(s_max), **options)
-        for latent, s_max in zip(latents, largest, strict=True)
+        Steering.of_latent(crosscoder, latent, origin, float(s_max), **options)
+        for latent, origin, s_max in zip(latents, origins, largest, strict=True)
     ]
-    ends = ends_of(configured, crosscoder)
-    targets = [Target(ends[source].model, ends[source].revision, steering)]
-    if stitching is not None:
-        other = ends[stitching.other(source)]
+    if away is not None:
         mapped = [
-            Steering(
-                stitching.direction(one.vector, source),
-                other.hookpoint,
-                one.scale,
-                label=f"{one.label}, stitched",
-                **options,
-            )
-            for one in steering
+            one if origin == source else carried(one, origin)
+            for one, origin in zip(steering, origins, strict=True)
         ]
+        return [Target(ends[source].model, ends[source].revision, mapped)]
+    targets = [Target(ends[source].model, ends[source].revision, steering)]
+    if maps is not None:
+        other = ends[maps.other(source)]
+        mapped = [carried(one, source) for one in steering]
         targets.append(Target(other.model, other.revision, mapped))
     return targets
+
+
+def _origin(crosscoder: Crosscoder, latent: int, source: int) -> int:
+    """The source whose decoder says what a latent is: `source` if it writes there."""
+    writes = crosscoder.decoder_norms()[latent] > 0
+    if writes[source] or not writes.any():
+        return source
+    return int(writes.nonzero()[0, 0])
+
+
+def _identity(
+    args: argparse.Namespace,
+    crosscoder: Crosscoder,
+    ends: Sequence[End],
+    source: int,
+    away: int | None,
+) -> Stitching | None:
+    """The identity between two of the run's sources, where it is to carry the latents.
+
+    `away` is the source of a latent that does not write to `source`. Raises ValueError where the
+    identity cannot be the map and none other is given.
+    """
+    given = args.stitching is not None
+    if args.map == "stitching" and not given:
+        raise ValueError("--map stitching needs --stitching, a folder of `stitch`.")
+    if args.map == "identity" and given:
+        raise ValueError("Give --map identity or --stitching, not both.")
+    if given or (args.map == "auto" and away is None):
+        return None
+    pair = (source if away is None else away, source)
+    if away is None:
+        others = [s for s in range(len(ends)) if s != source]
+        if len(others) > 1:
+            raise ValueError("The run has several other models; --map identity cannot choose.")
+        pair = (source, others[0])
+    if args.map == "auto" and not may_share_basis(crosscoder.sources, *pair):
+        raise _different_bases(ends, *pair, "they are read at other places or widths")
+    widths = [crosscoder.d_sources[s] for s in pair]
+    if widths[0] != widths[1]:
+        raise _different_bases(ends, *pair, f"they are {widths[0]} and {widths[1]} wide")
+    return identity_stitching(widths[0], pair)
+
+
+def _different_bases(ends: Sequence[End], first: int, second: int, why: str) -> ValueError:
+    return ValueError(
+        f"These latents write nothing to {ends[second].model}, and it does not share the basis of "
+        f"{ends[first].model} ({why}), so their vectors mean nothing there. Make maps with "
+        "`sparsify-crosscoder stitch RUN --out FOLDER` and name them with --stitching FOLDER."
+    )
 
 
 def with_backend(model: Any, tokenizer: Any, backend: str) -> Any:
