@@ -154,13 +154,10 @@ class Workspace:
     def language_model(self, source: int) -> tuple[Any, Any]:
         """One of the models with its head, and its tokenizer."""
         options = self.run_options
-        dtype = options.model_dtype
-        if dtype == "auto" and self.device.type == "cpu":
-            dtype = "float32"  # a CPU writes few tokens at a time several times as fast in it
         return load_language_model(
             self.ends[source].model,
             device=self.device,
-            dtype=dtype,
+            dtype=options.model_dtype,
             revision=self.ends[source].revision,
             token=options.hf_token,
         )

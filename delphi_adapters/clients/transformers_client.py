@@ -17,6 +17,7 @@ from .. import compat  # noqa: F401
 # isort: split
 from delphi.clients.client import Client, Response
 
+from sparsify_crosscoder.hardware import pick_device, pick_model_dtype
 from sparsify_crosscoder.interventions.prompts import (
     Prompt,
     encode_prompt,
@@ -67,8 +68,8 @@ class TransformersClient(Client):
     - max_new_tokens: longest answer in tokens, unless delphi asks for another (`max_tokens`).
     - sampling: keep to the temperature that delphi passes, with torch's global generator; without
       it every answer is greedy.
-    - device: where a model given by name is put; cuda if there is one by default. A model given
-      as an object stays where it is.
+    - device, dtype: where a model given by name is put, and its precision; by default what
+      `hardware` chooses for writing. A model given as an object stays as it is.
 
     Conversations follow the tokenizer's chat template. Where the template has no system role, the
     system prompt comes before the first user message; without a template the conversation is
@@ -203,8 +204,14 @@ class TransformersClient(Client):
 
 
 def _load(name: str, device: Any, dtype: Any) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    from sparsify_crosscoder.activations.sources import stored_dtype
+
+    device = pick_device(device)
+    config = AutoConfig.from_pretrained(name)
+    if getattr(config, "quantization_config", None) is None:
+        stored = stored_dtype(config)
+        dtype = pick_model_dtype(device, dtype, purpose="write", stored=stored)
     model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
     return model.to(device), AutoTokenizer.from_pretrained(name)

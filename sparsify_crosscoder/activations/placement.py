@@ -1,6 +1,5 @@
 """Where models are: on one device, on one each, or spread over several by accelerate."""
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,40 +7,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..hardware import pick_device
+
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 """Ways of transformers to spread a model over the devices that there are."""
-
-
-def pick_device(requested: str | torch.device | None = None) -> torch.device:
-    """The device asked for; None is this process's CUDA device (by LOCAL_RANK), MPS or the CPU.
-
-    Raises ValueError, naming the devices that there are, if this machine has no such device.
-    """
-    if requested is not None:
-        return _existing_device(requested)
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu")
-
-
-def _existing_device(requested: str | torch.device) -> torch.device:
-    try:
-        device = torch.device(requested)
-        if device.type == "meta":
-            raise RuntimeError("nothing can be computed on meta")
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        known = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-        known += ["mps"] if torch.backends.mps.is_available() else []
-        reason = str(error).splitlines()[0]
-        # torch lists all device types it has ever had, or explains operators.
-        reason = f": {reason}" if len(reason) < 100 else ""
-        raise ValueError(
-            f"There is no device {str(requested)!r} here{reason}. There is {', '.join(known)}."
-        ) from error
-    return device
 
 
 def source_devices(

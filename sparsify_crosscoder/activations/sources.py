@@ -19,7 +19,8 @@ from transformers import (
 )
 from transformers.utils.import_utils import is_accelerate_available, is_bitsandbytes_available
 
-from .placement import accelerate_hooks, input_device, pick_device, source_devices
+from ..hardware import Purpose, pick_device, pick_model_dtype
+from .placement import accelerate_hooks, input_device, source_devices
 
 DIGEST_VALUES = 1024
 """How many values of each weight `weights_digest` reads."""
@@ -47,39 +48,6 @@ class Source:
     causal: bool = False
     """Whether later tokens do not reach the hookpoint, so that padding behind a text needs no mask:
     attention without one is faster."""
-
-
-def pick_model_dtype(
-    device: torch.device | str,
-    requested: str | torch.dtype = "auto",
-    *,
-    load_in_8bit: bool = False,
-) -> torch.dtype:
-    """The dtype that models run in: `requested`, or for "auto" the fastest that is safe.
-
-    "auto" is bfloat16 where the device computes in it natively (CUDA, or a CPU with AVX512-BF16 or
-    AMX), float16 for 8-bit models, and float32 otherwise. Raises ValueError for an unknown name.
-    """
-    if isinstance(requested, torch.dtype):
-        return requested
-    if requested != "auto":
-        dtype = getattr(torch, requested, None)
-        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-            raise ValueError(
-                f"Unknown dtype {requested!r}: use auto, float32, bfloat16 or float16."
-            )
-        return dtype
-    if load_in_8bit:
-        return torch.float16
-    kind = torch.device(device).type
-    if kind == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        native = kind == "cpu" and any(
-            getattr(torch.cpu, probe, lambda: False)()
-            for probe in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        )
-    return torch.bfloat16 if native else torch.float32
 
 
 def load_sources(
@@ -132,8 +100,10 @@ def load_sources(
 
     # Configs and tokenizers first: they are small, and most mistakes show in them.
     tokenizers: dict[tuple[str, str | None], Any] = {}
+    stored: dict[tuple[str, str | None], torch.dtype | None] = {}
     for i, key in enumerate(keys):
         config = _load(AutoConfig, "model", key, token=token)
+        stored[key] = stored_dtype(config)
         if layers:
             _check_layer(key[0], layers[i], _num_layers(config))
         if key not in tokenizers:
@@ -143,7 +113,9 @@ def load_sources(
     sources = []
     for i, key in enumerate(keys):
         if key not in models:
-            own_dtype = pick_model_dtype(placed[i], dtype, load_in_8bit=load_in_8bit)
+            own_dtype = pick_model_dtype(
+                placed[i], dtype, load_in_8bit=load_in_8bit, stored=stored[key]
+            )
             models[key] = _load_model(key, device_map or placed[i], own_dtype, load_in_8bit, token)
         model = models[key]
         if hookpoints:
@@ -165,18 +137,29 @@ def load_language_model(
     revision: str | None = None,
     load_in_8bit: bool = False,
     token: str | None = None,
+    purpose: Purpose = "write",
 ) -> tuple[PreTrainedModel, Any]:
     """A causal language model with its head, in eval mode without gradients, and its tokenizer.
 
+    What it is for decides on the dtype "auto": to write text, or to read it alone.
     Raises ValueError if either cannot be loaded.
     """
     device = pick_device(device)
-    dtype = pick_model_dtype(device, dtype, load_in_8bit=load_in_8bit)
     _check_packages(load_in_8bit)
     key = (name, revision)
+    stored = stored_dtype(_load(AutoConfig, "model", key, token=token))
+    dtype = pick_model_dtype(
+        device, dtype, load_in_8bit=load_in_8bit, purpose=purpose, stored=stored
+    )
     tokenizer = _load(AutoTokenizer, "tokenizer of", key, token=token)
     model = _load_model(key, device, dtype, load_in_8bit, token, AutoModelForCausalLM)
     return model, tokenizer
+
+
+def stored_dtype(config: Any) -> torch.dtype | None:
+    """The dtype that a checkpoint's config says it is kept in."""
+    dtype = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
+    return dtype if isinstance(dtype, torch.dtype) else getattr(torch, str(dtype), None)
 
 
 def layer_list(model: PreTrainedModel) -> tuple[str, int]:

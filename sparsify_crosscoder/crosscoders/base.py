@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..config import CrosscoderConfig
+from ..hardware import has_native_bfloat16
 from ..world import ALONE, World
 from . import checkpoints, cpu_kernels, sparse_ops
 from .batch_topk import kth_largest
 from .partition import Partition
-from .preactivations import ExactPreactivations, has_fast_bfloat16, screened
+from .preactivations import ExactPreactivations, screened
 from .selection import (
     NUM_LEVELS,
     Entries,
@@ -334,7 +335,7 @@ class Crosscoder(SparseCoder):
     def screen_dtype(self) -> torch.dtype | None:
         """Precision in which entries are screened; None computes all of them exactly."""
         if self.cfg.screening == "auto":
-            fast = self.dtype == torch.float32 and has_fast_bfloat16(self.device)
+            fast = self.dtype == torch.float32 and has_native_bfloat16(self.device)
             return torch.bfloat16 if fast else None
         return torch.bfloat16 if self.cfg.screening == "bfloat16" else None
 

@@ -176,16 +176,6 @@ def screened(
     return (ExactPreactivations if cheap else BoundedPreactivations)(x, weight, bias, kept)
 
 
-def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies matrices in bfloat16 natively."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
-    return False
-
-
 def _rounded(matrix: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
     """The matrix in bfloat16 with columns of zeros behind it, `[rows, width]`.
 
