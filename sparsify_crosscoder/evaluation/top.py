@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
 CONTEXT_TOKENS = (12, 6)  # before and after the strongest token
 CHUNK_PAIRS = 4096
+ROLES = frozenset(
+    ["system", "developer", "user", "human", "assistant", "model", "gpt", "bot", "tool", "function"]
+)
+_HEADER_TOKENS = 8  # between a special token and the end of a role's name
 
 
 @dataclass
@@ -56,6 +61,8 @@ class Snippet:
     activation: float
     text_id: int
     texts: list[str]
+    note: str = ""
+    """What the strongest token is, where it is no text: a special token or a template's."""
 
 
 @dataclass
@@ -119,19 +126,31 @@ def choose_latents(crosscoder: Crosscoder, found: Occurrences, count: int) -> li
     squared); without such blocks, those with the most extreme relative decoder norm. Latents that
     never fire are left out; those that fire on over a tenth of the pairs come last.
     """
+    return [latent for some in choose_by_source(crosscoder, found, count) for latent in some]
+
+
+def choose_by_source(crosscoder: Crosscoder, found: Occurrences, count: int) -> list[list[int]]:
+    """The latents of `choose_latents`, those of each source by themselves."""
     counts = found.firing_counts()
     dense = (counts > DENSE_FRACTION * len(found.windows)).tolist()
     norms = crosscoder.decoder_norms().cpu()
     energies = (found.energies() * norms.pow(2).sum(1)).tolist()
     firing = set(counts.nonzero()[:, 0].tolist())
-    chosen: list[int] = []
+    chosen: list[list[int]] = []
     for source in range(len(crosscoder.d_sources)):
         block = crosscoder.partition.exclusive(source)
         scores = energies if block else crosscoder.relative_decoder_norm(source).tolist()
         candidates = firing.intersection(block) if block else firing
+        before = {latent for some in chosen for latent in some}
         ranked = sorted((dense[i], -scores[i], i) for i in candidates)
-        chosen += [i for _, _, i in ranked[:count] if i not in chosen]
+        chosen.append([i for _, _, i in ranked[:count] if i not in before])
     return chosen
+
+
+def in_turn(groups: Sequence[Sequence[int]]) -> list[int]:
+    """The first of each group, then the second of each, and so on."""
+    longest = max(map(len, groups), default=0)
+    return [group[i] for i in range(longest) for group in groups if i < len(group)]
 
 
 def describe_latents(
@@ -160,8 +179,12 @@ def describe_latents(
                 mark_tokens(window, s, active, peak, tokenizer)
                 for s, tokenizer in enumerate(tokenizers)
             ]
+            notes = [
+                template_note(window, s, peak, tokenizer) for s, tokenizer in enumerate(tokenizers)
+            ]
             strength = float(found.acts[entries[entry]])
-            snippets.append(Snippet(strength, int(window["text_id"]), texts))
+            note = next(filter(None, notes), "")
+            snippets.append(Snippet(strength, int(window["text_id"]), texts, note))
         reports.append(
             LatentReport(
                 latent,
@@ -207,19 +230,48 @@ def mark_tokens(
     return "".join(pieces).replace("\n", "⏎")
 
 
-def print_reports(reports: Sequence[LatentReport], names: Sequence[str]) -> None:
-    """Show latents and their snippets, one line per model."""
+def template_note(window: dict[str, Any], source: int, peak: int, tokenizer: Any) -> str:
+    """What pair `peak` of a window is where no one has said it, else "": a special token, or what
+    a chat template puts beside one, such as a role's name."""
+    ids, place = window[f"input_ids_{source}"], window[f"pairs_{source}"][peak]
+    added = tokenizer.added_tokens_decoder
+    special = {*tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)}
+    if ids[place] in special:
+        return f"special token {tokenizer.decode([ids[place]])}"
+    first = max(place - _HEADER_TOKENS, 0)
+    start = next((i for i in range(place, first - 1, -1) if ids[i] in special), None)
+    if start is None or ids[start] == tokenizer.bos_token_id:
+        return ""
+    behind = tokenizer.decode(ids[start + 1 : place + 1]).strip().lower()
+    header = tokenizer.decode(ids[start + 1 : start + 1 + _HEADER_TOKENS])
+    named = next(iter(re.findall(r"\w+", header)), "").lower()
+    if behind and not (named in ROLES and named.startswith(behind)):
+        return ""
+    return f"chat template {tokenizer.decode(ids[start : place + 1])!r}"
+
+
+def print_reports(
+    reports: Sequence[LatentReport], names: Sequence[str], *, alike: bool = False
+) -> None:
+    """Show latents and their snippets, one line per model, or one for all if they read `alike`."""
+    if alike:
+        names = ["+".join(name.partition(" ")[0] for name in names)]
     width = max(map(len, names))
     for report in reports:
+        noted = sum(bool(snippet.note) for snippet in report.snippets)
         print(
             f"\nlatent {report.latent}  {report.block}  relative decoder norm "
             f"{report.relative_decoder_norm:.3f}  fires on {report.firing_fraction:.3%}  "
             f"max activation {report.max_activation:.2f}"
         )
+        if 2 * noted > len(report.snippets):
+            what = ", ".join(dict.fromkeys(s.note for s in report.snippets if s.note))
+            print(f"  fires on what no one has said: {what}")
         for snippet in report.snippets:
-            for s, (name, text) in enumerate(zip(names, snippet.texts, strict=True)):
+            note = f"  ({snippet.note})" if snippet.note else ""
+            for s, (name, text) in enumerate(zip(names, snippet.texts[: len(names)], strict=True)):
                 strength = f"{snippet.activation:8.2f}" if s == 0 else " " * 8
-                print(f"  {strength}  {name:<{width}}  {text}")
+                print(f"  {strength}  {name:<{width}}  {text}{note if s == 0 else ''}")
 
 
 def run_pairs(
@@ -269,8 +321,8 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="sparsify-crosscoder top",
         description="Show the text on which latents fire most, in every model's tokens. Without "
-        "--latents: the strongest of each exclusive block, or those with the most extreme "
-        "relative decoder norm.",
+        "--latents: the strongest of each exclusive block in turn, or those with the most extreme "
+        "relative decoder norm. What all models read as the same tokens is shown once.",
     )
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--latents", type=int, nargs="+", help="latents to show")
@@ -294,9 +346,16 @@ def show_top(args: argparse.Namespace) -> list[dict[str, Any]]:
             raise ValueError(f"There are latents 0..{crosscoder.num_latents - 1}, not {latent}.")
     chunks, windows, tokenizers = run_pairs(args.run, args.pairs, device)
     found = collect_occurrences(crosscoder, chunks)
-    latents = args.latents or choose_latents(crosscoder, found, args.count)
+    latents = args.latents or in_turn(choose_by_source(crosscoder, found, args.count))
     reports = describe_latents(crosscoder, found, latents, windows, tokenizers, args.snippets)
-    print_reports(reports, source_labels(crosscoder))
+    names = source_labels(crosscoder)
+    vocabularies = [tokenizer.get_vocab() for tokenizer in tokenizers]
+    alike = all(one == vocabularies[0] for one in vocabularies) and all(
+        len(set(snippet.texts)) == 1 for report in reports for snippet in report.snippets
+    )
+    if alike:
+        print(f"{', '.join(names)}: the same tokens, shown once.")
+    print_reports(reports, names, alike=alike)
     return [asdict(report) for report in reports]
 
 

@@ -1,14 +1,22 @@
+import json
+
+import pytest
 import torch
 from crosscoders.test_gradients import make
 from datasets import Dataset
-from tokenizers_for_tests import byte_level_tokenizer
+from tokenizers_for_tests import CHATML, byte_level_tokenizer
 
+from sparsify_crosscoder.__main__ import main
 from sparsify_crosscoder.evaluation.top import (
     Occurrences,
+    choose_by_source,
     choose_latents,
     collect_occurrences,
     describe_latents,
+    in_turn,
     mark_tokens,
+    print_reports,
+    template_note,
 )
 
 
@@ -53,6 +61,14 @@ def test_the_strongest_of_each_exclusive_block_are_chosen_and_silent_ones_are_no
     # Exclusive blocks: latents 0..7 and 8..13. Only 3, 7 and 9 fire; 3 carries 30, 7 carries 16.
     assert choose_latents(crosscoder, occurrences(), 5) == [3, 7, 9]
     assert choose_latents(crosscoder, occurrences(), 1) == [3, 9]
+
+
+def test_each_models_latents_come_in_turn():
+    crosscoder = make("dfc", {})
+    assert choose_by_source(crosscoder, occurrences(), 5) == [[3, 7], [9]]
+    assert in_turn([[3, 7], [9]]) == [3, 9, 7]
+    assert in_turn([[], [1, 2], [3], [4, 5, 6]]) == [1, 3, 4, 2, 5, 6]
+    assert in_turn([]) == []
 
 
 def test_latents_that_fire_nearly_everywhere_come_last():
@@ -106,3 +122,64 @@ def test_a_report_lists_one_snippet_a_window_strongest_first():
     assert report.firing_fraction == 0.75 and report.max_activation == 5.0
     [silent] = describe_latents(crosscoder, occurrences(), [30], windows, [tokenizer] * 2)
     assert silent.snippets == [] and silent.block == "shared"
+
+
+@pytest.mark.parametrize(
+    ("text", "token", "note"),
+    [
+        ("<|im_start|>user\nred wine<|im_end|>\n", "<|im_start|>", "special token <|im_start|>"),
+        ("<|im_start|>user\nred wine<|im_end|>\n", "\n", "chat template '<|im_start|>user\\n'"),
+        ("<|im_start|>assistant\nI see<|im_end|>", "ant", "chat template '<|im_start|>assistant'"),
+        ("<|im_start|>user\nred wine<|im_end|>\n", "wi", ""),
+        ("<|im_start|>tool\nred", "to", "chat template '<|im_start|>to'"),
+        ("<|im_start|>tooth", "to", ""),
+        ("<|im_start|>user\n no user here", "here", ""),
+        ("<s>user of words", "user", ""),
+        ("one user said", "user", ""),
+        ("red<|im_end|>\n", "\n", "chat template '<|im_end|>\\n'"),
+    ],
+)
+def test_what_no_one_has_said_is_told_from_text(text, token, note):
+    tokenizer = byte_level_tokenizer(
+        sentences=["user", "assist", "ant", "here", "one words said", "wi", "to"]
+    )
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    stop = text.rindex(token) + len(token) if note == "" else text.index(token) + len(token)
+    place = next(i for i, (_, end) in enumerate(encoded["offset_mapping"]) if end == stop)
+    window = {"input_ids_0": encoded["input_ids"], "pairs_0": [0, place]}
+    assert template_note(window, 0, 1, tokenizer) == note
+
+
+def test_one_tokenizer_is_shown_once_and_both_models_are_in_turn(twins, tmp_path, capsys):
+    out = tmp_path / "top.json"
+    main(["top", str(twins), "--count", "2", "--snippets", "2", "--json", str(out)])
+    said = capsys.readouterr().out
+    reports = json.loads(out.read_text(encoding="utf-8"))
+    assert [report["block"] for report in reports] == ["exclusive_0", "exclusive_1"] * 2
+    for report in reports:
+        for snippet in report["snippets"]:
+            assert len(snippet["texts"]) == 2 and snippet["note"] == ""
+    shown = [snippet["texts"][0] for report in reports for snippet in report["snippets"]]
+    assert sum(line.startswith("     ") for line in said.splitlines()) == len(shown)
+    assert "A base, B tuned: the same tokens, shown once." in said and "  A+B  " in said
+
+
+def test_two_tokenizers_are_both_shown(run, capsys):
+    main(["top", str(run), "--count", "1", "--snippets", "1"])
+    said = capsys.readouterr().out
+    assert said.count("  A llama  ") == said.count("  B gpt2 ") == 2 and "A+B" not in said
+
+
+def test_a_latent_of_the_template_says_so(capsys):
+    crosscoder = make("dfc", {})
+    tokenizer = byte_level_tokenizer(chat_template=CHATML)
+    ids = tokenizer("<|im_start|>user\nred", add_special_tokens=False)["input_ids"]
+    windows = Dataset.from_dict(
+        {"text_id": [1, 2], **{f"input_ids_{s}": [ids] * 2 for s in range(2)}}
+        | {f"pairs_{s}": [[0, 1]] * 2 for s in range(2)}
+    )
+    reports = describe_latents(crosscoder, occurrences(), [3], windows, [tokenizer] * 2)
+    print_reports(reports, ["A one", "B two"], alike=True)
+    said = capsys.readouterr().out
+    assert "what no one has said: chat template '<|im_start|>u', special token <|im_start|>" in said
+    assert said.count("(special token <|im_start|>)") == 1
