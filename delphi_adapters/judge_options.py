@@ -16,6 +16,7 @@ from sparsify_crosscoder.subcommands import execute
 if TYPE_CHECKING:
     from delphi.clients import Client
 
+GOES_ON = "the same command goes on, and no answer is asked for twice"
 USUAL_ANSWER = 200  # tokens, for the likely cost
 
 
@@ -146,7 +147,7 @@ def execute_asking(
 
     The process exits with 0, 1 (failed or stopped) or 2 (wrong use).
     """
-    result = execute(parser, run, argv)
+    result = execute(parser, run, argv, goes_on=GOES_ON)
     if result["stopped"] is not None:
         print(f"{parser.prog}: stopped: {result['stopped']}", file=sys.stderr)
         raise SystemExit(1)

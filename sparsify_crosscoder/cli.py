@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext, redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, field, make_dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -22,6 +22,7 @@ from .activations.manifest import is_store, read_manifest
 from .activations.placement import DEVICE_MAPS
 from .activations.sources import pick_device
 from .config import CrosscoderTrainConfig
+from .endings import WRONG_USE, UsageError, ending, prepare, take_debug
 from .files import atomic_write_json
 from .registry import Architecture, ArchitectureError, architecture_names, get_architecture
 from .surroundings import command_surroundings
@@ -29,7 +30,8 @@ from .training.allocator import keep_freed_memory
 from .training.artifacts import harvest_run
 from .training.run_folder import RunFolder
 
-USE_ERROR, RUN_ERROR = 2, 1
+_TRAINING_GOES_ON = "the same command with --resume goes on from the newest checkpoint"
+_HARVEST_GOES_ON = "the same command goes on with what is not in the store yet"
 
 
 @dataclass
@@ -164,10 +166,11 @@ def parse_run_config(argv: Sequence[str]) -> RunConfig:
         cls = run_config_class(get_architecture(_asked_architecture(argv)))
         parser = ArgumentParser(prog="sparsify")
         parser.add_arguments(cls, dest="run")
+        prepare(parser)
         return parser.parse_args(list(argv)).run
     except (ArchitectureError, ValueError) as error:
         print(f"sparsify: error: {error}", file=sys.stderr)
-        raise SystemExit(USE_ERROR) from None
+        raise SystemExit(WRONG_USE) from None
 
 
 def load_run_config(folder: Path) -> RunConfig:
@@ -199,41 +202,54 @@ def _wants_overview(argv: Sequence[str]) -> bool:
 
 @command_surroundings()
 def run(argv: Sequence[str] | None = None) -> None:
-    """Train a crosscoder as the command line says; the process exits with 0, 1 or 2."""
-    argv = sys.argv[1:] if argv is None else argv
-    if _wants_overview(argv):
-        print_overview()
-        raise SystemExit(0)
-    args = parse_run_config(argv)
-    _run_or_explain(lambda device: train(args, device), args)
+    """Train a crosscoder as the command line says; the process ends as `ending` says."""
+    argv, debug = take_debug(sys.argv[1:] if argv is None else argv)
+    with _ending(_TRAINING_GOES_ON, debug):
+        if _wants_overview(argv):
+            print_overview()
+            raise SystemExit(0)
+        args = parse_run_config(argv)
+        _on_device(lambda device: train(args, device), args)
 
 
 @command_surroundings()
 def harvest(argv: Sequence[str]) -> None:
     """Fill the activation store named by --cache, and report on alignment and harvest."""
-    args = parse_run_config(argv)
-    if args.cache is None:
-        print("harvest: error: name the store's folder with --cache.", file=sys.stderr)
-        raise SystemExit(USE_ERROR)
+    argv, debug = take_debug(argv)
+    with _ending(_HARVEST_GOES_ON, debug):
+        args = parse_run_config(argv)
+        if args.cache is None:
+            raise UsageError("Name the store's folder with --cache.")
 
-    def job(device: torch.device) -> dict[str, Any]:
-        facts = harvest_run(args, device)
-        print(json.dumps(facts, indent=2))
-        return facts
+        def job(device: torch.device) -> dict[str, Any]:
+            facts = harvest_run(args, device)
+            print(json.dumps(facts, indent=2))
+            return facts
 
-    _run_or_explain(job, args)
+        _on_device(job, args)
 
 
-def _run_or_explain(job: Any, args: RunConfig) -> None:
-    """Run `job` on this process's device; a mistake of the user's ends it with one line and 1."""
-    distributed = os.environ.get("LOCAL_RANK") is not None
+@contextmanager
+def _ending(goes_on: str, debug: bool) -> Iterator[None]:
+    """`ending`, at once where other ranks may be waiting for this one."""
     try:
-        device = pick_device(args.device)
-        for name in args.devices:
-            pick_device(name)
-    except ValueError as error:
-        print(f"sparsify: error: {error}", file=sys.stderr)
-        raise SystemExit(USE_ERROR) from error
+        with ending("sparsify", goes_on=goes_on, debug=debug):
+            yield
+    except SystemExit as stop:
+        if dist.is_initialized() and dist.get_world_size() > 1 and stop.code:
+            # To take leave of the others would be to wait for them.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(stop.code if isinstance(stop.code, int) else 1)
+        raise
+
+
+def _on_device(job: Callable[[torch.device], dict[str, Any]], args: RunConfig) -> None:
+    """Run `job` on this process's device, and write its result to `--json`."""
+    device = pick_device(args.device)
+    for name in args.devices:
+        pick_device(name)
+    distributed = os.environ.get("LOCAL_RANK") is not None
     if distributed:
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -242,17 +258,12 @@ def _run_or_explain(job: Any, args: RunConfig) -> None:
             "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(weeks=1)
         )
     rank = dist.get_rank() if distributed else 0
-    try:
-        with nullcontext() if rank == 0 else redirect_stdout(None):
-            result = job(device)
-        if args.json is not None and rank == 0:
-            atomic_write_json(args.json, result)
-    except (ValueError, OSError) as error:
-        print(f"sparsify: error: {error}", file=sys.stderr)
-        raise SystemExit(RUN_ERROR) from error
-    finally:
-        if distributed:
-            dist.destroy_process_group()
+    with nullcontext() if rank == 0 else redirect_stdout(None):
+        result = job(device)
+    if args.json is not None and rank == 0:
+        atomic_write_json(args.json, result)
+    if distributed:
+        dist.destroy_process_group()
 
 
 def train(args: RunConfig, device: torch.device) -> dict[str, Any]:

@@ -25,6 +25,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Literal
 
+from .endings import UsageError
+
 if TYPE_CHECKING:
     import torch
 
@@ -40,7 +42,7 @@ OPENMP_DEFAULTS = {"OMP_WAIT_POLICY": "PASSIVE"}
 def pick_device(requested: str | torch.device | None = None) -> torch.device:
     """The device asked for; None is this process's CUDA device (by LOCAL_RANK), MPS or the CPU.
 
-    Raises ValueError, naming the devices that there are, if this machine has no such device.
+    Raises UsageError, naming the devices that there are, if this machine has no such device.
     """
     import torch
 
@@ -67,7 +69,7 @@ def _existing_device(requested: str | torch.device) -> torch.device:
         reason = str(error).splitlines()[0]
         # torch lists all device types it has ever had, or explains operators.
         reason = f": {reason}" if len(reason) < 100 else ""
-        raise ValueError(
+        raise UsageError(
             f"There is no device {str(requested)!r} here{reason}. There is {', '.join(known)}."
         ) from error
     return device

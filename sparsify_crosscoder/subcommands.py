@@ -1,4 +1,4 @@
-"""What subcommands share: being found by name, their result and their errors."""
+"""What subcommands share: being found by name, their result and how they end."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import TypeVar
 
+from .endings import AGAIN, DEBUG, ending, prepare, take_debug
 from .files import atomic_write_json
 from .surroundings import command_surroundings
 
@@ -23,7 +24,7 @@ def dispatch(
     `commands` gives the module, the function and a description of each. The process exits with 0,
     1 (failed) or 2 (wrong use).
     """
-    argv = sys.argv[1:] if argv is None else list(argv)
+    argv, debug = take_debug(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
         print(f"usage: {program} SUBCOMMAND ...\n")
         for name, (_, _, description) in commands.items():
@@ -38,22 +39,27 @@ def dispatch(
         )
         raise SystemExit(2)
     module, function, _ = commands[argv[0]]
-    getattr(import_module(module), function)(argv[1:])
+    with ending(f"{program} {argv[0]}", debug=debug):
+        getattr(import_module(module), function)([*argv[1:], *([DEBUG] if debug else [])])
 
 
 def execute(
-    parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], T], argv: Sequence[str]
+    parser: argparse.ArgumentParser,
+    run: Callable[[argparse.Namespace], T],
+    argv: Sequence[str],
+    *,
+    goes_on: str = AGAIN,
 ) -> T:
     """Run a command that has an option `--json`, write its result there and return it.
 
-    The process exits with 1, and the reason, where it fails.
+    The process ends as `ending` says where it fails; `goes_on` says what the same command does
+    after an interrupt.
     """
-    args = parser.parse_args(list(argv))
-    try:
+    argv, debug = take_debug(argv)
+    prepare(parser)
+    with ending(parser.prog, goes_on=goes_on, debug=debug):
+        args = parser.parse_args(argv)
         result = run(args)
         if args.json is not None:
             atomic_write_json(args.json, result)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        raise SystemExit(1) from error
     return result

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from sparsify_crosscoder import __version__
+from sparsify_crosscoder.endings import ending, take_debug
 from sparsify_crosscoder.files import atomic_write_json
 
+from ..judge_options import GOES_ON
 from .options import PROG, read_options
 from .plan import NEEDS, STAGES, WHAT
 from .stages import Record, bring_up, fingerprint_path, state
@@ -21,14 +23,12 @@ DONE = "audit.json"
 
 def main(argv: Sequence[str]) -> None:
     """Run the command; the process exits with 0, 1 (failed or stopped) or 2 (wrong use)."""
-    args = read_options(argv)
-    try:
+    argv, debug = take_debug(argv)
+    with ending(PROG, goes_on=GOES_ON, debug=debug):
+        args = read_options(argv)
         result = run(args)
         if args.json is not None:
             atomic_write_json(args.json, result)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"{PROG}: error: {error}", file=sys.stderr)
-        raise SystemExit(1) from error
     if result.get("stopped"):
         print(f"{PROG}: stopped: {result['stopped']}", file=sys.stderr)
         raise SystemExit(1)

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from sparsify_crosscoder.endings import prepare
+
 from ..judge_options import add_judge_options
 from .plan import STAGES
 
@@ -135,6 +137,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--max_steps, are passed on to training.",
         allow_abbrev=False,
     )
+    prepare(parser)
     parser.add_argument("--out", type=Path, default=Path("runs/audit"), help="(runs/audit)")
     parser.add_argument("--config", type=Path, help="YAML file of options, these or of training")
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="stop after a stage")

@@ -7,10 +7,13 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from ...files import atomic_write_json
+from ...endings import UsageError
+from ...hardware import pick_device
+from ...subcommands import execute
 from . import figures
 from .grid import rows_of, run_grid
 from .presets import PRESETS, VARIANTS
@@ -18,28 +21,27 @@ from .presets import PRESETS, VARIANTS
 
 def main(argv: Sequence[str]) -> None:
     """Run the command; the process exits with 0, 1 (failed) or 2 (wrong use)."""
-    args = _parser().parse_args(list(argv))
-    preset = PRESETS[args.preset]
+    execute(_parser(), run, argv, goes_on="the same command goes on where it was")
+
+
+def run(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Run what is missing of a benchmark, print and draw all results and return them."""
     if args.seeds < 1 or args.jobs < 1:
-        print("toy: error: --seeds and --jobs must be at least 1.", file=sys.stderr)
-        raise SystemExit(2)
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        raise UsageError("--seeds and --jobs must be at least 1.")
+    preset = PRESETS[args.preset]
+    device = str(pick_device(args.device)) if args.device else None
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     seeds = range(args.first_seed, args.first_seed + args.seeds)
-    try:
-        rows = rows_of(preset, seeds, args.variants, args.sizes)
-        jobs = args.jobs if device == "cpu" else 1
-        results = run_grid(preset, rows, Path(args.out), jobs=jobs, device=device)
-    except (ValueError, OSError) as error:
-        print(f"toy: error: {error}", file=sys.stderr)
-        raise SystemExit(1) from error
+    rows = rows_of(preset, seeds, args.variants, args.sizes)
+    jobs = args.jobs if device == "cpu" else 1
+    results = run_grid(preset, rows, Path(args.out), jobs=jobs, device=device)
     print(figures.table(results))
     try:
         for png in figures.draw(results, Path(args.out)):
             print(f"Figure: {png}")
     except ModuleNotFoundError:
         print("No figures: they need matplotlib (pip install matplotlib).", file=sys.stderr)
-    if args.json:
-        atomic_write_json(args.json, results)
+    return results
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,6 +6,7 @@ import io
 import json
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -145,11 +146,16 @@ def _results(
         try:
             for finished in as_completed(waiting):
                 yield finished.result()
-        finally:
+        except BaseException:
+            # What they have in hand goes on from its checkpoint the next time.
+            for worker in multiprocessing.active_children():
+                worker.terminate()
             pool.shutdown(cancel_futures=True)
+            raise
 
 
 def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops its workers
     torch.set_num_threads(1)
     keep_freed_memory()
 
