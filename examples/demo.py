@@ -23,7 +23,7 @@ from demo_models import ensure_demo_models
 from demo_plot import plot_run
 from demo_text import write_demo_texts
 
-from sparsify_crosscoder.cli import print_summary
+from sparsify_crosscoder.hardware import share_cores
 
 # Sized for two cores without bfloat16: four minutes of reading, two of training. In that time
 # batches of 512 and a learning rate that falls to 0 explain more variance than the paper's 2,048 at
@@ -79,6 +79,7 @@ def main() -> None:
     parser.add_argument("--no_audit", action="store_true", help="end after training")
     args = parser.parse_args()
 
+    share_cores()
     data = args.folder / "demo-data"
     models = ensure_demo_models(data / "models")
     texts = data / "texts.jsonl"
@@ -88,6 +89,8 @@ def main() -> None:
     size = "-large" if args.large else ""
     run = args.folder / (f"demo{size}" if args.arch == "dfc" else f"demo{size}-{args.arch}")
     if (run / "summary.json").exists():
+        from sparsify_crosscoder.cli import print_summary
+
         print_summary(json.loads((run / "summary.json").read_text(encoding="utf-8")), run)
     else:
         options = {**OPTIONS, **(LARGE if args.large else {})}

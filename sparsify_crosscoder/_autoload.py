@@ -42,12 +42,17 @@ def _is_sparsify() -> bool:
 class SparsifyMainFinder:
     """Finds `sparsify.__main__` with `run` replaced, where the command line asks for it.
 
-    The module of sparsify that prints as it is imported is then silent.
+    The module of sparsify that prints as it is imported is then silent, and OpenMP's threads share
+    their cores.
     """
 
     def find_spec(
         self, fullname: str, path: object = None, target: object = None
     ) -> "ModuleSpec | None":
+        if fullname == "sparsify" and _is_sparsify() and _asked_for():
+            from .hardware import share_cores
+
+            share_cores()  # sparsify imports torch
         if fullname == "sparsify.utils" and _is_sparsify() and _asked_for():
             from .surroundings import SilentImport
 

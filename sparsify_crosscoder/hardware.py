@@ -37,6 +37,19 @@ _WITH_BFLOAT16 = ("avx512_core_bf16", "avx512_core_fp16", "avx512_core_amx", "av
 """How the instruction sets of oneDNN begin that multiply in bfloat16."""
 
 OPENMP_DEFAULTS = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""What our commands tell OpenMP, where the user has not: a thread that waits for another sleeps.
+
+By default it spins, for milliseconds, and where another process has taken the core of the thread
+that is waited for, a step of training takes five times as long. Read when torch is loaded. Measured
+by examples/benchmarks/sharing.py.
+"""
+
+
+def share_cores() -> list[str]:
+    """Set what of OPENMP_DEFAULTS the environment does not have; returns the names."""
+    missing = [name for name in OPENMP_DEFAULTS if name not in os.environ]
+    os.environ.update({name: OPENMP_DEFAULTS[name] for name in missing})
+    return missing
 
 
 def pick_device(requested: str | torch.device | None = None) -> torch.device:

@@ -1,7 +1,7 @@
 """What a command finds around it: streams, caches, and what libraries say.
 
-Only the standard library is imported here. Everything that a command changes for its time is put
-back when it ends; importing this package changes nothing.
+Only what needs no more than the standard library is imported here. Everything that a command
+changes for its time is put back when it ends; importing this package changes nothing.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from .hardware import share_cores
 
 BAR_DELAY = 2.0
 """Seconds that something takes before the bar of a library shows it."""
@@ -42,6 +44,7 @@ def command_surroundings() -> Iterator[None]:
       `HF_HUB_VERBOSITY` and Python's `-W` still have their say.
     - Warnings of this project are lines `warning: ...` on the standard error, each once.
     - Where datasets cannot keep its cache, it has a temporary folder.
+    - Threads of OpenMP that wait let other processes have their cores (see `share_cores`).
 
     Also a decorator. A command inside another changes nothing.
     """
@@ -162,6 +165,7 @@ def _environment() -> Iterator[None]:
     """What libraries read when they are imported."""
     ours = [name for name in _VERBOSITIES if name not in os.environ]
     os.environ.update(dict.fromkeys(ours, "error"))
+    ours += share_cores()
     try:
         yield
     finally:

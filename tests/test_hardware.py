@@ -1,14 +1,18 @@
-"""The one chooser of device and dtype."""
+"""The one chooser of device and dtype, and how the threads of commands wait."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 import torch
 
+from sparsify_crosscoder._autoload import SparsifyMainFinder
 from sparsify_crosscoder.activations.sources import load_language_model
 from sparsify_crosscoder.hardware import has_native_bfloat16, pick_device, pick_model_dtype
+from sparsify_crosscoder.surroundings import command_surroundings
 
+WAITING = "OMP_WAIT_POLICY"
 F16, F32, BF16 = torch.float16, torch.float32, torch.bfloat16
 ISA = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 
@@ -144,10 +148,58 @@ def test_of_several_gpus_the_one_is_asked_that_the_model_is_on(monkeypatch):
     assert asked == [0, 1]
 
 
-def test_the_chooser_loads_torch_only_when_asked():
-    code = "import sys, sparsify_crosscoder.hardware; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+@pytest.fixture(params=[None, "ACTIVE", "passive"])
+def asked(request, monkeypatch):
+    """What the user has said of OpenMP's threads."""
+    monkeypatch.setenv(WAITING, request.param or "")
+    if request.param is None:
+        monkeypatch.delenv(WAITING)
+    return request.param
+
+
+def test_threads_of_a_command_sleep_while_they_wait_unless_the_user_says_otherwise(asked):
+    @command_surroundings()
+    def command():
+        return os.environ[WAITING]
+
+    assert command() == (asked or "PASSIVE")
+    assert os.environ.get(WAITING) == asked
+
+
+@pytest.mark.parametrize(
+    ("argv", "ours"),
+    [
+        (["sparsify", "m", "d", "--arch", "dfc"], True),
+        (["/bin/sparsify", "--arch=rdfc"], True),
+        (["-m", "m", "--arch", "dfc"], True),
+        (["sparsify", "m", "d"], False),
+        (["sparsify", "m", "--architecture", "dfc"], False),
+        (["train.py", "--arch", "resnet"], False),
+    ],
+)
+def test_of_sparsifys_commands_only_ours_say_how_threads_wait(argv, ours, asked, monkeypatch):
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "sparsify", *argv[1:]])
+    for module in ("sparsify", "sparsify.trainer", "torch"):
+        assert SparsifyMainFinder().find_spec(module) is None
+    assert os.environ.get(WAITING) == (asked or ("PASSIVE" if ours else None))
+
+
+def test_what_openmp_reads_is_set_before_torch_is_loaded_and_by_no_import():
+    code = (
+        "import os, sys; del sys.modules['sparsify_crosscoder._autoload'];"
+        "import sparsify_crosscoder.__main__, delphi_adapters.__main__;"
+        f"print('torch' in sys.modules, os.environ.get('{WAITING}'))"
+    )
+    env = {name: value for name, value in os.environ.items() if name != WAITING}
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--arch", "dfc"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=env,
+    )
+    assert done.stdout.strip() == "False None"
 
 
 def test_a_model_that_writes_gets_the_dtype_for_writing(run, cpu):
