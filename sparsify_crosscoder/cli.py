@@ -83,6 +83,10 @@ class RunConfig(CrosscoderTrainConfig, SparsifyRunConfig):
     model_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the models. `auto` is bfloat16 where the device is fast at it."""
 
+    trust_remote_code: bool = False
+    """Run the code that comes with a model. It can do anything that you can: only for models whose
+    authors you trust. Each later command on the run has to be told again."""
+
     json: str | None = None
     """File to write the run's summary to, besides the run folder."""
 
@@ -183,6 +187,7 @@ def load_run_config(folder: Path) -> RunConfig:
         raise FileNotFoundError(f"'{folder}' holds no run: there is no config.json in it.")
     options = json.loads(file.read_text(encoding="utf-8"))
     options.pop("environment", None)
+    options["trust_remote_code"] = False  # to be allowed each time
     return run_config_class(get_architecture(options["arch"])).from_dict(options)
 
 

@@ -17,7 +17,9 @@ from .. import compat  # noqa: F401
 # isort: split
 from delphi.clients.client import Client, Response
 
-from sparsify_crosscoder.hardware import pick_device, pick_model_dtype
+from sparsify_crosscoder.activations.limits import check_tokens, context_length
+from sparsify_crosscoder.activations.sources import load_language_model
+from sparsify_crosscoder.hardware import pick_device
 from sparsify_crosscoder.interventions.prompts import (
     Prompt,
     encode_prompt,
@@ -70,6 +72,7 @@ class TransformersClient(Client):
       it every answer is greedy.
     - device, dtype: where a model given by name is put, and its precision; by default what
       `hardware` chooses for writing. A model given as an object stays as it is.
+    - trust_remote_code: run the code that comes with a model given by name.
 
     Conversations follow the tokenizer's chat template. Where the template has no system role, the
     system prompt comes before the first user message; without a template the conversation is
@@ -86,12 +89,18 @@ class TransformersClient(Client):
         sampling: bool = False,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = "auto",
+        trust_remote_code: bool = False,
     ):
         if batch_size < 1 or max_new_tokens < 1:
             raise ValueError("batch_size and max_new_tokens must be at least 1.")
         if isinstance(model, str | Path):
             super().__init__(str(model))
-            self.language_model, self.tokenizer = _load(str(model), device, dtype)
+            self.language_model, self.tokenizer = load_language_model(
+                str(model),
+                device=pick_device(device),
+                dtype=dtype,
+                trust_remote_code=trust_remote_code,
+            )
         else:
             self.language_model, self.tokenizer = model
             name = getattr(self.language_model.config, "name_or_path", "")
@@ -100,8 +109,7 @@ class TransformersClient(Client):
         self.batch_size = batch_size
         self.max_new_tokens = max_new_tokens
         self.sampling = sampling
-        config = self.language_model.config.get_text_config()
-        self.context: int | None = getattr(config, "max_position_embeddings", None)
+        self.context: int | None = context_length(self.language_model)
         """Tokens that prompt and answer may have together; None where the model states none."""
         self.outcomes: Counter[str] = Counter()
         self._queues: WeakKeyDictionary[asyncio.AbstractEventLoop, _Queue] = WeakKeyDictionary()
@@ -124,6 +132,7 @@ class TransformersClient(Client):
                 f"but {self.model} has a context of {self.context}. Lower max_new_tokens, or show "
                 "fewer or shorter examples."
             )
+        check_tokens(self.model, self.language_model, self.tokenizer, [ids])
         loop = asyncio.get_running_loop()
         waiting = _Waiting(ids, settings, loop.create_future())
         queue = self._queues.setdefault(loop, _Queue())
@@ -178,7 +187,8 @@ class TransformersClient(Client):
     def _generate(self, prompts: list[list[int]], settings: _Settings) -> list[str]:
         from transformers import GenerationConfig
 
-        model, tokenizer = self.language_model, self.tokenizer
+        model: Any = self.language_model
+        tokenizer = self.tokenizer
         ends = end_tokens(model, tokenizer)
         pad = pad_token(tokenizer, ends)
         ids, mask = left_padded(prompts, pad)
@@ -201,17 +211,3 @@ class TransformersClient(Client):
         stop = next((place for place, id in enumerate(ids) if id in ends), None)
         self.outcomes["max_tokens" if stop is None else "end_turn"] += 1
         return self.tokenizer.decode(ids[:stop], skip_special_tokens=True)
-
-
-def _load(name: str, device: Any, dtype: Any) -> tuple[Any, Any]:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    from sparsify_crosscoder.activations.sources import stored_dtype
-
-    device = pick_device(device)
-    config = AutoConfig.from_pretrained(name)
-    if getattr(config, "quantization_config", None) is None:
-        stored = stored_dtype(config)
-        dtype = pick_model_dtype(device, dtype, purpose="write", stored=stored)
-    model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
-    return model.to(device), AutoTokenizer.from_pretrained(name)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .batching import FORWARD_COST, FORWARD_COST_CPU, Batch, batches_by_length
+from .limits import check_window_limits
 from .placement import accelerate_hooks, execution_devices, input_device, module_device
 from .sources import Source, first_tensor
 
@@ -87,7 +88,8 @@ def harvest_windows(
     reads its windows in batches of `batch_size`, sorted by length, and stops at its hookpoint
     unless `stop_early` is false. The same call on the same machine gives the same bits.
 
-    Raises ValueError where an activation is NaN or infinite.
+    Raises ValueError, before any model runs, for windows that a model cannot read (see
+    `check_windows`), and where an activation is NaN or infinite.
     """
     harvest = run_harvest(sources, windows, rows, batch_size=batch_size, stop_early=stop_early)
     return harvest.activations, harvest.origin
@@ -109,6 +111,10 @@ def run_harvest(
     row_numbers = np.fromiter(rows, dtype=np.int64)
     columns = [f"{kind}_{s}" for kind in ("input_ids", "pairs") for s in range(len(sources))]
     texts = windows.select_columns(["text_id", *columns]).with_format(None)[row_numbers]
+    for s, source in enumerate(sources):
+        ids = texts[f"input_ids_{s}"]
+        largest = max((max(window, default=-1) for window in ids), default=-1)
+        check_window_limits(source, max(map(len, ids), default=0), largest)
     counts = np.array([len(pairs) for pairs in texts["pairs_0"]], dtype=np.int64)
     num_pairs = int(counts.sum())
 

@@ -2,24 +2,18 @@
 
 import difflib
 import hashlib
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-    PreTrainedModel,
-)
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.import_utils import is_accelerate_available, is_bitsandbytes_available
 
 from ..hardware import Purpose, pick_device, pick_model_dtype
+from .limits import warn_of_tokens_without_vectors
+from .loading import ModelName, check_weights, load_config, load_pretrained, load_tokenizer
 from .placement import accelerate_hooks, input_device, source_devices
 
 DIGEST_VALUES = 1024
@@ -62,6 +56,7 @@ def load_sources(
     token: str | None = None,
     devices: Sequence[torch.device | str] = (),
     device_map: str | None = None,
+    trust_remote_code: bool = False,
 ) -> list[Source]:
     """Load every source's model (without its head) and tokenizer.
 
@@ -73,13 +68,15 @@ def load_sources(
     Models are put on `device`; `devices` gives one per source instead, in order. `device_map`, one
     of DEVICE_MAPS, has transformers spread each model over all devices that there are, and over
     the CPU's memory and the disk where those do not suffice. The dtype "auto" is chosen for each
-    model by where it is (with a `device_map`, by `device`).
+    model by where it is (with a `device_map`, by `device`). Code that comes with a model runs only
+    with `trust_remote_code`.
 
-    Raises ValueError for fewer than two models, a model or tokenizer that cannot be loaded, a
-    tokenizer without character offsets, a wrong number of hookpoints or layers, a layer out of
-    range, and a hookpoint that does not exist or gives no [batch, position, width] activations;
-    for devices that are not there, of a wrong number, or different for a shared model; for
-    `devices` together with a `device_map`; and where accelerate or bitsandbytes is missing.
+    Raises ValueError for fewer than two models, a model or tokenizer that cannot be loaded or whose
+    weights are not those that its config.json describes (see `load_pretrained`), a tokenizer
+    without character offsets, a wrong number of hookpoints or layers, a layer out of range, and a
+    hookpoint that does not exist or gives no [batch, position, width] activations; for devices that
+    are not there, of a wrong number, or different for a shared model; for `devices` together with a
+    `device_map`; and where accelerate or bitsandbytes is missing.
     """
     if len(names) < 2:
         raise ValueError(
@@ -94,38 +91,52 @@ def load_sources(
                 f"{len(names)} models ({', '.join(names)}) need {len(names)} {option}s in the same "
                 f"order, got {len(places)}: {', '.join(map(str, places))}."
             )
-    keys = [(name, revision if i == 0 else None) for i, name in enumerate(names)]
-    placed = source_devices(keys, pick_device(device), devices, device_map)
+    keys = [
+        ModelName(name, revision if i == 0 else None, token, trust_remote_code)
+        for i, name in enumerate(names)
+    ]
+    places = [(key.name, key.revision) for key in keys]
+    placed = source_devices(places, pick_device(device), devices, device_map)
     _check_packages(load_in_8bit, device_map)
 
     # Configs and tokenizers first: they are small, and most mistakes show in them.
-    tokenizers: dict[tuple[str, str | None], Any] = {}
-    stored: dict[tuple[str, str | None], torch.dtype | None] = {}
+    tokenizers: dict[ModelName, Any] = {}
+    stored: dict[ModelName, torch.dtype | None] = {}
     for i, key in enumerate(keys):
-        config = _load(AutoConfig, "model", key, token=token)
+        config = load_config(key)
         stored[key] = stored_dtype(config)
         if layers:
-            _check_layer(key[0], layers[i], _num_layers(config))
+            _check_layer(key.name, layers[i], _num_layers(config))
         if key not in tokenizers:
-            tokenizers[key] = _load_tokenizer(key, token)
+            tokenizers[key] = load_tokenizer(key)
+            _check_fast(key.name, tokenizers[key])
+    for key in tokenizers:
+        check_weights(key)
 
-    models: dict[tuple[str, str | None], PreTrainedModel] = {}
+    models: dict[ModelName, PreTrainedModel] = {}
     sources = []
     for i, key in enumerate(keys):
         if key not in models:
             own_dtype = pick_model_dtype(
                 placed[i], dtype, load_in_8bit=load_in_8bit, stored=stored[key]
             )
-            models[key] = _load_model(key, device_map or placed[i], own_dtype, load_in_8bit, token)
+            models[key] = load_pretrained(
+                key,
+                AutoModel,
+                place=device_map or placed[i],
+                dtype=own_dtype,
+                load_in_8bit=load_in_8bit,
+            )
+            warn_of_tokens_without_vectors(key.name, models[key], tokenizers[key])
         model = models[key]
         if hookpoints:
-            hookpoint = normalize_hookpoint(model, hookpoints[i], name=key[0])
+            hookpoint = normalize_hookpoint(model, hookpoints[i], name=key.name)
         else:
             path, num_layers = layer_list(model)
             hookpoint = f"{path}.{layers[i] if layers else num_layers // 2}"
-        output = try_hookpoint(model, hookpoint, name=key[0])
+        output = try_hookpoint(model, hookpoint, name=key.name)
         width, causal = output.shape[2], is_causal(output)
-        sources.append(Source(key[0], hookpoint, model, tokenizers[key], width, causal))
+        sources.append(Source(key.name, hookpoint, model, tokenizers[key], width, causal))
     return sources
 
 
@@ -138,21 +149,25 @@ def load_language_model(
     load_in_8bit: bool = False,
     token: str | None = None,
     purpose: Purpose = "write",
+    trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, Any]:
     """A causal language model with its head, in eval mode without gradients, and its tokenizer.
 
     What it is for decides on the dtype "auto": to write text, or to read it alone.
-    Raises ValueError if either cannot be loaded.
+    Raises ValueError if either cannot be loaded, as `load_sources` does.
     """
     device = pick_device(device)
     _check_packages(load_in_8bit)
-    key = (name, revision)
-    stored = stored_dtype(_load(AutoConfig, "model", key, token=token))
+    key = ModelName(name, revision, token, trust_remote_code)
+    stored = stored_dtype(load_config(key))
     dtype = pick_model_dtype(
         device, dtype, load_in_8bit=load_in_8bit, purpose=purpose, stored=stored
     )
-    tokenizer = _load(AutoTokenizer, "tokenizer of", key, token=token)
-    model = _load_model(key, device, dtype, load_in_8bit, token, AutoModelForCausalLM)
+    tokenizer = load_tokenizer(key)
+    model = load_pretrained(
+        key, AutoModelForCausalLM, place=device, dtype=dtype, load_in_8bit=load_in_8bit
+    )
+    warn_of_tokens_without_vectors(name, model, tokenizer)
     return model, tokenizer
 
 
@@ -321,49 +336,9 @@ def _check_packages(load_in_8bit: bool, device_map: str | None = None) -> None:
         raise ValueError("Loading in 8 bits needs bitsandbytes: `pip install bitsandbytes`.")
 
 
-def _load(auto: Any, what: str, key: tuple[str, str | None], **kwargs: Any) -> Any:
-    name, revision = key
-    try:
-        return auto.from_pretrained(name, revision=revision, **kwargs)
-    except (OSError, ValueError) as error:
-        at = f" at revision {revision!r}" if revision else ""
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ValueError(
-            f"Cannot load the {what} {name!r}{at}: {reason}\n"
-            "Check the spelling; a folder must exist and hold config.json, weights and tokenizer "
-            "files; a hub model needs a connection and, where it is gated or private, a token."
-        ) from error
-
-
-def _load_tokenizer(key: tuple[str, str | None], token: str | None) -> Any:
-    tokenizer = _load(AutoTokenizer, "tokenizer of", key, token=token)
+def _check_fast(name: str, tokenizer: Any) -> None:
     if not tokenizer.is_fast:
         raise ValueError(
-            f"The tokenizer of {key[0]!r} ({type(tokenizer).__name__}) gives no character offsets, "
+            f"The tokenizer of {name!r} ({type(tokenizer).__name__}) gives no character offsets, "
             "without which texts cannot be aligned: a fast tokenizer (tokenizer.json) is needed."
         )
-    return tokenizer
-
-
-def _load_model(
-    key: tuple[str, str | None],
-    place: torch.device | str,
-    dtype: torch.dtype,
-    load_in_8bit: bool,
-    token: str | None,
-    auto: Any = AutoModel,
-) -> PreTrainedModel:
-    quantization = BitsAndBytesConfig(load_in_8bit=True) if load_in_8bit else None
-    if load_in_8bit:
-        # It warns of every single product of a model that is not in float16.
-        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-    model = _load(
-        auto,
-        "model",
-        key,
-        token=token,
-        dtype=dtype,
-        device_map={"": place} if isinstance(place, torch.device) else place,
-        quantization_config=quantization,
-    )
-    return model.eval().requires_grad_(False)

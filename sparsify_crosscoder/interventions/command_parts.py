@@ -26,6 +26,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--model_dtype", default="auto", help="auto, float32, bfloat16 or float16 (auto)"
     )
     parser.add_argument("--hf_token", default=None, help="token for gated or private models")
+    parser.add_argument(
+        "--trust_remote_code", action="store_true", help="run the code that comes with a model"
+    )
     parser.add_argument("--json", type=Path, help="also write everything to this file")
 
 
@@ -93,6 +96,7 @@ def load_model(args: argparse.Namespace, name: str, revision: str | None = None)
         dtype=args.model_dtype,
         revision=revision,
         token=args.hf_token,
+        trust_remote_code=args.trust_remote_code,
     )
 
 

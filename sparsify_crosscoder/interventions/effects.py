@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..activations.limits import check_texts
 from .generation import (
     STRENGTHS,
     Generation,
@@ -181,6 +182,7 @@ def word_effects(
     language_model, tokenizer = parts_of(model, tokenizer)
     tokens, _ = word_tokens(tokenizer, words)
     encoded = [encode_prompt(tokenizer, prompt, chat) for prompt in as_prompts(prompts)]
+    check_texts(language_model, tokenizer, encoded)
     doses = as_doses(strengths, 1)
     result = torch.zeros(len(steering), len(doses))
     for row, one in enumerate(steering):

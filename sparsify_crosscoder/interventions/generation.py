@@ -23,6 +23,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from ..activations.limits import check_tokens, context_length
 from .prompts import Prompt, encode_prompt, end_tokens, left_padded, pad_token
 from .steering import Push, SteeredBatch, Steering, steered, whole_names
 
@@ -129,7 +130,7 @@ def generate(
     prompts = as_prompts(prompts)
     doses = as_doses(strengths, len(steering))
     encoded = [encode_prompt(tokenizer, prompt, chat) for prompt in prompts]
-    _check_context(language_model, encoded, sampling)
+    _check_context(language_model, tokenizer, encoded, sampling)
     keys = [_key(sampling.seed, ids, encoded[:p].count(ids)) for p, ids in enumerate(encoded)]
     rows = [(p, k) for p in range(len(prompts)) for k in range(len(doses))]
     size = len(rows) if batch_size is None else batch_size
@@ -311,11 +312,14 @@ def _key(seed: int, ids: Sequence[int], repetition: int) -> int:
     return int.from_bytes(digest[:4], "big")
 
 
-def _check_context(model: Any, encoded: Sequence[Sequence[int]], sampling: Sampling) -> None:
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+def _check_context(
+    model: Any, tokenizer: Any, encoded: Sequence[Sequence[int]], sampling: Sampling
+) -> None:
+    context = context_length(model)
     longest = max(map(len, encoded))
     if context is not None and longest + sampling.max_new_tokens > context:
         raise ValueError(
             f"A prompt of {longest} tokens and {sampling.max_new_tokens} new ones do not fit into "
             f"the model's context of {context}; shorten the prompt or lower max_new_tokens."
         )
+    check_tokens(model.name_or_path, model, tokenizer, encoded)

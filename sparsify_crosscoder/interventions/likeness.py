@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..activations.limits import check_texts
 from .effects import log_probabilities
 from .prompts import Prompt, encode_prompt
 from .steering import Steering, steered
@@ -70,8 +71,10 @@ def word_changes(
 ) -> Changes:
     """What steering at `dose` [F] does to the tokens `[W]` as the next after each prompt."""
     change, probability = [], []
-    for prompt in prompts:
-        ids = torch.tensor([encode_prompt(tokenizer, prompt, chat)], device=model.device)
+    encoded = [encode_prompt(tokenizer, prompt, chat) for prompt in prompts]
+    check_texts(model, tokenizer, encoded)
+    for prompt in encoded:
+        ids = torch.tensor([prompt], device=model.device)
         mask = torch.ones(ids.shape, dtype=torch.long)
         plain = log_probabilities(model, ids)[0, 0].cpu()[tokens]
         with steered(model, steering, torch.tensor([list(dose)]), mask):

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..activations.limits import check_texts
 from ..activations.sources import first_tensor, layer_list, normalize_hookpoint
 from .effects import surprise
 from .generation import Sampling, generate, parts_of
@@ -167,6 +168,8 @@ def persona_vectors(
         name: _examples(model, tokenizer, persona, name, sampling, batch_size, show_progress)
         for name in ("elicit", "suppress")
     }
+    for found in sides.values():
+        check_texts(language_model, tokenizer, [[*e.asked, *e.answer] for e in found])
     fit = {name: [e for e in found if e.question % 2 == 0] for name, found in sides.items()}
     test = {name: [e for e in found if e.question % 2] for name, found in sides.items()}
     split = all(fit.values()) and all(test.values())

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from sparsify.utils import simple_parse_args_string
 
+from ..activations.limits import check_windows
 from ..activations.manifest import is_store, read_manifest
 from ..activations.order import split_windows
 from ..activations.sources import Source, load_sources, pick_device
@@ -104,7 +105,8 @@ def align_texts(
 def load_windows(args: RunConfig, sources: list[Source]) -> tuple[datasets.Dataset, dict[str, Any]]:
     """Aligned windows of the run's texts, and what the alignment reports.
 
-    With --pairs, those of the first texts that give so many. Raises ValueError if all do not.
+    With --pairs, those of the first texts that give so many. Raises ValueError if all do not, and
+    for windows that a model cannot read.
     """
     args = text_options(args)
     texts = load_run_texts(args)
@@ -114,6 +116,7 @@ def load_windows(args: RunConfig, sources: list[Source]) -> tuple[datasets.Datas
     else:
         windows = _enough_windows(args, texts, sources, args.pairs)
         num_texts = windows[-1]["text_id"] + 1
+    check_windows(sources, windows)
     return windows, {"alignment": asdict(alignment_report(windows, num_texts))}
 
 
@@ -166,6 +169,7 @@ def load_run_sources(args: RunConfig, device: torch.device) -> list[Source]:
         token=args.hf_token,
         devices=devices,
         device_map=args.device_map,
+        trust_remote_code=args.trust_remote_code,
     )
 
 

@@ -42,6 +42,7 @@ FREE_OPTIONS = {
     "wandb_log_frequency",
     "log_every",
     "hf_token",
+    "trust_remote_code",
     "save_dir",
     "run_name",
     "data_preprocessing_num_proc",

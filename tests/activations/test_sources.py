@@ -8,7 +8,7 @@ from tokenizers_for_tests import byte_level_tokenizer, metaspace_tokenizer
 from transformers import AutoModel, Gemma3Config
 from windows_for_tests import random_windows
 
-from sparsify_crosscoder.activations import sources
+from sparsify_crosscoder.activations import loading, sources
 from sparsify_crosscoder.activations.harvest import harvest_windows
 from sparsify_crosscoder.activations.placement import execution_devices
 from sparsify_crosscoder.activations.sources import (
@@ -148,7 +148,7 @@ def test_a_tokenizer_without_character_offsets_is_refused(folders, monkeypatch):
     class Slow:
         is_fast = False
 
-    monkeypatch.setattr(sources.AutoTokenizer, "from_pretrained", lambda *_, **__: Slow())
+    monkeypatch.setattr(loading.AutoTokenizer, "from_pretrained", lambda *_, **__: Slow())
     with pytest.raises(ValueError, match=r"tokenizer of '.*llama' \(Slow\) gives no character off"):
         load_sources(folders, device=CPU)
 
@@ -279,7 +279,7 @@ def test_every_model_is_loaded_where_it_is_wanted(folders, monkeypatch):
 def test_wrong_places_are_refused_before_anything_is_loaded(
     folders, places, complaint, monkeypatch
 ):
-    monkeypatch.setattr(sources, "_load", None)
+    monkeypatch.setattr(sources, "load_config", None)
     with pytest.raises(ValueError, match=complaint):
         load_sources(folders, device=CPU, **places)
 
