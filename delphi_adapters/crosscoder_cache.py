@@ -32,7 +32,9 @@ class CrosscoderLatentCache:
 
     Latents are shown on the tokens of one source, B.4.1's common representation: where several
     models' tokens end together, the activation is at that source's token. All other tokens have
-    none. Outliers are left out, as in training (B.1.4), by the median of each part.
+    none. Outliers are left out, as in training (B.1.4): by the crosscoder's `median_norms`, or, if
+    it has none and for a plain SAE, by the median of each part. Give the run's `outlier_multiple`;
+    0 keeps all.
 
     A plain sparsify SAE instead of the crosscoder reads the tokens of `source` alone.
 
@@ -66,7 +68,10 @@ class CrosscoderLatentCache:
         self.coder, self.text, self.source = coder, text, source
         self.folder = Path(folder)
         self.outlier_multiple = outlier_multiple
-        self.num_windows = min(windows or len(text.windows), len(text.windows))
+        if windows is not None and windows < 1:
+            raise ValueError(f"windows must be at least 1, got {windows}.")
+        every = len(text.windows)
+        self.num_windows = every if windows is None else min(windows, every)
         layout = CacheLayout(text.hookpoints[source], coder.num_latents, ctx_len, n_splits)
         self.writer = LatentCacheWriter(
             folder,
@@ -126,7 +131,8 @@ class CrosscoderLatentCache:
         numbers = np.arange(len(positions)) - np.repeat(np.cumsum(counts) - counts, counts)
 
         raw = self.text.read(start, stop)
-        keep = within_norm(raw, self.outlier_multiple)
+        medians = getattr(self.coder, "median_norms", None)
+        keep = within_norm(raw, self.outlier_multiple, medians=medians)
         code = self._encode([x[keep] for x in raw])
         kept = keep.cpu()
         self.writer.add(

@@ -69,6 +69,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         source=args.source,
         ctx_len=args.ctx_len,
         windows=args.windows,
+        outlier_multiple=options.outlier_multiple,
         name=args.run.resolve().name,
     )
     if not cache.writer.finished:

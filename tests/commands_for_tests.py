@@ -45,7 +45,7 @@ def in_a_fork(
             signal.alarm(seconds)
             for descriptor, name in ((1, "out"), (2, "err")):
                 os.dup2(os.open(output / name, os.O_CREAT | os.O_TRUNC | os.O_WRONLY), descriptor)
-            sys.stdin = os.fdopen(os.dup(os.open(os.devnull, os.O_RDONLY)))
+            sys.stdin = os.fdopen(os.dup(os.open(os.devnull, os.O_RDONLY)), encoding="utf-8")
             sys.stdout, sys.stderr = (
                 os.fdopen(d, "w", encoding=encoding, errors=how)
                 for d, how in ((1, "strict"), (2, "backslashreplace"))

@@ -227,7 +227,7 @@ def test_a_full_disk_under_our_own_writing_names_the_path(capsys):
         pytest.skip("this system has no /dev/full")
 
     def work():
-        with open("/dev/full", "w") as file:
+        with open("/dev/full", "w", encoding="utf-8") as file:
             file.write("x")
 
     code, said = ended(work, capsys)

@@ -198,6 +198,7 @@ def test_what_openmp_reads_is_set_before_torch_is_loaded_and_by_no_import():
         text=True,
         check=True,
         env=env,
+        encoding="utf-8",
     )
     assert done.stdout.strip() == "False None"
 

@@ -116,9 +116,11 @@ def test_a_cache_that_cannot_be_written_to_is_replaced(monkeypatch, capsys):
 def test_a_module_is_imported_without_a_word_and_as_always(tmp_path, monkeypatch, capsys):
     for name in ("talks", "breaks"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "part.py").write_text("VALUE = 7\nprint('part')\n")
-    (tmp_path / "talks" / "__init__.py").write_text("print('hello')\nfrom .part import VALUE\n")
-    (tmp_path / "breaks" / "__init__.py").write_text("print('hello')\n1 / 0\n")
+        (tmp_path / name / "part.py").write_text("VALUE = 7\nprint('part')\n", encoding="utf-8")
+    (tmp_path / "talks" / "__init__.py").write_text(
+        "print('hello')\nfrom .part import VALUE\n", encoding="utf-8"
+    )
+    (tmp_path / "breaks" / "__init__.py").write_text("print('hello')\n1 / 0\n", encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     after = []
     finder = SilentImport("talks", lambda: after.append("then"))
@@ -155,7 +157,7 @@ def test_weights_and_biases_is_used_where_it_is_set_up(
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     if netrc is not None:
-        (tmp_path / "netrc").write_text(netrc)
+        (tmp_path / "netrc").write_text(netrc, encoding="utf-8")
     assert wandb_is_set_up() == found
 
 
@@ -169,7 +171,11 @@ def test_a_name_that_only_utf8_spells_reaches_the_command(tmp_path):
     )
     env = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     command = [sys.executable, "-c", code]
-    done = subprocess.run([*command, place], env=env, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [*command, place], env=env, capture_output=True, text=True, check=True, encoding="utf-8"
+    )
     assert done.stdout.strip() == f"{str(place)!a} 1"
-    done = subprocess.run([*command, "plain"], env=env, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [*command, "plain"], env=env, capture_output=True, text=True, check=True, encoding="utf-8"
+    )
     assert done.stdout.strip() == "'plain' 0"

@@ -117,6 +117,7 @@ class Workspace:
             source=self.args.source,
             ctx_len=self.args.cache_ctx_len,
             windows=self.args.cache_windows,
+            outlier_multiple=self.run_options.outlier_multiple,
             name=self.run.name,
         )
 

@@ -91,6 +91,7 @@ def training(environment: Mapping[str, str], threads: int) -> Iterator[subproces
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        encoding="utf-8",
     ) as process:
         assert process.stdin is not None and process.stdout is not None
         if not process.stdout.readline():

@@ -11,12 +11,18 @@ from torch import Tensor
 from ..world import ALONE, World
 
 
-def within_norm(activations: Sequence[Tensor], multiple: float, world: World = ALONE) -> Tensor:
-    """Pairs whose norm is at most `multiple` times the batch's median in every source (B.1.4).
+def within_norm(
+    activations: Sequence[Tensor],
+    multiple: float,
+    world: World = ALONE,
+    medians: Tensor | None = None,
+) -> Tensor:
+    """Pairs whose norm is at most `multiple` times the median in every source (B.1.4).
 
-    `activations` are raw `[n, d_s]` tensors, one per source. The median is the global batch's.
-    Returns a boolean `[n]`; all true if `multiple` is 0. Raises ValueError, on every rank, if an
-    activation is not finite.
+    `activations` are raw `[n, d_s]` tensors, one per source. The median is the global batch's, as
+    in training, or that of `medians` [S], a crosscoder's `median_norms`, by which a pair is judged
+    alike in any batch; where one of these is 0, it is not known. Returns a boolean `[n]`; all true
+    if `multiple` is 0. Raises ValueError, on every rank, if an activation is not finite.
     """
     keep = torch.ones(len(activations[0]), dtype=torch.bool, device=activations[0].device)
     for s, x in enumerate(activations):
@@ -28,8 +34,18 @@ def within_norm(activations: Sequence[Tensor], multiple: float, world: World = A
                 f"(--model_dtype float32) and the activation store."
             )
         if multiple and len(everywhere):
-            keep &= norms <= multiple * everywhere.median()
+            median = everywhere.median()
+            if medians is not None:
+                known = medians[s].to(median)
+                median = torch.where(known > 0, known, median)
+            keep &= norms <= multiple * median
     return keep
+
+
+def median_norms(activations: Sequence[Tensor], world: World = ALONE) -> Tensor:
+    """Median norm of each source's raw `[n, d_s]` activations over all ranks, `[S]`."""
+    norms = [world.gather_rows(x.float().norm(dim=1)) for x in activations]
+    return torch.stack([of_source.median() for of_source in norms])
 
 
 def estimate_normalization(

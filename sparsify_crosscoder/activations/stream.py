@@ -74,6 +74,32 @@ class ActivationStream(ABC):
         return self._report
 
 
+def every_pair(
+    stream: ActivationStream, largest: int, num_pairs: int | None = None, least_batches: int = 1
+) -> Iterator[list[Tensor]]:
+    """This rank's part of an epoch, or of its first `num_pairs`, every pair exactly once.
+
+    In at least so many batches of at most `largest` pairs over all processes, all of one size but
+    for the last, which has what is left. Every process gets the same number of batches.
+    """
+    total = stream.num_pairs if num_pairs is None else min(num_pairs, stream.num_pairs)
+    if total < 1:
+        return
+    size = -(-total // max(-(-total // largest), least_batches))
+    whole = total // size
+    yield from stream.batches(0, whole, size)
+    pieces, start = [], whole * size
+    while start < total:
+        # A step begins at a multiple of its size: the largest power of two that fits.
+        piece = start & -start
+        while start + piece > total:
+            piece //= 2
+        pieces += stream.batches(start // piece, start // piece + 1, piece)
+        start += piece
+    if pieces:
+        yield [torch.cat(parts) for parts in zip(*pieces, strict=True)]
+
+
 class _Block(NamedTuple):
     """Windows whose pairs are shuffled together, and this process's part of them."""
 

@@ -7,11 +7,11 @@ an architecture ties or leaves out is said by its `Partition`; this module treat
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from sparsify import SparseCoder
 from sparsify.fused_encoder import EncoderOutput
 from sparsify.sparse_coder import ForwardOutput
 from torch import Tensor, nn
+from torch.utils._pytree import register_pytree_node
 from torch.utils.checkpoint import checkpoint
 
 from ..config import CrosscoderConfig
@@ -40,7 +41,7 @@ from .selection import (
 )
 from .sparse_ops import SparseCode
 
-FP32_BUFFERS = ("mean", "factors", "threshold")
+FP32_BUFFERS = ("mean", "factors", "threshold", "median_norms")
 
 
 @dataclass(frozen=True)
@@ -63,17 +64,39 @@ class Selection:
         ]
 
 
-class CrosscoderOutput(ForwardOutput):
-    """sparsify's ForwardOutput, with the loss to train on and the sparse code beside it.
-
-    `sae_out` [N, d_in] is in the space of the input; `fvu` and `auxk_loss` are measured on
-    normalised activations. `errors` [S] are the sums of squared errors of each source.
-    """
-
+class _OutputFields(NamedTuple):
+    sae_out: Tensor
+    latent_acts: Tensor
+    latent_indices: Tensor
+    fvu: Tensor
+    auxk_loss: Tensor
+    multi_topk_fvu: Tensor
     loss: Tensor
     code: SparseCode
     errors: Tensor
     cuts: Tensor
+
+
+class CrosscoderOutput(_OutputFields, ForwardOutput):  # pyright: ignore[reportGeneralTypeIssues]
+    """sparsify's ForwardOutput, with the loss to train on and the sparse code behind its fields.
+
+    `sae_out` [N, d_in] is in the space of the input; `fvu` and `auxk_loss` are measured on
+    normalised activations. `errors` [S] are the sums of squared errors of each source, `cuts` [G]
+    the smallest score that each group kept. A named tuple of ten fields, all of which copies,
+    `_replace` and torch's pytrees (so DDP) keep.
+    """
+
+    __slots__ = ()
+
+
+def _code_from(parts: Iterable[Any], shape: Any) -> SparseCode:
+    acts, indices, rows = parts
+    return SparseCode(acts, indices, rows, shape)
+
+
+register_pytree_node(
+    SparseCode, lambda code: ([code.acts, code.indices, code.rows], code.shape), _code_from
+)
 
 
 class BlockEncoder(nn.Module):
@@ -96,6 +119,8 @@ class Crosscoder(SparseCoder):
 
     Inputs `x` are raw activations: one `[..., d_in]` tensor, or a list of one `[..., d_s]` tensor
     per source. They are normalised inside by the stored `mean` [d_in] and `factors` [S].
+    `median_norms` [S] are the raw activations' median norms in the run's first pairs, by which
+    inference tells outliers; 0 where they are not known.
 
     In training mode the batch decides what is active (BatchTopK); in evaluation mode a learned
     threshold does, pair by pair, or the k largest scores of each pair while none is learned.
@@ -154,8 +179,10 @@ class Crosscoder(SparseCoder):
         self.mean: Tensor
         self.factors: Tensor
         self.threshold: Tensor
+        self.median_norms: Tensor
         self.register_buffer("mean", torch.zeros(self.d_in, device=device))
         self.register_buffer("factors", torch.ones(len(self.d_sources), device=device))
+        self.register_buffer("median_norms", torch.zeros(len(self.d_sources), device=device))
         groups = len(self.partition.groups)
         self.register_buffer("threshold", torch.full((groups,), torch.nan, device=device))
         self.register_state_dict_post_hook(checkpoints.blocks_to_dense)
@@ -200,12 +227,19 @@ class Crosscoder(SparseCoder):
     def encoder_weight(self, source: int) -> Tensor:
         """Encoder weights that read one source, `[M, D]`; zero where a latent may not read.
 
-        Pre-activations are `b_enc` plus the sum over sources of `x_s @ encoder_weight(s).T`.
+        Pre-activations are `b_enc` plus the sum over sources of `x_s @ encoder_weight(s).T` for
+        normalised x, whatever `reduce` is: with `mean` these are the stored weights divided by the
+        number of sources that a latent may read.
         """
-        return self.block_weight(source)
+        weight = self.block_weight(source)
+        if self.cfg.reduce == "sum":
+            return weight
+        rows = weight.split([len(block) for block in self.partition.blocks])
+        pairs = zip(rows, self.partition.blocks, strict=True)
+        return torch.cat([self._reduced(part, block) for part, block in pairs])
 
     def block_weight(self, source: int) -> Tensor:
-        """Encoder weights on a source's part of what each block reads, `[M, D]`."""
+        """Stored encoder weights on a source's part of what each block reads, `[M, D]`."""
         return self._by_source(self.encoder.weights, source, tied=False)
 
     def decoder(self, source: int) -> Tensor:
@@ -634,17 +668,18 @@ class Crosscoder(SparseCoder):
 
         code = self._joined(selection.active(len(target)))
         latent_acts, latent_indices = code.padded() if padded else (code.acts, code.indices)
-        output = CrosscoderOutput(
+        return CrosscoderOutput(
             sae_out=self.denormalize(out) if padded else out,
             latent_acts=latent_acts,
             latent_indices=latent_indices,
             fvu=fvu,
             auxk_loss=auxk,
             multi_topk_fvu=loss.new_zeros(()),
+            loss=loss,
+            code=code,
+            errors=per_source.detach(),
+            cuts=selection.cuts,
         )
-        output.loss, output.code = loss, code
-        output.errors, output.cuts = per_source.detach(), selection.cuts
-        return output
 
     def _auxk_loss(self, residual: Tensor, e_hat: Tensor, num_pairs: float, world: World) -> Tensor:
         """Squared error of the dead latents' reconstruction of the residual (B.1.5).
@@ -756,7 +791,11 @@ class Crosscoder(SparseCoder):
 
         The result is a SAE of that model alone: it reads raw activations of one source, and picks
         the k largest activations of each token, so its latents fire where that source alone
-        says so. Latents that the source may not read never fire.
+        says so. Its pre-activations are those that the crosscoder has where the other sources'
+        normalised activations are 0, that is, at their means if the normalisation is centred:
+        `b_enc + x_s @ encoder_weight(s).T`. An exclusive latent of a residual DFC, from which the
+        other models' prediction is taken, so reads its source's whitened activation with nothing
+        predicted. Latents that the source may not read never fire.
         """
         return checkpoints.export_sae(self, source, Path(path))
 

@@ -1,11 +1,11 @@
 """Crosscoders on disk and on the hub, in sparsify's layout.
 
 A checkpoint is a folder of two files. `sae.safetensors` holds `encoder.weight` [M, d_in],
-`encoder.bias` [M], `W_dec` [M, d_in], `b_dec` [d_in], `mean` [d_in], `factors` [S] and
-`threshold` [G], whatever the architecture: weights that do not exist are written as zeros, tied
-ones twice; beside them the `maps` [d_in, d_in] of a residual DFC. `cfg.json` holds the
-configuration, the architecture's registered name, the sources and their widths, the normalisation
-factors and the inference thresholds.
+`encoder.bias` [M], `W_dec` [M, d_in], `b_dec` [d_in], `mean` [d_in], `factors` [S],
+`median_norms` [S] and `threshold` [G], whatever the architecture: weights that do not exist are
+written as zeros, tied ones twice; beside them the `maps` [d_in, d_in] and the whitening of a
+residual DFC. `cfg.json` holds the configuration, the architecture's registered name, the sources
+and their widths, the normalisation factors and the inference thresholds.
 """
 
 from __future__ import annotations
@@ -46,6 +46,9 @@ def dense_to_blocks(
     module: Any, state: dict[str, Tensor], prefix: str, _metadata, _strict, missing, _extra, errors
 ) -> None:
     """Inverse of `blocks_to_dense`; refuses weights where the architecture has none."""
+    # Crosscoders of version 0.1.0 do not know their median norms.
+    unknown = torch.zeros_like(module.median_norms)
+    state.setdefault(f"{prefix}median_norms", unknown)
     for dense_name, name, is_decoder in (
         ("encoder.weight", "encoder.weights", False),
         ("W_dec", "decoders", True),
@@ -228,11 +231,10 @@ def export_sae(crosscoder: Crosscoder, source: int, path: Path) -> SparseCoder:
     sae = SparseCoder(
         crosscoder.d_sources[source], cfg, device=crosscoder.device, dtype=crosscoder.dtype
     )
-    weight = crosscoder.block_weight(source)
-    if crosscoder.cfg.reduce == "mean":
-        weight = weight.clone()
-        for block in crosscoder.partition.blocks:
-            weight[block.start : block.stop] /= len(block.sources)
+    weight = crosscoder.encoder_weight(source).clone()
+    for block in crosscoder.partition.blocks:
+        if source not in block.sources:
+            weight[block.start : block.stop] = 0
     # sparsify subtracts b_dec before it encodes, a crosscoder does not: the bias makes it up.
     bias = crosscoder.encoder.bias + weight @ b_dec
     for block in crosscoder.partition.blocks:

@@ -137,8 +137,12 @@ class ResidualDedicatedFeatureCrosscoder(DedicatedFeatureCrosscoder):
         return inputs
 
     def encoder_weight(self, source: int) -> Tensor:
-        """Encoder weights that read one source, `[M, D]`, those through the maps among them."""
-        weight = self.block_weight(source).clone()
+        """Encoder weights that read one source, `[M, D]`, those through the maps among them.
+
+        Pre-activations are `b_enc` plus the sum over sources of `x_s @ encoder_weight(s).T` for
+        normalised x, whitening, maps and `reduce` included.
+        """
+        weight = super().encoder_weight(source).clone()
         columns = self.columns[source]
         for block, own in zip(self.partition.blocks, self.encoder.weights, strict=True):
             if len(block.sources) == 1:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..activations.normalization import within_norm
-from ..activations.stream import ActivationStream
+from ..activations.stream import ActivationStream, every_pair
 from ..crosscoders import Crosscoder, SparseCode
 from ..crosscoders.rdfc import ridge_regression
 from ..crosscoders.sparse_ops import sum_by_latent
@@ -171,19 +171,21 @@ def encoded(
 ) -> Iterator[tuple[Tensor, SparseCode, Tensor]]:
     """Batches of normalised activations `[N, D]` with the code `[N, L]` of some latents.
 
-    The third is the reconstruction by all latents `[N, D]`, or empty if it is not asked for.
+    Of the stream's first `num_pairs`, all by default, every one once, but for outliers: those
+    whose norm is too large a multiple of the crosscoder's `median_norms`, or of the batch's median
+    where it has none. The third is the reconstruction by all latents `[N, D]`, or empty if it is
+    not asked for. Raises ValueError if there are no pairs.
     """
     was_training = crosscoder.training
     crosscoder.eval()
     place = torch.full((crosscoder.num_latents,), -1, device=crosscoder.device)
     place[latents.to(crosscoder.device)] = torch.arange(len(latents), device=crosscoder.device)
-    total = min(num_pairs or stream.num_pairs, stream.num_pairs)
-    steps = max(-(-total // BATCH_PAIRS), NUM_FOLDS)
-    size = total // steps
+    if stream.num_pairs < 1 or (num_pairs is not None and num_pairs < 1):
+        raise ValueError(f"There are no pairs to look at: {num_pairs} of {stream.num_pairs:,}.")
     try:
-        for batch in stream.batches(0, steps, size):
+        for batch in every_pair(stream, BATCH_PAIRS, num_pairs, NUM_FOLDS):
             batch = [part.to(crosscoder.device) for part in batch]
-            keep = within_norm(batch, outlier_multiple)
+            keep = within_norm(batch, outlier_multiple, medians=crosscoder.median_norms)
             raw = torch.cat([part[keep].to(crosscoder.dtype) for part in batch], 1)
             code = crosscoder.encode_sparse(raw)
             x_hat = crosscoder.normalize(crosscoder.decode_sparse(code)) if decode else raw[:0]

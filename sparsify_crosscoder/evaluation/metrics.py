@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..activations.normalization import within_norm
-from ..activations.stream import ActivationStream
+from ..activations.stream import ActivationStream, every_pair
 from ..crosscoders import Crosscoder
 from ..world import ALONE, World
 
@@ -92,27 +92,50 @@ def evaluate(
     Returns `fve` on normalised activations of all sources together, `fve_per_source`,
     `fve_without_top5_per_source`, `mean_l0`, `l0_per_block` (active latents of each block per
     pair), `held_out_pairs` and `held_out_outliers`, the pairs left out as in training (B.1.4).
+    `fve_with_outliers` and `fve_per_source_with_outliers` are measured on all pairs,
+    `held_out_outlier_share` is the share of them that all else leaves out.
     """
     was_training = crosscoder.training
     crosscoder.eval()
-    statistics = [ErrorStatistics(d) for d in crosscoder.d_sources]
+    statistics, everything = (
+        [ErrorStatistics(d) for d in crosscoder.d_sources] for _ in ("kept", "all")
+    )
     blocks = crosscoder.partition.blocks
     fired = torch.zeros(crosscoder.num_latents, dtype=torch.long, device=crosscoder.device)
-    outliers = 0
-    steps = -(-stream.num_pairs // EVALUATION_BATCH)
-    size = -(-stream.num_pairs // steps)
-    for batch in stream.batches(0, stream.num_pairs // size, size):
+    for batch in every_pair(stream, EVALUATION_BATCH):
         batch = [x.to(crosscoder.device) for x in batch]
-        keep = within_norm(batch, outlier_multiple, world)
-        outliers += int((~keep).sum())
-        raw = torch.cat([x[keep].to(crosscoder.dtype) for x in batch], 1)
+        keep = within_norm(batch, outlier_multiple, world, crosscoder.median_norms)
+        raw = torch.cat([x.to(crosscoder.dtype) for x in batch], 1)
         code = crosscoder.encode_sparse(raw)
         x, x_hat = crosscoder.normalize(raw), crosscoder.normalize(crosscoder.decode_sparse(code))
-        fired += torch.bincount(code.indices, minlength=crosscoder.num_latents)
+        kept_entries = code.indices[keep[code.rows]]
+        fired += torch.bincount(kept_entries, minlength=crosscoder.num_latents)
         for s, columns in enumerate(crosscoder.columns):
-            statistics[s].update(x[:, columns], x_hat[:, columns])
+            statistics[s].update(x[keep, columns], x_hat[keep, columns])
+            everything[s].update(x[:, columns], x_hat[:, columns])
     crosscoder.train(was_training)
 
+    merged, merged_all = (_over_ranks(of, crosscoder, world) for of in (statistics, everything))
+    fired = world.sum(fired).cpu()
+    pairs, outliers = max(merged[0].count, 1), merged_all[0].count - merged[0].count
+    return {
+        "fve": fve(merged),
+        "fve_per_source": [fve([one]) for one in merged],
+        "fve_without_top5_per_source": [fve([one], without_top=5) for one in merged],
+        "fve_with_outliers": fve(merged_all),
+        "fve_per_source_with_outliers": [fve([one]) for one in merged_all],
+        "mean_l0": int(fired.sum()) / pairs,
+        "l0_per_block": {b.name: int(fired[b.start : b.stop].sum()) / pairs for b in blocks},
+        "held_out_pairs": merged[0].count,
+        "held_out_outliers": outliers,
+        "held_out_outlier_share": outliers / max(merged_all[0].count, 1),
+    }
+
+
+def _over_ranks(
+    statistics: list[ErrorStatistics], crosscoder: Crosscoder, world: World
+) -> list[ErrorStatistics]:
+    """The statistics of every source over the pairs of all ranks."""
     merged = []
     for one in statistics:
         packed = one.to_tensor().to(crosscoder.device)
@@ -120,15 +143,4 @@ def evaluate(
         for other in ranks[1:]:
             ranks[0].merge(other)
         merged.append(ranks[0])
-    fired = world.sum(fired).cpu()
-    outliers = int(world.sum(torch.tensor(outliers, device=crosscoder.device)))
-    pairs = max(merged[0].count, 1)
-    return {
-        "fve": fve(merged),
-        "fve_per_source": [fve([one]) for one in merged],
-        "fve_without_top5_per_source": [fve([one], without_top=5) for one in merged],
-        "mean_l0": int(fired.sum()) / pairs,
-        "l0_per_block": {b.name: int(fired[b.start : b.stop].sum()) / pairs for b in blocks},
-        "held_out_pairs": merged[0].count,
-        "held_out_outliers": outliers,
-    }
+    return merged

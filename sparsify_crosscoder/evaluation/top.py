@@ -85,12 +85,13 @@ def collect_occurrences(
 ) -> Occurrences:
     """Encode pairs given as (raw activations per source, window [n], position in it [n]).
 
-    Outliers are left out, as in training (B.1.4).
+    Outliers are left out: pairs whose norm in a source is more than `outlier_multiple` times the
+    crosscoder's `median_norms`, or the chunk's median where it has none (B.1.4); 0 keeps all.
     """
     acts, latents, rows, windows, positions = [], [], [], [], []
     seen = 0
     for raw, window, position in chunks:
-        keep = within_norm(raw, outlier_multiple)
+        keep = within_norm(raw, outlier_multiple, medians=crosscoder.median_norms)
         raw, kept = [x[keep] for x in raw], keep.cpu()
         window, position = window[kept], position[kept]
         code: SparseCode = crosscoder.encode_sparse(raw)
@@ -107,13 +108,16 @@ def collect_occurrences(
 
 
 def largest_activations(
-    crosscoder: Crosscoder, chunks: Iterator[tuple[list[Tensor], Tensor, Tensor]], latents: Tensor
+    crosscoder: Crosscoder,
+    chunks: Iterator[tuple[list[Tensor], Tensor, Tensor]],
+    latents: Tensor,
+    outlier_multiple: float = 2.0,
 ) -> Tensor:
     """Each latent's largest activation over some pairs, s_max of B.4.3, `[len(latents)]`.
 
     Pairs are those of `collect_occurrences`. 0 for a latent that never fires.
     """
-    found = collect_occurrences(crosscoder, chunks)
+    found = collect_occurrences(crosscoder, chunks, outlier_multiple)
     largest = torch.zeros(crosscoder.num_latents)
     largest.scatter_reduce_(0, found.latents, found.acts, "amax")
     return largest[latents.cpu()]
@@ -338,6 +342,7 @@ def main(argv: Sequence[str]) -> None:
 def show_top(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Show where latents of a run fire, and return that as JSON values."""
     from ..activations.sources import pick_device
+    from ..cli import load_run_config
 
     device = pick_device(args.device)
     crosscoder = Crosscoder.load_one(args.run, args.seed, device)
@@ -345,8 +350,11 @@ def show_top(args: argparse.Namespace) -> list[dict[str, Any]]:
         if not 0 <= latent < crosscoder.num_latents:
             raise ValueError(f"There are latents 0..{crosscoder.num_latents - 1}, not {latent}.")
     chunks, windows, tokenizers = run_pairs(args.run, args.pairs, device)
-    found = collect_occurrences(crosscoder, chunks)
-    latents = args.latents or in_turn(choose_by_source(crosscoder, found, args.count))
+    outlier_multiple = load_run_config(args.run).outlier_multiple
+    found = collect_occurrences(crosscoder, chunks, outlier_multiple)
+    latents = args.latents
+    if latents is None:
+        latents = in_turn(choose_by_source(crosscoder, found, args.count))
     reports = describe_latents(crosscoder, found, latents, windows, tokenizers, args.snippets)
     names = source_labels(crosscoder)
     vocabularies = [tokenizer.get_vocab() for tokenizer in tokenizers]

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..activations.normalization import estimate_normalization, within_norm
-from ..activations.stream import ActivationStream
+from ..activations.stream import ActivationStream, every_pair
 from ..crosscoders.rdfc import ridge_regression
 from ..evaluation.metrics import ErrorStatistics, fve
 
@@ -107,17 +107,21 @@ class NormalizedPairs:
     def batches(self, first: int, last: int, pairs_per_step: int) -> Iterator[list[Tensor]]:
         """Steps [first, last) of the stream, `[n, D_s]` for the two sources; n may be 0."""
         for batch in self.stream.batches(first, last, pairs_per_step):
-            raw = [batch[s].to(self.device) for s in self.sources]
-            kept = without_outliers(raw, self.sources, self.outlier_multiple)
-            self.outliers += len(raw[0]) - len(kept[0])
-            yield self.normalization.apply(kept)
+            yield self._normalized(batch)
 
     def once(self, desc: str) -> Iterator[list[Tensor]]:
-        """Every pair once, but for a rest smaller than the number of batches."""
+        """Every pair once."""
         self.outliers = 0
         steps = -(-self.stream.num_pairs // BATCH_PAIRS)
-        size = self.stream.num_pairs // steps
-        yield from tqdm(self.batches(0, steps, size), desc=desc, total=steps, unit="batch")
+        batches = every_pair(self.stream, BATCH_PAIRS)
+        for batch in tqdm(batches, desc=desc, total=steps, unit="batch"):
+            yield self._normalized(batch)
+
+    def _normalized(self, batch: Sequence[Tensor]) -> list[Tensor]:
+        raw = [batch[s].to(self.device) for s in self.sources]
+        kept = without_outliers(raw, self.sources, self.outlier_multiple)
+        self.outliers += len(raw[0]) - len(kept[0])
+        return self.normalization.apply(kept)
 
 
 def closed_form(pairs: NormalizedPairs, ridge: float) -> tuple[list[AffineMap], int]:

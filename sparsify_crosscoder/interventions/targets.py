@@ -110,7 +110,8 @@ def latent_targets(args: argparse.Namespace, latents: Sequence[int]) -> list[Tar
     else:
         chunks, _, _ = run_pairs(args.run, args.pairs, device)
         watched = chunks if fit is None else fit.watch(chunks)
-        largest = largest_activations(crosscoder, watched, torch.tensor(latents))
+        wanted, multiple = torch.tensor(latents), configured.outlier_multiple
+        largest = largest_activations(crosscoder, watched, wanted, multiple)
     if fit is not None and fit.r2() < LEAST_R2:
         raise _different_bases(ends, *fit.sources, f"the identity has an R2 of {fit.r2():.2f}")
 

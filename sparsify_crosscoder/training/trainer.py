@@ -11,7 +11,7 @@ import io
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, nullcontext, redirect_stdout
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,7 +25,12 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 from transformers import get_constant_schedule_with_warmup, get_wsd_schedule
 
-from ..activations.normalization import estimate_normalization, geometric_median, within_norm
+from ..activations.normalization import (
+    estimate_normalization,
+    geometric_median,
+    median_norms,
+    within_norm,
+)
 from ..config import LEARNING_RATE, CrosscoderTrainConfig
 from ..crosscoders import (
     Crosscoder,
@@ -82,12 +87,14 @@ class CrosscoderTrainer(sparsify.Trainer):
         hookpoints = "+".join(source["hookpoint"] for source in data.sources)
         widths = [source["width"] for source in data.sources]
         self.saes: dict[str, Crosscoder] = {}
+        cuda = [self.device] if self.device.type == "cuda" else []
         for seed in cfg.init_seeds:
-            torch.manual_seed(seed)
             name = f"{hookpoints}/seed{seed}" if len(cfg.init_seeds) > 1 else hookpoints
-            crosscoder = (coder_class or self.coder_class)(
-                widths, copy.deepcopy(cfg.sae), self.device, torch.float32, sources=data.sources
-            )
+            with torch.random.fork_rng(cuda):
+                torch.manual_seed(seed)
+                crosscoder = (coder_class or self.coder_class)(
+                    widths, copy.deepcopy(cfg.sae), self.device, torch.float32, sources=data.sources
+                )
             crosscoder.gradient_checkpointing = cfg.gradient_checkpointing
             self.saes[name] = crosscoder
 
@@ -113,25 +120,28 @@ class CrosscoderTrainer(sparsify.Trainer):
     def _make_optimizers(self) -> tuple[list[Any], list[Any]]:
         cfg = self.cfg
         params = [p for sae in self.saes.values() for p in sae.parameters()]
+
+        def lr(default: float) -> float:
+            return default if cfg.lr is None else cfg.lr
+
         match cfg.optimizer:
             case "adam":
                 fused = self.device.type in ("cpu", "cuda")
-                adam = torch.optim.Adam(params, lr=cfg.lr or LEARNING_RATE, fused=fused)
+                adam = torch.optim.Adam(params, lr=lr(LEARNING_RATE), fused=fused)
                 return [adam], [self._make_schedule(adam)]
             case "muon":
                 from sparsify.muon import Muon
 
                 matrices = [p for p in params if p.ndim >= 2]
                 vectors = [p for p in params if p.ndim < 2]
-                lr = cfg.lr or 2e-3
-                muon = Muon(matrices, lr=lr)
-                adam = torch.optim.Adam(vectors, lr=lr)
+                muon = Muon(matrices, lr=lr(2e-3))
+                adam = torch.optim.Adam(vectors, lr=lr(2e-3))
                 return [muon, adam], [self._make_schedule(muon), self._make_schedule(adam)]
             case "signum":
                 groups = [
                     {
                         "params": list(sae.parameters()),
-                        "lr": cfg.lr or 5e-3 / (sae.num_latents / 2**14) ** 0.5,
+                        "lr": lr(5e-3 / (sae.num_latents / 2**14) ** 0.5),
                     }
                     for sae in self.saes.values()
                 ]
@@ -160,9 +170,13 @@ class CrosscoderTrainer(sparsify.Trainer):
     ) -> dict[str, Any]:
         """Train from `global_step` to the end, evaluate, and return the run's summary.
 
-        `after_step` is called after every step, with `global_step` counting it.
+        `after_step` is called after every step, with `global_step` counting it. Matrices are
+        multiplied in TF32 where there is such a thing, until the training ends, in whatever way.
         """
-        torch.set_float32_matmul_precision("high")
+        with _matmul_precision("high"):
+            return self._fit(after_step, show_progress)
+
+    def _fit(self, after_step: Callable[[], None] | None, show_progress: bool) -> dict[str, Any]:
         if self.device.type == "cpu":
             cpu_kernels.start()
         rank_zero = self.world.rank == 0
@@ -255,6 +269,7 @@ class CrosscoderTrainer(sparsify.Trainer):
         if self.cfg.finetune:
             return
         sample = [x.to(self.device) for x in self.data.train.sample(self.cfg.normalization_pairs)]
+        medians = median_norms(sample, self.world)
         keep = within_norm(sample, self.cfg.outlier_multiple, self.world)
         sample = [x[keep] for x in sample]
         if self.cfg.normalization == "none":
@@ -270,6 +285,7 @@ class CrosscoderTrainer(sparsify.Trainer):
         bias = None
         for sae in self.saes.values():
             sae.set_normalization(means, factors)
+            sae.median_norms.copy_(medians)
             if bias is None:
                 bias = geometric_median(sae.normalize(sample), self.world)
             sae.b_dec.data.copy_(bias)
@@ -399,7 +415,14 @@ class CrosscoderTrainer(sparsify.Trainer):
                 )
             else:
                 result = dict.fromkeys(
-                    ("fve", "fve_per_source", "fve_without_top5_per_source", "mean_l0")
+                    (
+                        "fve",
+                        "fve_per_source",
+                        "fve_without_top5_per_source",
+                        "fve_with_outliers",
+                        "fve_per_source_with_outliers",
+                        "mean_l0",
+                    )
                 )
             dead, exclusive = self.dead_fractions(name)
             counts = torch.histc(sae.relative_decoder_norm().float().cpu(), HISTOGRAM_BINS, 0, 1)
@@ -479,6 +502,16 @@ class CrosscoderTrainer(sparsify.Trainer):
             optimizer.train()
         if self.world.rank == 0:
             print(f"Resuming training at step {self.global_step} from '{path}'")
+
+
+@contextmanager
+def _matmul_precision(precision: str) -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 class _Log:

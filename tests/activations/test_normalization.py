@@ -4,6 +4,7 @@ import torch
 from sparsify_crosscoder.activations.normalization import (
     estimate_normalization,
     geometric_median,
+    median_norms,
     within_norm,
 )
 from sparsify_crosscoder.world import World
@@ -49,6 +50,21 @@ def test_the_median_is_that_of_all_ranks():
     calls = iter([torch.tensor([2, 3]), torch.cat([mine[:, 0], torch.zeros(1), theirs[:, 0]])])
     world = World(lambda _: next(calls), 0, 2)
     assert within_norm([mine], 2.0, world).tolist() == within_norm([together], 2.0)[:2].tolist()
+
+
+def test_known_medians_judge_a_pair_alike_in_any_batch():
+    x = [torch.tensor([[1.0], [3.0], [9.0]]), torch.tensor([[5.0], [5.0], [5.0]])]
+    assert median_norms(x).tolist() == [3.0, 5.0]
+    known = torch.tensor([2.0, 5.0])
+    assert within_norm(x, 2.0, medians=known).tolist() == [True, True, False]
+    for i in range(3):
+        alone = [part[i : i + 1] for part in x]
+        assert within_norm(alone, 2.0, medians=known).item() == (i < 2)
+        assert within_norm(alone, 2.0).item()  # its own median
+    # A median of 0 is not known: the batch's is taken, 3 here.
+    assert within_norm(x, 2.0, medians=torch.tensor([0.0, 5.0])).tolist() == [True, True, False]
+    assert within_norm(x, 3.0, medians=torch.tensor([0.0, 5.0])).all()
+    assert within_norm(x, 0.0, medians=known).all()
 
 
 def test_activations_that_are_not_finite_are_refused():

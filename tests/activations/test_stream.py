@@ -4,6 +4,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from models_for_tests import tiny_model
 from tokenizers_for_tests import byte_level_tokenizer
 from windows_for_tests import random_windows
@@ -17,6 +19,7 @@ from sparsify_crosscoder.activations.stream import (
     SelectedSources,
     StoreStream,
     TensorStream,
+    every_pair,
 )
 
 SOURCES = [
@@ -355,3 +358,36 @@ def test_sources_that_a_stream_lacks_are_refused(sources):
     stream = TensorStream([torch.zeros(3, 2), torch.zeros(3, 4)])
     with pytest.raises(ValueError, match=r"sources 0\.\.1"):
         SelectedSources(stream, sources)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    total=st.integers(1, 300),
+    largest=st.integers(1, 90),
+    least=st.integers(1, 4),
+    asked=st.none() | st.integers(1, 400),
+    ranks=st.integers(1, 3),
+)
+def test_every_pair_comes_exactly_once(total, largest, least, asked, ranks):
+    parts = [
+        list(every_pair(stream, largest, asked, least))
+        for stream in (
+            TensorStream([torch.arange(total)[:, None]], seed=1, rank=r, world_size=ranks)
+            for r in range(ranks)
+        )
+    ]
+    read = [int(i) for batches in parts for (batch,) in batches for i in batch]
+    assert len(read) == len(set(read)) == min(total, asked or total)
+    sizes = [sum(len(batch) for (batch,) in step) for step in zip(*parts, strict=True)]
+    assert max(sizes) <= largest and len(set(sizes[:-1])) <= 1
+    assert len(sizes) >= min(least, len(read))
+
+
+def test_every_pair_of_running_models_and_of_a_store_comes_once():
+    # 8,400 pairs in batches of at most 1,024: eight of 934, and the other 928.
+    sizes = [len(a) for (a,) in every_pair(TensorStream([torch.zeros(8_400, 1)]), 1_024)]
+    assert sizes == [934] * 8 + [928]
+    for world_size in (1, 2):
+        streams = [live(rank=r, world_size=world_size) for r in range(world_size)]
+        counts = [sum(len(batch[0]) for batch in every_pair(one, 20)) for one in streams]
+        assert sum(counts) == NUM_PAIRS and NUM_PAIRS % 20

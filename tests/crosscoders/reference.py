@@ -14,11 +14,6 @@ def dense_losses(
     sources = range(len(crosscoder.d_sources))
     weight = torch.cat([crosscoder.encoder_weight(s) for s in sources], 1)
     bias = crosscoder.encoder.bias
-    if cfg.reduce == "mean":
-        divisor = torch.ones(crosscoder.num_latents, 1, dtype=x.dtype)
-        for block in crosscoder.partition.blocks:
-            divisor[block.start : block.stop] = len(block.sources)
-        weight = weight / divisor
     w_dec = crosscoder.W_dec
     acts = (x @ weight.T + bias).relu()
     norms = sum(w_dec[:, c].norm(dim=1) for c in crosscoder.columns).detach()

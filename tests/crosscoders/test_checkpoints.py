@@ -7,7 +7,9 @@ from crosscoders.test_gradients import make
 from safetensors.torch import load_file, save_file
 from sparsify import SparseCoder
 
-from sparsify_crosscoder import Crosscoder
+from sparsify_crosscoder import Crosscoder, ResidualDedicatedFeatureCrosscoder
+from sparsify_crosscoder.activations.normalization import estimate_normalization
+from sparsify_crosscoder.registry import architecture_names
 
 
 def trained(arch: str) -> Crosscoder:
@@ -75,34 +77,94 @@ def test_pushing_to_and_pulling_from_a_folder(tmp_path):
         Crosscoder.load_from_hub(str(tmp_path))
 
 
-@pytest.mark.parametrize("arch", ["crosscoder", "dfc", "dsf"])
-@pytest.mark.parametrize("source", [0, 1])
-def test_an_exported_half_is_a_sae_that_plain_sparsify_loads(arch, source, tmp_path):
-    crosscoder = trained(arch)
-    crosscoder.export_sae(source, tmp_path)
-    sae = SparseCoder.load_from_disk(tmp_path)
-    assert type(sae) is SparseCoder and sae.d_in == crosscoder.d_sources[source]
-    x = torch.randn(9, sae.d_in, dtype=torch.float64) * 3 + 1
+def alone(crosscoder: Crosscoder, x: torch.Tensor, source: int) -> torch.Tensor:
+    """Pre-activations of one model's raw `x` [N, D] where the others are at 0, `[N, M]`.
 
+    Written out from the stored weights, block by block.
+    """
     columns = crosscoder.columns[source]
-    factor = crosscoder.factors[source].double()
-    normalized = (x - crosscoder.mean[columns]) * factor
-    pre = normalized @ crosscoder.encoder_weight(source).T + crosscoder.encoder.bias
-    for block in crosscoder.partition.blocks:
+    mean, factor = crosscoder.mean[columns].double(), crosscoder.factors[source].double()
+    normalized = (x - mean) * factor
+    pre = torch.full((len(x), crosscoder.num_latents), -1.0, dtype=torch.float64)
+    for block, weight in zip(crosscoder.partition.blocks, crosscoder.encoder.weights, strict=True):
         if source not in block.sources:
-            pre[:, block.start : block.stop] = 0
-    acts, indices = pre.relu().topk(3)
-    expected = torch.zeros_like(pre).scatter_(1, indices, acts)
-    out = sae.encode(x)
-    got = torch.zeros_like(pre).scatter_(1, out.top_indices, out.top_acts)
-    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
-    x_hat = (expected @ crosscoder.decoder(source) + crosscoder.b_dec[columns]) / factor
-    torch.testing.assert_close(
-        sae.decode(out.top_acts, out.top_indices),
-        x_hat + crosscoder.mean[columns],
-        rtol=1e-6,
-        atol=1e-6,
-    )
+            continue
+        widths = [crosscoder.d_sources[s] for s in block.sources]
+        mine = weight.split(widths, 1)[block.sources.index(source)].double()
+        read = normalized
+        if isinstance(crosscoder, ResidualDedicatedFeatureCrosscoder) and len(block.sources) == 1:
+            read = normalized @ crosscoder.whitening(source).double()
+        if crosscoder.cfg.reduce == "mean":
+            mine = mine / len(block.sources)
+        bias = crosscoder.encoder.bias[block.start : block.stop].double()
+        pre[:, block.start : block.stop] = read @ mine.T + bias
+    return pre
+
+
+def normalised_by(normalization: str, crosscoder: Crosscoder) -> None:
+    """Store what a run with this option would."""
+    sample = [3 * torch.randn(64, d) + 2 for d in crosscoder.d_sources]
+    if normalization != "none":
+        centred = normalization == "centred"
+        crosscoder.set_normalization(*estimate_normalization(sample, centred=centred))
+
+
+@pytest.mark.parametrize("normalization", ["centred", "uncentred", "none"])
+@pytest.mark.parametrize("reduce", ["sum", "mean"])
+@pytest.mark.parametrize("sources", [2, 3])
+@pytest.mark.parametrize("arch", architecture_names())
+def test_an_exported_half_reads_what_the_crosscoder_does_where_the_others_are_0(
+    arch, sources, reduce, normalization, tmp_path
+):
+    crosscoder = make(arch, {"reduce": reduce}, sources)
+    train_a_little(crosscoder, "adam", 2)
+    normalised_by(normalization, crosscoder)
+    for source, width in enumerate(crosscoder.d_sources):
+        crosscoder.export_sae(source, tmp_path / f"{source}")
+        sae = SparseCoder.load_from_disk(tmp_path / f"{source}")
+        assert type(sae) is SparseCoder and sae.d_in == width and sae.dtype == torch.float64
+        x = torch.randn(9, width, dtype=torch.float64) * 3 + 1
+        pre = (x - sae.b_dec) @ sae.encoder.weight.T + sae.encoder.bias
+        expected = alone(crosscoder, x, source)
+        torch.testing.assert_close(pre, expected, rtol=1e-10, atol=1e-10)
+
+        # The crosscoder itself, on raw activations that normalise to 0 in the other models.
+        raw = [crosscoder.mean[c].double().expand(9, -1) for c in crosscoder.columns]
+        raw[source] = x
+        reads = [source in block.sources for block in crosscoder.partition.blocks]
+        its_own = torch.cat(
+            [
+                crosscoder.encode(raw).pre_acts[:, block.start : block.stop] * read
+                for block, read in zip(crosscoder.partition.blocks, reads, strict=True)
+            ],
+            1,
+        )
+        torch.testing.assert_close(its_own, expected.relu(), rtol=1e-10, atol=1e-10)
+
+        acts, indices = expected.relu().topk(3)
+        kept = torch.zeros_like(expected).scatter_(1, indices, acts)
+        out = sae.encode(x)
+        got = torch.zeros_like(kept).scatter_(1, out.top_indices, out.top_acts)
+        torch.testing.assert_close(got, kept, rtol=1e-10, atol=1e-10)
+        columns, factor = crosscoder.columns[source], crosscoder.factors[source].double()
+        x_hat = (kept @ crosscoder.decoder(source) + crosscoder.b_dec[columns]) / factor
+        torch.testing.assert_close(
+            sae.decode(out.top_acts, out.top_indices),
+            x_hat + crosscoder.mean[columns],
+            rtol=1e-10,
+            atol=1e-10,
+        )
+
+
+def test_a_checkpoint_without_median_norms_is_read_as_one_that_does_not_know_them(tmp_path):
+    crosscoder = trained("dfc")
+    crosscoder.median_norms.copy_(torch.tensor([2.0, 3.0]))
+    crosscoder.save_to_disk(tmp_path)
+    assert Crosscoder.load_from_disk(tmp_path).median_norms.tolist() == [2.0, 3.0]
+    state = load_file(tmp_path / "sae.safetensors")
+    del state["median_norms"]
+    save_file(state, tmp_path / "sae.safetensors")
+    assert Crosscoder.load_from_disk(tmp_path).median_norms.tolist() == [0.0, 0.0]
 
 
 def test_a_truncated_checkpoint_is_named(tmp_path):

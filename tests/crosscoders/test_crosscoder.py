@@ -1,8 +1,13 @@
+import copy
+import pickle
+
 import pytest
 import torch
 from crosscoders.test_gradients import make
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sparsify.sparse_coder import ForwardOutput
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from sparsify_crosscoder import (
     Crosscoder,
@@ -10,6 +15,8 @@ from sparsify_crosscoder import (
     DedicatedFeatureCrosscoder,
     DFCConfig,
 )
+from sparsify_crosscoder.crosscoders import CrosscoderOutput
+from sparsify_crosscoder.registry import architecture_names
 
 
 def by_hand() -> Crosscoder:
@@ -64,6 +71,59 @@ def test_mean_divides_by_the_sources_a_latent_may_read():
     after = summed.encode(x).pre_acts
     torch.testing.assert_close(after[:, :4], before[:, :4])
     torch.testing.assert_close(after[:, 4:], before[:, 4:] / 2)
+
+
+def test_the_encoder_weight_under_mean_by_hand():
+    cfg = DFCConfig(num_latents=3, k=3, exclusive_fractions=[1 / 3, 1 / 3], reduce="mean")
+    crosscoder = DedicatedFeatureCrosscoder([1, 1], cfg, dtype=torch.float64)
+    for weight, value in zip(crosscoder.encoder.weights, (6.0, 8.0, 4.0), strict=True):
+        weight.data.fill_(value)
+    # Exclusive latents read one source as they are, the shared one the mean of both.
+    assert crosscoder.encoder_weight(0).flatten().tolist() == [6.0, 0.0, 2.0]
+    assert crosscoder.encoder_weight(1).flatten().tolist() == [0.0, 8.0, 2.0]
+    x = torch.tensor([[1.0, 3.0]], dtype=torch.float64)
+    assert crosscoder.encode(x).pre_acts.tolist() == [[6.0, 24.0, 8.0]]
+
+
+@pytest.mark.parametrize("reduce", ["sum", "mean"])
+@pytest.mark.parametrize("sources", [2, 3])
+@pytest.mark.parametrize("arch", architecture_names())
+def test_pre_activations_are_the_sum_over_the_encoder_weights(arch, sources, reduce):
+    crosscoder = make(arch, {"reduce": reduce}, sources)
+    crosscoder.encoder.bias.data.normal_()
+    x = [torch.randn(6, d, dtype=torch.float64) for d in crosscoder.d_sources]
+    summed = sum(part @ crosscoder.encoder_weight(s).T for s, part in enumerate(x))
+    expected = (summed + crosscoder.encoder.bias).relu()
+    torch.testing.assert_close(crosscoder.encode(x).pre_acts, expected, rtol=1e-10, atol=1e-12)
+
+
+def detached(output: CrosscoderOutput) -> CrosscoderOutput:
+    return tree_map(torch.Tensor.detach, output)
+
+
+@pytest.mark.parametrize(
+    "round_trip",
+    [
+        lambda out: out._replace(fvu=out.fvu),
+        lambda out: CrosscoderOutput(**out._asdict()),
+        lambda out: tree_unflatten(*tree_flatten(out)),
+        lambda out: type(out)._make(out),
+        copy.copy,
+        lambda out: copy.deepcopy(detached(out)),
+        lambda out: pickle.loads(pickle.dumps(detached(out))),
+        detached,
+    ],
+)
+def test_nothing_of_an_output_is_lost_on_the_way(round_trip):
+    crosscoder = make("dfc", {})
+    before = crosscoder(torch.randn(9, crosscoder.d_in, dtype=torch.float64))
+    after = round_trip(before)
+    assert type(after) is CrosscoderOutput and isinstance(after, ForwardOutput)
+    assert len(tree_flatten(before)[0]) == 12  # nine tensors, and the three of the code
+    for name in (*ForwardOutput._fields, "loss", "errors", "cuts"):
+        assert torch.equal(getattr(after, name), getattr(before, name)), name
+    assert torch.equal(after.code.to_dense(), before.code.to_dense())
+    assert before._replace(loss=torch.tensor(7.0)).loss == 7
 
 
 @pytest.mark.parametrize("arch", ["crosscoder", "dfc", "dsf"])

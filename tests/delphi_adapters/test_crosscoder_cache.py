@@ -45,7 +45,7 @@ def dense_rows(coder, text, source):
         stop = min(start + WINDOWS_PER_PART, len(text.windows))
         raw = text.read(start, stop)
         code = coder.encode_sparse(raw).to_dense()
-        code[~within_norm(raw, 2.0)] = 0
+        code[~within_norm(raw, 2.0, medians=coder.median_norms)] = 0
         pair = 0
         for window in text.windows.select(range(start, stop)):
             at_tokens = torch.zeros(len(window[f"input_ids_{source}"]), coder.num_latents)

@@ -6,6 +6,7 @@ from crosscoders.test_gradients import make
 from datasets import Dataset
 from tokenizers_for_tests import CHATML, byte_level_tokenizer
 
+from sparsify_crosscoder import Crosscoder
 from sparsify_crosscoder.__main__ import main
 from sparsify_crosscoder.evaluation.top import (
     Occurrences,
@@ -14,6 +15,7 @@ from sparsify_crosscoder.evaluation.top import (
     collect_occurrences,
     describe_latents,
     in_turn,
+    largest_activations,
     mark_tokens,
     print_reports,
     template_note,
@@ -183,3 +185,31 @@ def test_a_latent_of_the_template_says_so(capsys):
     said = capsys.readouterr().out
     assert "what no one has said: chat template '<|im_start|>u', special token <|im_start|>" in said
     assert said.count("(special token <|im_start|>)") == 1
+
+
+def with_an_outlier() -> tuple[Crosscoder, list[torch.Tensor]]:
+    """Thirty pairs, of which the eleventh is far out and moves every latent most."""
+    crosscoder = make("dfc", {}).eval()
+    crosscoder.threshold.fill_(1e-3)
+    x = [torch.randn(30, d, dtype=torch.float64) for d in (7, 5)]
+    for part in x:
+        part[11] *= 1e4
+    return crosscoder, x
+
+
+@pytest.mark.parametrize("chunk", [30, 10, 1])
+@pytest.mark.parametrize("multiple", [2.0, 6.0, 0.0])
+def test_an_outlier_defines_no_largest_activation_whatever_the_chunks(chunk, multiple):
+    crosscoder, x = with_an_outlier()
+    crosscoder.median_norms.copy_(torch.stack([part.norm(dim=1).median() for part in x]))
+    places = [slice(i, i + chunk) for i in range(0, 30, chunk)]
+    chunks = [([part[p] for part in x], torch.arange(30)[p], torch.zeros(30)[p]) for p in places]
+    norms = [part.norm(dim=1) / part.norm(dim=1).median() for part in x]
+    keep = (norms[0] <= (multiple or torch.inf)) & (norms[1] <= (multiple or torch.inf))
+    assert bool(keep[11]) is (multiple == 0)
+    acts = crosscoder.encode_sparse(x).to_dense()
+    expected = (acts * keep[:, None]).amax(0).float()
+    found = largest_activations(crosscoder, iter(chunks), torch.arange(40), multiple)
+    torch.testing.assert_close(found, expected)
+    occurring = collect_occurrences(crosscoder, iter(chunks), multiple)
+    assert occurring.windows.tolist() == keep.nonzero()[:, 0].tolist()

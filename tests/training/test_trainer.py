@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -287,6 +288,50 @@ def test_outliers_are_left_out(tmp_path):
     assert summary["dropped_in_training"]["outlier"] >= 20 * 64 * 0.015
     kept = Crosscoder.load_many(str(tmp_path / "run"), local=True)["layers.1+layers.2"]
     assert kept.mean.abs().max() < 50
+
+
+def test_the_median_norms_of_the_first_pairs_are_kept_outliers_included(tmp_path):
+    data = planted_data()
+    data.train.data[0][::3] *= 1000
+    trainer = make_trainer(tmp_path, data=data, max_steps=2)
+    trainer.fit()
+    kept = Crosscoder.load_many(str(tmp_path / "run"), local=True)["layers.1+layers.2"]
+    expected = [x.norm(dim=1).median() for x in data.train.sample(512)]
+    torch.testing.assert_close(kept.median_norms, torch.stack(expected))
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_training_leaves_the_process_as_it_was(precision, fails, tmp_path):
+    seen = []
+
+    def look():
+        seen.append(torch.get_float32_matmul_precision())
+        if fails:
+            raise Stopped
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    random, threads = torch.get_rng_state(), torch.get_num_threads()
+    try:
+        with pytest.raises(Stopped) if fails else nullcontext():
+            make_trainer(tmp_path, max_steps=2).fit(look)
+        assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert set(seen) == {"high"}
+    assert torch.equal(torch.get_rng_state(), random)
+    assert torch.get_num_threads() == threads and torch.get_default_dtype() == torch.float32
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "muon", "signum"])
+def test_a_learning_rate_of_0_is_one(optimizer, tmp_path):
+    trainer = make_trainer(tmp_path, optimizer=optimizer, lr=0.0)
+    assert {g["lr"] for o in trainer.optimizers for g in o.param_groups} == {0.0}
 
 
 @pytest.mark.parametrize("arch", ["dfc", "dsf"])
