@@ -44,7 +44,8 @@ class CrosscoderLatentCache:
         folder: delphi's raw directory; a cache that was begun there is continued.
         source: whose tokens the latents are shown on.
         latents: those to keep; all by default.
-        name: of the coder, kept in the cache's settings beside a digest of its weights.
+        name: of the coder, kept in the cache's settings beside a digest of its weights; without
+            one the digest alone says whose cache it is.
 
     Raises ValueError if the folder holds a cache of other settings.
     """
@@ -61,7 +62,7 @@ class CrosscoderLatentCache:
         latents: Tensor | None = None,
         outlier_multiple: float = 2.0,
         windows: int | None = None,
-        name: str = "",
+        name: str | None = None,
     ):
         if not 0 <= source < len(text.tokenizers):
             raise ValueError(f"There are sources 0..{len(text.tokenizers) - 1}, not {source}.")
@@ -77,7 +78,7 @@ class CrosscoderLatentCache:
             folder,
             layout,
             {
-                "coder": name,
+                **({} if name is None else {"coder": name}),
                 "weights": digest(coder),
                 "source": source,
                 "text": text.fingerprint,

@@ -56,12 +56,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     device = pick_device(args.device)
     folder = args.out or args.run / "delphi"
-    options = load_run_config(args.run)
+    options = load_run_config(args.run, args.hf_token)
     crosscoder = Crosscoder.load_one(args.run, args.seed, device)
     latents = _chosen(args.latents, crosscoder)
     client = make_client(args, folder)
 
-    text = RunText.of_run(args.run, device)
+    text = RunText.of_run(args.run, device, args.hf_token)
     cache = CrosscoderLatentCache(
         crosscoder,
         text,
@@ -70,7 +70,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         ctx_len=args.ctx_len,
         windows=args.windows,
         outlier_multiple=options.outlier_multiple,
-        name=args.run.resolve().name,
     )
     if not cache.writer.finished:
         cache.run()

@@ -133,13 +133,16 @@ class LatentCacheWriter:
     def _open_finished(self) -> None:
         config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
         self._compare(config.get("settings", {}))
+        self._settings = config["settings"]
         shutil.rmtree(self._parts, ignore_errors=True)  # if the process was killed just then
         self.finished = True
         self._statistics = LatentStatistics.load(self.folder / _STATISTICS)
         self.num_parts, self.num_tokens = config["num_parts"], config["n_tokens"]
 
     def _compare(self, found: dict[str, Any]) -> None:
-        keys = sorted({*found, *self._settings})
+        # A coder without a name is known by its weights: its run may have been renamed.
+        ignored = {"coder"} - self._settings.keys()
+        keys = sorted({*found, *self._settings} - ignored)
         different = [k for k in keys if found.get(k) != self._settings.get(k)]
         if different:
             raise ValueError(

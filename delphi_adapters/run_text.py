@@ -36,28 +36,29 @@ class RunText:
     """Changes with the texts, the tokenizers and how windows are cut."""
 
     @classmethod
-    def of_run(cls, run: Path, device: torch.device) -> RunText:
+    def of_run(cls, run: Path, device: torch.device, token: str | None = None) -> RunText:
         """The texts of a run, from its store if there is one, or else by running its models.
 
-        Raises FileNotFoundError if the folder holds no run.
+        `token` is the hub's. Raises FileNotFoundError if the folder holds no run, ValueError if
+        its models, texts or store are others now.
         """
-        from transformers import AutoTokenizer
-
         from sparsify_crosscoder.activations.harvest import harvest_windows
         from sparsify_crosscoder.cli import load_run_config
         from sparsify_crosscoder.crosscoders import Crosscoder
         from sparsify_crosscoder.training.artifacts import (
             load_run_sources,
             load_windows,
+            run_revisions,
             run_store,
         )
+        from sparsify_crosscoder.training.provenance import load_run_tokenizers
 
-        args = load_run_config(run)
+        args = load_run_config(run, token)
         described = Crosscoder.load_one(run).sources
         models = [args.model, *args.partners]
         hookpoints = [
-            delphi_hookpoint(model, source["hookpoint"])
-            for model, source in zip(models, described, strict=True)
+            delphi_hookpoint(model, source["hookpoint"], revision, token)
+            for model, source, revision in zip(models, described, run_revisions(args), strict=True)
         ]
         store = run_store(args)
         if store is not None:
@@ -67,7 +68,7 @@ class RunText:
                 rows = torch.arange(int(ends[start]), int(ends[stop]))
                 return [x.to(device) for x in store.rows(rows)]
 
-            tokenizers = [AutoTokenizer.from_pretrained(model) for model in models]
+            tokenizers = load_run_tokenizers(args, store)
             windows, read = store.windows, from_store
         else:
             sources = load_run_sources(args, device)
@@ -83,7 +84,9 @@ class RunText:
         return cls(windows, tokenizers, models, hookpoints, read, windows._fingerprint)
 
 
-def delphi_hookpoint(model: str, hookpoint: str) -> str:
+def delphi_hookpoint(
+    model: str, hookpoint: str, revision: str | None = None, token: str | None = None
+) -> str:
     """The name of a hookpoint in the whole model, as delphi and `named_modules` spell it.
 
     sparsify counts from the base model (`layers.15`), which has a name of its own in the model
@@ -91,7 +94,7 @@ def delphi_hookpoint(model: str, hookpoint: str) -> str:
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(model)
+    config = AutoConfig.from_pretrained(model, revision=revision, token=token)
     with_head = AutoModelForCausalLM._model_mapping.get(type(config), None)  # type: ignore[attr-defined]
     prefix = getattr(with_head, "base_model_prefix", "")
     return f"{prefix}.{hookpoint}" if prefix else hookpoint

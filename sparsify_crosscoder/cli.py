@@ -19,15 +19,19 @@ from simple_parsing import ArgumentParser, list_field
 from sparsify.__main__ import RunConfig as SparsifyRunConfig
 
 from .activations.manifest import is_store, read_manifest
+from .activations.model_identity import source_names
 from .activations.placement import DEVICE_MAPS
 from .activations.sources import pick_device
+from .activations.store_models import check_store_models
 from .config import CrosscoderTrainConfig
+from .crosscoders.checkpoints import CONFIG
 from .endings import WRONG_USE, UsageError, ending, prepare, take_debug
 from .files import atomic_write_json
 from .registry import Architecture, ArchitectureError, architecture_names, get_architecture
 from .surroundings import command_surroundings
 from .training.allocator import keep_freed_memory
 from .training.artifacts import harvest_run
+from .training.provenance import is_begun
 from .training.run_folder import RunFolder
 
 _TRAINING_GOES_ON = "the same command with --resume goes on from the newest checkpoint"
@@ -44,6 +48,10 @@ class RunConfig(CrosscoderTrainConfig, SparsifyRunConfig):
     partners: list[str] = list_field()
     """Models to compare with MODEL, in order. Their --hookpoints follow that of MODEL; without
     --hookpoints and --layers each model is read at its middle layer."""
+
+    partner_revisions: list[str] = list_field()
+    """Revision (branch, tag or commit) of each of --partners, in order, as --revision is that of
+    MODEL."""
 
     extra_datasets: list[str] = list_field()
     """Datasets to mix with DATASET."""
@@ -99,6 +107,11 @@ class RunConfig(CrosscoderTrainConfig, SparsifyRunConfig):
                 "A crosscoder needs two models or more: name the others with --partners."
             )
         sources = 1 + len(self.partners)
+        if self.partner_revisions and len(self.partner_revisions) != len(self.partners):
+            raise ValueError(
+                f"--partner_revisions gives {len(self.partner_revisions)} revisions for "
+                f"{len(self.partners)} partners; give one each (`main` where it does not matter)."
+            )
         for name in ("hookpoints", "layers"):
             given = getattr(self, name)
             if given and len(given) != sources:
@@ -130,19 +143,19 @@ class RunConfig(CrosscoderTrainConfig, SparsifyRunConfig):
         """Take from the store that stands for DATASET what models were read, and where."""
         manifest = read_manifest(Path(self.dataset))
         assert manifest is not None
-        names, hookpoints = (
-            [source[name] for source in manifest["sources"]] for name in ("name", "hookpoint")
-        )
-        held = ", ".join(f"{n} at {h}" for n, h in zip(names, hookpoints, strict=True))
-        given = [self.model, *(self.partners or names[1:])]
-        same_models = [Path(name).name for name in given] == [Path(name).name for name in names]
+        sources = manifest["sources"]
+        hookpoints = [source["hookpoint"] for source in sources]
+        given = [self.model, *(self.partners or [source["name"] for source in sources[1:]])]
+        if self.trained_on is None:
+            revisions = [self.revision, *(self.partner_revisions or [None] * (len(given) - 1))]
+            check_store_models(self.dataset, sources, given, revisions, self.hf_token)
         same_places = not self.layers and len(self.hookpoints) in (0, len(hookpoints))
         for asked, place in zip(self.hookpoints, hookpoints, strict=False):
             same_places &= f".{asked}".endswith(f".{place}")
-        if not same_models or not same_places:
+        if not same_places:
+            held = ", ".join(f"{source['name']} at {source['hookpoint']}" for source in sources)
             raise ValueError(
-                f"The store '{self.dataset}' holds {held}; name the same models in this order, and "
-                "leave --hookpoints and --layers off."
+                f"The store '{self.dataset}' holds {held}; leave --hookpoints and --layers off."
             )
         for name in ("cache", "pairs", "extra_datasets", "append"):
             if getattr(self, name):
@@ -177,18 +190,27 @@ def parse_run_config(argv: Sequence[str]) -> RunConfig:
         raise SystemExit(WRONG_USE) from None
 
 
-def load_run_config(folder: Path) -> RunConfig:
+def load_run_config(folder: Path, token: str | None = None) -> RunConfig:
     """The options that a run was started with, from its folder.
 
-    Raises FileNotFoundError if the folder holds no run.
+    `token` is the hub's, for the run's models, which no run keeps. Raises FileNotFoundError if the
+    folder holds no run.
     """
     file = folder / "config.json"
     if not file.exists():
-        raise FileNotFoundError(f"'{folder}' holds no run: there is no config.json in it.")
+        hint = ""
+        for above in (folder.parent, folder.parent.parent):
+            if (folder / CONFIG).exists() and (above / "config.json").exists():
+                hint = f" It is a crosscoder of the run '{above}': name that."
+                break
+        raise FileNotFoundError(f"'{folder}' holds no run: there is no config.json in it.{hint}")
     options = json.loads(file.read_text(encoding="utf-8"))
     options.pop("environment", None)
     options["trust_remote_code"] = False  # to be allowed each time
-    return run_config_class(get_architecture(options["arch"])).from_dict(options)
+    options["trained_on"] = options.get("trained_on") or {}
+    run = run_config_class(get_architecture(options["arch"])).from_dict(options)
+    run.hf_token = token
+    return run
 
 
 def _asked_architecture(argv: Sequence[str]) -> str:
@@ -274,6 +296,9 @@ def _on_device(job: Callable[[torch.device], dict[str, Any]], args: RunConfig) -
 def train(args: RunConfig, device: torch.device) -> dict[str, Any]:
     """Train from options; returns the summary that the run folder holds."""
     folder = RunFolder(Path(args.save_dir) / (args.run_name or "unnamed"))
+    if args.resume and not is_begun(folder.path):
+        print(f"There is no run in '{folder.path}' yet: it is begun.")
+        args.resume = False
     if args.resume:
         folder.check_resumable(args)
     else:
@@ -304,8 +329,10 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
     print(f"\n{summary['arch']} with {summary['num_latents']:,} latents in '{folder}':")
     if summary["fve"] is not None:
         print(f"  held-out FVE {summary['fve']:.4f}, mean L0 {summary['mean_l0']:.1f}")
+    names = source_names(summary["sources"])
     for s, source in enumerate(summary["sources"]):
-        line = f"  {Path(source['name']).name} {source['hookpoint']}:"
+        place = f" {source['hookpoint']}"
+        line = f"  {names[s].removesuffix(place)}{place}:"
         if summary["fve"] is not None:
             line += f" FVE {summary['fve_per_source'][s]:.4f}"
             line += " (without its 5 largest dimensions "

@@ -6,10 +6,10 @@ paper's (Cross-Architecture Model Diffing with Crosscoders, Tables 2 and 3 and A
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from simple_parsing import list_field
+from simple_parsing import field, list_field
 from sparsify import SparseCoderConfig, TrainConfig
 
 INITIAL_K_FACTOR = 5  # 1000 / 200, B.1.3
@@ -242,6 +242,10 @@ class CrosscoderTrainConfig(TrainConfig):
 
     log_every: int = 10
     """Steps between two lines of `metrics.jsonl`."""
+
+    trained_on: Any = field(default=None, cmd=False, to_dict=False)
+    """Of a run that was begun, the models and texts that it recorded then (`training.provenance`).
+    """
 
     def __post_init__(self):
         super().__post_init__()

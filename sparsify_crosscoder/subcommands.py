@@ -43,6 +43,15 @@ def dispatch(
         getattr(import_module(module), function)([*argv[1:], *([DEBUG] if debug else [])])
 
 
+def add_token_option(parser: argparse.ArgumentParser) -> None:
+    """The hub's token, of every command that loads a run's models or tokenizers."""
+    parser.add_argument(
+        "--hf_token",
+        default=None,
+        help="token for gated or private models (the one in HF_TOKEN, or of `hf auth login`)",
+    )
+
+
 def execute(
     parser: argparse.ArgumentParser,
     run: Callable[[argparse.Namespace], T],

@@ -1,8 +1,10 @@
 """Tiny random language models, one per architecture family, built from their configs."""
 
+import shutil
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -137,3 +139,27 @@ def save_twins(folder: Path, width: int = 24) -> None:
                 weight += change * torch.randn(weight.shape, generator=generator)
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
+
+
+def put_into_hub_cache(
+    cache: Path, name: str, revisions: dict[str, str | Path], **branches: str
+) -> None:
+    """Lay models out as the hub's local cache has them, by commit (40 hex digits).
+
+    `branches` says which commit each stands for; without any, `main` is the first.
+    """
+    repo = cache / f"models--{name.replace('/', '--')}"
+    for commit, folder in revisions.items():
+        shutil.copytree(folder, repo / "snapshots" / commit)
+    for branch, commit in (branches or {"main": next(iter(revisions))}).items():
+        (repo / "refs").mkdir(parents=True, exist_ok=True)
+        (repo / "refs" / branch).write_text(commit, encoding="utf-8")
+
+
+def change_a_value(folder: str | Path, by: float = 1.0) -> None:
+    """Change one value in the middle of a layer's weight of a saved model."""
+    file = Path(folder) / "model.safetensors"
+    state = load_file(file)
+    weight = next(w for name, w in sorted(state.items()) if "mlp" in name and w.ndim == 2)
+    weight.view(-1)[weight.numel() // 2 + 1] += by
+    save_file(state, file, metadata={"format": "pt"})

@@ -245,7 +245,7 @@ def test_training_from_a_store_needs_neither_models_nor_texts(inputs, tmp_path, 
     try:
         from_store = {"dataset": "store", "partners": "", "hookpoints": ""}
         cli.run(command(inputs, run_name="alone", **from_store))
-        moved = {"model": "elsewhere/llama", "partners": "elsewhere/gpt2", "dataset": "store"}
+        moved = {"model": f"{hidden}/llama", "partners": f"{hidden}/gpt2", "dataset": "store"}
         cli.run(command(inputs, run_name="moved", **moved))
         main(["filter", "checkpoints/alone", "--min_firings", "5", "--pairs", "4000"])
     finally:
@@ -443,7 +443,6 @@ def bad(**changed):
         (bad(loss_fn="ce"), 2, "--loss_fn is not available"),
         (bad(k_decay_steps="30"), 1, "does not fit a run of 12 steps"),
         (bad(dataset_weights="0.5 0.5"), 2, "2 weights for 1 datasets"),
-        (bad(resume="True"), 1, "no run to resume"),
         (bad(device="nonsense"), 2, "no device 'nonsense' here"),
         (bad(devices="cpu cuda:99"), 2, "no device 'cuda:99' here"),
         (bad(devices="cpu"), 2, "gives 1 devices for 2 models"),

@@ -16,7 +16,7 @@ from sparsify_crosscoder.files import atomic_write_json
 from ..judge_options import GOES_ON
 from .options import PROG, read_options
 from .plan import NEEDS, STAGES, WHAT
-from .stages import Record, bring_up, fingerprint_path, state
+from .stages import Record, bring_up, fingerprint_path, fingerprint_run, state
 
 DONE = "audit.json"
 
@@ -85,24 +85,15 @@ def inputs_of(work: Any, table: Any, stage: str) -> dict[str, Any]:
 
 def _asked(args: argparse.Namespace) -> dict[str, Any]:
     """What was asked for, and what of it lies on the disk, as far as that is quick to tell."""
-    left_out = ("out", "until", "dry_run", "json", "config")
+    left_out = ("out", "until", "dry_run", "json", "config", "hf_token")
     options = {k: str(v) for k, v in sorted(vars(args).items()) if k not in left_out}
-    options["train"] = str(_without_token(args.train))
-    named = [*args.models, args.dataset, args.run, args.stitching, *args.stability_runs]
-    named += [token for token in _without_token(args.train) if not token.startswith("--")]
+    named = [*args.models, args.dataset, args.stitching]
+    named += [token for token in args.train if not token.startswith("--")]
     named += [args.judge, args.prompts_file, *args.rubrics, *(args.stitch_dataset or [])]
     paths = {str(p): fingerprint_path(p) for p in named if p is not None}
+    runs = [args.run, *args.stability_runs]
+    paths |= {str(p): fingerprint_run(p) for p in runs if p is not None}
     return json.loads(json.dumps({"version": __version__, "options": options, "paths": paths}))
-
-
-def _without_token(tokens: Sequence[str]) -> list[str]:
-    """Options of training, but for the hub's token."""
-    kept, secret = [], False
-    for token in tokens:
-        secret = token.partition("=")[0] == "--hf_token" or (secret and token[:2] != "--")
-        if not secret:
-            kept.append(token)
-    return kept
 
 
 def _nothing_to_do(out: Path, asked: dict[str, Any], wanted: Sequence[str]) -> bool:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sparsify_crosscoder.activations.manifest import is_store
+from sparsify_crosscoder.activations.manifest import is_store, read_manifest
+from sparsify_crosscoder.activations.model_identity import checkpoint_digest
 from sparsify_crosscoder.activations.store import ActivationStore
 from sparsify_crosscoder.activations.stream import ActivationStream, SelectedSources
 from sparsify_crosscoder.cli import RunConfig, train
 from sparsify_crosscoder.crosscoders import Crosscoder
+from sparsify_crosscoder.crosscoders.checkpoints import WEIGHTS, own_crosscoders
 from sparsify_crosscoder.evaluation.false_exclusives import called_exclusive
 from sparsify_crosscoder.evaluation.filter_command import judge, show
 from sparsify_crosscoder.evaluation.top import source_labels
@@ -44,7 +47,15 @@ def harvest_inputs(work: Workspace) -> dict[str, Any]:
     if work.args.run:
         return {"run": str(work.run)}
     options = work.harvest_options.to_dict()
-    return {name: options[name] for name in _OF_HARVEST}
+    inputs = {name: options[name] for name in _OF_HARVEST}
+    if options["partner_revisions"]:
+        inputs["partner_revisions"] = options["partner_revisions"]
+    manifest = read_manifest(work.store)
+    folders = [name for name in work.args.models if os.path.isdir(name)]
+    # Of a hub's model nothing is known before it is here; earlier versions kept no digests.
+    if folders and (manifest is None or "checkpoint" in manifest["sources"][0]):
+        inputs["checkpoints"] = [checkpoint_digest(name) for name in folders]
+    return inputs
 
 
 def harvest(work: Workspace, folder: Path) -> Outcome:
@@ -59,7 +70,7 @@ def harvest(work: Workspace, folder: Path) -> Outcome:
     else:
         result = harvest_run(options, work.device)
         store = ActivationStore.open(work.store)
-        outputs = [file for file in store.path.rglob("*") if file.is_file()]
+        outputs = store.files()
     result["bytes"] = store.num_bytes
     # The manifest has every shard's checksum.
     return Outcome(result, outputs, identity=hash_file(store.path / "manifest.json"))
@@ -69,7 +80,7 @@ def train_inputs(work: Workspace) -> dict[str, Any]:
     if work.args.run:
         return {"run": str(work.run)}
     options = work.harvest_options.to_dict()
-    left_out = {*_NOT_TRAINING, *_OF_HARVEST} - {"shuffle_seed"}
+    left_out = {*_NOT_TRAINING, *_OF_HARVEST, "partner_revisions"} - {"shuffle_seed"}
     return {name: value for name, value in options.items() if name not in left_out}
 
 
@@ -82,9 +93,10 @@ def train_crosscoder(work: Workspace, folder: Path) -> Outcome:
             options.resume = (run / "config.json").exists()
             train(options, work.device)
     summary = json.loads((work.run / "summary.json").read_text(encoding="utf-8"))
-    weights = sorted(work.run.glob("*/**/sae.safetensors")) if not work.args.run else []
-    kept = [path for path in weights if "checkpoints" not in path.relative_to(work.run).parts]
-    outputs = [] if work.args.run else [work.run / "summary.json", *kept]
+    outputs = []
+    if not work.args.run:
+        weights = [work.run / name / WEIGHTS for name in own_crosscoders(work.run)]
+        outputs = [work.run / "summary.json", *weights]
     return Outcome({"summary": summary}, outputs, identity=digest(work.crosscoder))
 
 

@@ -21,7 +21,7 @@ from sparsify_crosscoder.activations.store import ActivationStore
 from sparsify_crosscoder.activations.windows import prepare_windows
 from sparsify_crosscoder.evaluation.false_exclusives import called_exclusive
 from sparsify_crosscoder.interventions.command_parts import read_prompts
-from sparsify_crosscoder.training.artifacts import load_run_texts
+from sparsify_crosscoder.training.artifacts import load_run_texts, run_revisions
 
 from ..flagging_prompt import few_shots, system_prompt
 from ..judge_options import USUAL_ANSWER, estimate_costs, make_client
@@ -121,11 +121,19 @@ class Left:
         return list(self.args.models)
 
     @cached_property
+    def configs(self) -> list[Any]:
+        """Configurations of the models."""
+        options = self.work.run_options if self.args.run else self.work.harvest_options
+        return [
+            AutoConfig.from_pretrained(name, revision=revision, token=options.hf_token)
+            for name, revision in zip(self.names, run_revisions(options), strict=True)
+        ]
+
+    @cached_property
     def models(self) -> list[Model]:
         options = self.work.run_options if self.args.run else self.work.harvest_options
         found = []
-        for s, name in enumerate(self.names):
-            config = AutoConfig.from_pretrained(name, token=options.hf_token)
+        for s, config in enumerate(self.configs):
             with torch.device("meta"):
                 model = AutoModel.from_config(config)
             whole = sum(p.numel() for p in model.parameters())
@@ -138,8 +146,7 @@ class Left:
 
     @cached_property
     def widths(self) -> list[int]:
-        configs = [AutoConfig.from_pretrained(name).get_text_config() for name in self.names]
-        return [config.hidden_size for config in configs]
+        return [config.get_text_config().hidden_size for config in self.configs]
 
     @cached_property
     def pairs(self) -> int:
@@ -156,7 +163,10 @@ class Left:
         probe = texts.select(range(min(PROBED_TEXTS, len(texts))))
         windows = prepare_windows(
             probe,
-            [AutoTokenizer.from_pretrained(name) for name in self.names],
+            [
+                AutoTokenizer.from_pretrained(name, revision=revision, token=options.hf_token)
+                for name, revision in zip(self.names, run_revisions(options), strict=True)
+            ],
             ctx_len=options.ctx_len,
             chat_format=options.chat_format,
             exclude_tokens=options.exclude_tokens,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsify_crosscoder.endings import prepare
+from sparsify_crosscoder.subcommands import add_token_option
 
 from ..judge_options import add_judge_options
 from .plan import STAGES
@@ -211,6 +212,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--stitch_held_out_pairs", type=int, default=8_192, help="to judge by (8,192)"
     )
     group.add_argument("--rubrics", nargs="+", default=[], help="rubrics, by name or file")
+    add_token_option(parser)
     group.add_argument(
         "--rubric_features", type=int, default=3, help="most exclusive latents for them (3)"
     )

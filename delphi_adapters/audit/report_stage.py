@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from sparsify_crosscoder.activations.model_identity import short_names, source_names
 from sparsify_crosscoder.evaluation.top import source_labels
 from sparsify_crosscoder.files import atomic_write_json
 
@@ -75,7 +76,7 @@ def report_data(work: Workspace, folder: Path) -> ReportData:
     summary = summarise_table(autointerp, work.crosscoder, latents, table, filters)
     details = Details(work, latents, filters, {d["latent"]: r for d, r in verified if d["latent"]})
     return ReportData(
-        title=" and ".join(Path(end.model).name for end in work.ends) + ": what differs",
+        title=" and ".join(source_names(work.crosscoder.sources)) + ": what differs",
         created=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         models=[dict(source) for source in work.crosscoder.sources],
         summary=work.records["train"].result["summary"],
@@ -143,7 +144,7 @@ class Details:
         if result is None:
             return None, []
         steered = read_steered(self.work.folder("exclusivity") / STEERED, result.name)
-        models = [Path(one["model"]).name for one in steered]
+        models = short_names([one["model"] for one in steered])
         outputs = SteeredOutputs(
             steered[0]["prompts"],
             steered[0]["strengths"],
@@ -244,6 +245,7 @@ def _stability(work: Workspace, folder: Path) -> dict[str, Any] | None:
         argparse.Namespace(
             runs=[work.run, *work.args.stability_runs],
             device=str(work.device),
+            hf_token=work.args.hf_token,
             pairs=cfg.pairs,
             predictability=cfg.predictability,
             shadow=cfg.shadow,

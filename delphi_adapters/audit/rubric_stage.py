@@ -86,7 +86,7 @@ def _rated(work: Workspace, rubric: Rubric, direction: Direction, folder: Path) 
         own = source == direction.source
         hookpoint = work.ends[source].hookpoint
         stitched = None if own else direction.stitched(hookpoint, load_stitching(work))
-        label = Path(work.ends[source].model).name + ("" if own else ", stitched")
+        label = work.model_name(source) + ("" if own else ", stitched")
         answers[label] = steered_answers(
             partial(work.language_model, source),
             [stitched or direction.steering(hookpoint)],

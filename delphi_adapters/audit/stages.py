@@ -161,6 +161,18 @@ def fingerprint_path(path: str | Path) -> list[list[Any]] | None:
     return [[str(f.relative_to(path)), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
 
 
+def fingerprint_run(path: str | Path) -> list[list[Any]] | None:
+    """The same of a run's own files: what else lies in its folder does not count."""
+    path = Path(path)
+    if not path.exists():
+        return None
+    names = ("config.json", "summary.json")
+    files = [*(path / name for name in names), *path.glob("*/cfg.json"), *path.glob("*/*/cfg.json")]
+    files += [file.with_name("sae.safetensors") for file in files if file.name == "cfg.json"]
+    files = sorted(file for file in files if file.is_file())
+    return [[str(f.relative_to(path)), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+
+
 def _kept(audit: Path, record: Record) -> Path:
     """Where the results of other inputs go; the first free name."""
     name = f"{record.stage}-{fingerprint(record.inputs)}"

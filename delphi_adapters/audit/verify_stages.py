@@ -63,6 +63,7 @@ def stitch(work: Workspace, folder: Path) -> Outcome:
             learning_rate=default.learning_rate,
             seed=0,
             device=str(work.device),
+            hf_token=work.args.hf_token,
         )
     )
     made = folder / "stitching"
@@ -114,7 +115,7 @@ def steer(work: Workspace, folder: Path, directions: Sequence[Direction], source
     stitching = load_stitching(work)
     model, tokenizer = work.language_model(source)
     hookpoint, prompts = work.ends[source].hookpoint, read_prompts(work.args)
-    name = Path(work.ends[source].model).name
+    name = work.model_name(source)
     for one, role in tqdm(todo, desc=f"Steering {name}", unit="direction"):
         found = dose_response(
             model,

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sparsify_crosscoder.activations.manifest import is_store, read_manifest
+from sparsify_crosscoder.activations.model_identity import short_names
 from sparsify_crosscoder.activations.sources import load_language_model, pick_device
 from sparsify_crosscoder.cli import RunConfig, load_run_config, parse_run_config
 from sparsify_crosscoder.crosscoders import Crosscoder
 from sparsify_crosscoder.evaluation.false_exclusives import FilterConfig
-from sparsify_crosscoder.interventions.command_parts import End, ends_of
+from sparsify_crosscoder.interventions.command_parts import End, check_model, ends_of
 
 from ..autointerp import Autointerp, JudgingConfig
 from ..crosscoder_cache import CrosscoderLatentCache
@@ -56,6 +57,8 @@ class Workspace:
         """
         model, partner = self.args.models
         argv = [model, str(self.args.dataset), "--partners", partner, *self.args.train]
+        if self.args.hf_token is not None:
+            argv += ["--hf_token", self.args.hf_token]
         if not is_store(self.args.dataset):
             argv += ["--cache", str(self.folder("harvest") / "store")]
         return parse_run_config(argv)
@@ -87,7 +90,7 @@ class Workspace:
 
     @cached_property
     def run_options(self) -> RunConfig:
-        return load_run_config(self.run)
+        return load_run_config(self.run, self.args.hf_token)
 
     @cached_property
     def crosscoder(self) -> Crosscoder:
@@ -106,7 +109,7 @@ class Workspace:
 
     @cached_property
     def text(self) -> RunText:
-        return RunText.of_run(self.run, self.device)
+        return RunText.of_run(self.run, self.device, self.args.hf_token)
 
     @cached_property
     def cache(self) -> CrosscoderLatentCache:
@@ -118,7 +121,6 @@ class Workspace:
             ctx_len=self.args.cache_ctx_len,
             windows=self.args.cache_windows,
             outlier_multiple=self.run_options.outlier_multiple,
-            name=self.run.name,
         )
 
     @cached_property
@@ -155,10 +157,17 @@ class Workspace:
     def language_model(self, source: int) -> tuple[Any, Any]:
         """One of the models with its head, and its tokenizer."""
         options = self.run_options
-        return load_language_model(
-            self.ends[source].model,
+        end = self.ends[source]
+        loaded = load_language_model(
+            end.model,
             device=self.device,
             dtype=options.model_dtype,
-            revision=self.ends[source].revision,
+            revision=end.revision,
             token=options.hf_token,
         )
+        check_model(end.model, end.revision, end.checkpoint)
+        return loaded
+
+    def model_name(self, source: int) -> str:
+        """What one of the models is called, unlike the other."""
+        return short_names([end.model for end in self.ends])[source]

@@ -21,6 +21,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from sparsify_crosscoder.activations.model_identity import short_names
 from sparsify_crosscoder.files import atomic_path, atomic_write_json
 from sparsify_crosscoder.interventions.command_parts import (
     CHAT,
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for label, target in targets.items():
 
         def load(target: Target = target) -> tuple[Any, Any]:
-            model, tokenizer = load_model(args, target.name, target.revision)
+            model, tokenizer = load_model(args, target.name, target.revision, target.checkpoint)
             return with_backend(model, tokenizer, args.backend), tokenizer
 
         answers[label] = steered_answers(
@@ -210,7 +211,7 @@ def _described(target: Target) -> dict[str, Any]:
 
 def _labelled(targets: Sequence[Target]) -> dict[str, Target]:
     """Targets by their models' names, with what tells them apart where these are equal."""
-    names = [Path(target.name).name for target in targets]
+    names = short_names([target.name for target in targets])
     if len(set(names)) < len(names):
         names = [
             f"{name} {target.steering[0].hookpoint} ({number})"

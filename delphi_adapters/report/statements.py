@@ -7,6 +7,8 @@ from itertools import islice
 from statistics import mean, median
 from typing import Any, Literal, NamedTuple
 
+from sparsify_crosscoder.activations.model_identity import source_names
+
 from . import trust
 from .data import ReportData
 from .trust import Statement
@@ -45,10 +47,8 @@ def spread(values: list[float]) -> Spread | None:
 
 
 def model_names(data: ReportData) -> list[str]:
-    """A short name of every source: the last part of its name, with its hookpoint if need be."""
-    short = [str(model["name"]).rstrip("/").rpartition("/")[2] for model in data.models]
-    if len(set(short)) < len(short):
-        short = [f"{name} {one['hookpoint']}" for name, one in zip(short, data.models, strict=True)]
+    """A short name of every source, all different: see `source_names`."""
+    short = source_names(data.models)
     if len(set(short)) < len(short):
         short = [f"{name} ({s})" for s, name in enumerate(short)]
     return short

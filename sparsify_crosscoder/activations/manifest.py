@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 from datasets import ClassLabel, Dataset, concatenate_datasets, load_from_disk
+from transformers import PreTrainedModel
 
+from .model_identity import checkpoint_digest
 from .shards import damaged
-from .sources import Source, weights_digest
+from .sources import Source, sampled_digest, weights_digest
 
 FORMAT = "sparsify-crosscoder activations"
 VERSION = 2
@@ -25,7 +27,7 @@ def new_manifest(sources: Sequence[Source]) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "version": VERSION,
-        "sources": [_describe(source) for source in sources],
+        "sources": [describe_source(source) for source in sources],
         "parts": [],
     }
 
@@ -86,12 +88,25 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     return manifest
 
 
-def identity(manifest: dict[str, Any]) -> list[dict[str, Any]]:
-    """What of the sources has to agree: all but where a model was loaded from."""
-    return [
-        {key: value for key, value in source.items() if key not in ("name", "revision")}
-        for source in manifest["sources"]
-    ]
+def same_sources(manifest: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two stores' sources agree in all but where their models were loaded from."""
+    ones, others = manifest["sources"], other["sources"]
+    return len(ones) == len(others) and all(map(_same_source, ones, others))
+
+
+def _same_source(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    compared = {"hookpoint", "width", "model_dtype", "tokenizer"}
+    if any(one.get(name) != other.get(name) for name in compared):
+        return False
+    # Stores of earlier versions have the sampled digest where others have that of all values.
+    name = "weights" if ("sampled" in one) == ("sampled" in other) else "sampled"
+    return one.get(name, one["weights"]) == other.get(name, other["weights"])
+
+
+def is_model(source: dict[str, Any], model: PreTrainedModel) -> bool:
+    """Whether a loaded model has the weights of a store's source, in its dtype."""
+    digest = weights_digest if "sampled" in source else sampled_digest
+    return digest(model) == source["weights"]
 
 
 def shard_name(number: int) -> str:
@@ -176,16 +191,29 @@ def _columns(windows: Dataset) -> Iterator[tuple[str, np.ndarray]]:
             yield name, column.to_numpy(zero_copy_only=False)
 
 
-def _describe(source: Source) -> dict[str, Any]:
+def hash_pairs(windows: Dataset) -> str:
+    """Checksum of the tokens and pairs of windows, and of which texts they are from."""
+    names = [n for n in windows.column_names if n.startswith(("input_ids_", "pairs_"))]
+    return hash_windows(windows.select_columns(sorted(["text_id", *names])))
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """sha256 of what a tokenizer does to a text."""
     # Truncation and padding, which come first, change with how a tokenizer was last called.
-    tokenizer = source.tokenizer.backend_tokenizer.to_str()
-    tokenizer = tokenizer[tokenizer.index('"added_tokens":') :]
+    state = tokenizer.backend_tokenizer.to_str()
+    return hashlib.sha256(state[state.index('"added_tokens":') :].encode()).hexdigest()
+
+
+def describe_source(source: Source) -> dict[str, Any]:
+    """What a store says of a source."""
     return {
         "name": source.name,
-        "revision": getattr(source.model.config, "_commit_hash", None),
+        "revision": source.revision,
         "hookpoint": source.hookpoint,
         "width": source.width,
         "model_dtype": str(source.model.dtype).removeprefix("torch."),
         "weights": weights_digest(source.model),
-        "tokenizer": hashlib.sha256(tokenizer.encode()).hexdigest(),
+        "sampled": sampled_digest(source.model),
+        "checkpoint": checkpoint_digest(source.name, source.revision),
+        "tokenizer": tokenizer_digest(source.tokenizer),
     }

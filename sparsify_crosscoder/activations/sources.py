@@ -3,21 +3,25 @@
 import difflib
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.import_utils import is_accelerate_available, is_bitsandbytes_available
+from xxhash import xxh3_128
 
 from ..hardware import Purpose, pick_device, pick_model_dtype
 from .limits import warn_of_tokens_without_vectors
 from .loading import ModelName, check_weights, load_config, load_pretrained, load_tokenizer
+from .model_identity import commit_of
 from .placement import accelerate_hooks, input_device, source_devices
 
 DIGEST_VALUES = 1024
-"""How many values of each weight `weights_digest` reads."""
+"""How many values of each weight `sampled_digest` reads."""
+
+_DIGESTED_AT_ONCE = 2**24  # values
 
 
 @dataclass
@@ -43,6 +47,9 @@ class Source:
     """Whether later tokens do not reach the hookpoint, so that padding behind a text needs no mask:
     attention without one is faster."""
 
+    revision: str | None = None
+    """The hub's commit that the model is of; none for a folder."""
+
 
 def load_sources(
     names: Sequence[str],
@@ -52,6 +59,7 @@ def load_sources(
     device: torch.device | str,
     dtype: str | torch.dtype = "auto",
     revision: str | None = None,
+    revisions: Sequence[str | None] = (),
     load_in_8bit: bool = False,
     token: str | None = None,
     devices: Sequence[torch.device | str] = (),
@@ -62,8 +70,9 @@ def load_sources(
 
     `hookpoints` or `layers` gives one place per source, in order; without either each model is read
     at its middle layer. Hookpoints are relative to `model.base_model`; the causal LM's spelling
-    (`model.layers.16`, `transformer.h.3`) is accepted too. `revision` belongs to `names[0]` alone.
-    A model named twice (at one revision) is loaded once and shared.
+    (`model.layers.16`, `transformer.h.3`) is accepted too. `revision` belongs to `names[0]` alone;
+    `revisions` gives one per source instead, in order. Model and tokenizer are of one commit even
+    if a branch moves meanwhile. A model named twice (at one revision) is loaded once and shared.
 
     Models are put on `device`; `devices` gives one per source instead, in order. `device_map`, one
     of DEVICE_MAPS, has transformers spread each model over all devices that there are, and over
@@ -91,9 +100,16 @@ def load_sources(
                 f"{len(names)} models ({', '.join(names)}) need {len(names)} {option}s in the same "
                 f"order, got {len(places)}: {', '.join(map(str, places))}."
             )
+    if revisions and len(revisions) != len(names):
+        raise ValueError(
+            f"{len(names)} models ({', '.join(names)}) need {len(names)} revisions in the same "
+            f"order, got {len(revisions)}."
+        )
     keys = [
-        ModelName(name, revision if i == 0 else None, token, trust_remote_code)
-        for i, name in enumerate(names)
+        ModelName(name, own, token, trust_remote_code)
+        for name, own in zip(
+            names, revisions or [revision, *[None] * (len(names) - 1)], strict=True
+        )
     ]
     places = [(key.name, key.revision) for key in keys]
     placed = source_devices(places, pick_device(device), devices, device_map)
@@ -102,11 +118,14 @@ def load_sources(
     # Configs and tokenizers first: they are small, and most mistakes show in them.
     tokenizers: dict[ModelName, Any] = {}
     stored: dict[ModelName, torch.dtype | None] = {}
+    commits: list[str | None] = []
     for i, key in enumerate(keys):
         config = load_config(key)
-        stored[key] = stored_dtype(config)
         if layers:
             _check_layer(key.name, layers[i], _num_layers(config))
+        commits.append(commit_of(key.name, key.revision))
+        key = keys[i] = replace(key, revision=commits[i] or key.revision)
+        stored[key] = stored_dtype(config)
         if key not in tokenizers:
             tokenizers[key] = load_tokenizer(key)
             _check_fast(key.name, tokenizers[key])
@@ -136,7 +155,8 @@ def load_sources(
             hookpoint = f"{path}.{layers[i] if layers else num_layers // 2}"
         output = try_hookpoint(model, hookpoint, name=key.name)
         width, causal = output.shape[2], is_causal(output)
-        sources.append(Source(key.name, hookpoint, model, tokenizers[key], width, causal))
+        place = (key.name, hookpoint, model, tokenizers[key], width, causal)
+        sources.append(Source(*place, commits[i]))
     return sources
 
 
@@ -175,6 +195,20 @@ def stored_dtype(config: Any) -> torch.dtype | None:
     """The dtype that a checkpoint's config says it is kept in."""
     dtype = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
     return dtype if isinstance(dtype, torch.dtype) else getattr(torch, str(dtype), None)
+
+
+def load_base_model(
+    name: str, *, dtype: torch.dtype, revision: str | None = None, token: str | None = None
+) -> PreTrainedModel:
+    """A model without its head in the CPU's memory; raises ValueError if it cannot be loaded."""
+    return load_pretrained(ModelName(name, revision, token), place=torch.device("cpu"), dtype=dtype)
+
+
+def load_fast_tokenizer(name: str, *, revision: str | None = None, token: str | None = None) -> Any:
+    """A model's fast tokenizer; raises ValueError if it cannot be loaded, or is a slow one."""
+    tokenizer = load_tokenizer(ModelName(name, revision, token))
+    _check_fast(name, tokenizer)
+    return tokenizer
 
 
 def layer_list(model: PreTrainedModel) -> tuple[str, int]:
@@ -270,9 +304,22 @@ def weights_digest(model: PreTrainedModel) -> str:
     """Checksum of a model's weights, the same wherever they are: on any device, or offloaded.
 
     Of every parameter and stored buffer of `model.base_model` it reads the name, shape, dtype and
-    up to DIGEST_VALUES values, spread evenly, of 8-bit weights the scales too. So a head does not
-    matter, another dtype or quantisation does, and a change of a few values can be missed. Weights
-    offloaded to a disk are read whole.
+    all values, of 8-bit weights the scales too. So a head does not matter, and another dtype or
+    quantisation does.
+    """
+    digest = xxh3_128()
+    for name, weight in _stored_tensors(model.base_model):
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
+        for values in weight.detach().reshape(-1).split(_DIGESTED_AT_ONCE):
+            digest.update(values.cpu().contiguous().view(torch.uint8).numpy().data)
+    return f"xxh3-128:{digest.hexdigest()}"
+
+
+def sampled_digest(model: PreTrainedModel) -> str:
+    """The checksum by which stores of earlier versions know a model.
+
+    As `weights_digest`, of up to DIGEST_VALUES values of each weight, spread evenly: a change of a
+    few values can be missed.
     """
     digest = hashlib.sha256()
     for name, weight in _stored_tensors(model.base_model):

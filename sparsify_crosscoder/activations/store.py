@@ -12,8 +12,9 @@ manifest.json:
 
     format      "sparsify-crosscoder activations"
     version     2
-    sources     per source: name, revision, hookpoint, width, dtype of the model, digest of its
-                weights, sha256 of the tokenizer
+    sources     per source: name, revision (the hub's commit), hookpoint, width, dtype of the model,
+                digest of its weights in that dtype ("sampled": of some of their values, as earlier
+                versions took it), digest of its checkpoint's files, sha256 of the tokenizer
     parts       one for each harvest, all further ones appended or merged:
       complete      whether every shard is there
       windows       count, pairs, sha256 of the contents
@@ -217,6 +218,12 @@ class ActivationStore:
     def sources(self) -> list[dict[str, Any]]:
         """`name`, `hookpoint` and `width` of each source, and more that identifies it."""
         return self.manifest["sources"]
+
+    def files(self) -> list[Path]:
+        """The files of the store, without what else lies in its folder."""
+        folders = [self.path / windows_name(part) for part in range(len(self.manifest["parts"]))]
+        windows = [file for folder in folders for file in sorted(folder.iterdir())]
+        return [self.path / MANIFEST, *windows, *(self.path / s["file"] for s in self._shards)]
 
     @property
     def d_sources(self) -> list[int]:

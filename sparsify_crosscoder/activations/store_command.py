@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..subcommands import execute
+from ..subcommands import add_token_option, execute
+from .model_identity import source_names
+from .sources import load_fast_tokenizer
 from .store import ActivationStore
 
 
@@ -30,6 +32,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--drop_unfinished", action="store_true", help="give up what an append left unfinished"
     )
+    add_token_option(parser)
     parser.add_argument("--json", type=Path, help="also write what is shown to this file")
     execute(parser, run, argv)
 
@@ -50,7 +53,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     held = describe(store)
     print_description(held, verified=args.verify)
     if args.show:
-        held["shown"] = [show_pair(store, number) for number in args.show]
+        held["shown"] = [show_pair(store, number, args.hf_token) for number in args.show]
         for pair in held["shown"]:
             print(
                 f"\npair {pair['pair']}  text {pair['text_id']} of {pair['dataset']}, characters "
@@ -92,10 +95,8 @@ def print_description(held: dict[str, Any], *, verified: bool) -> None:
             print("  from " + ", ".join([origin["dataset"], *origin["extra_datasets"]]))
 
 
-def show_pair(store: ActivationStore, number: int) -> dict[str, Any]:
+def show_pair(store: ActivationStore, number: int, token: str | None = None) -> dict[str, Any]:
     """Where a pair is from, and the text around it in every model's own tokens."""
-    from transformers import AutoTokenizer
-
     from ..evaluation.top import mark_tokens
 
     pair = store.pair(number)
@@ -107,13 +108,17 @@ def show_pair(store: ActivationStore, number: int) -> dict[str, Any]:
         "characters": list(pair.characters),
         "token_ids": pair.token_ids,
         "contexts": {
-            f"{letter} {Path(source['name']).name}": mark_tokens(
+            f"{letter} {name}": mark_tokens(
                 window,
                 s,
                 {pair.position: 1.0},
                 pair.position,
-                AutoTokenizer.from_pretrained(source["name"]),
+                load_fast_tokenizer(
+                    store.sources[s]["name"], revision=store.sources[s]["revision"], token=token
+                ),
             )
-            for s, (letter, source) in enumerate(zip("ABCDEFGH", store.sources, strict=False))
+            for s, (letter, name) in enumerate(
+                zip("ABCDEFGH", source_names(store.sources), strict=False)
+            )
         },
     }

@@ -14,10 +14,10 @@ from tqdm import tqdm
 from ..files import atomic_path, atomic_write_json, hash_file
 from .manifest import (
     MANIFEST,
-    identity,
     is_whole,
     load_part_windows,
     read_manifest,
+    same_sources,
     shard_name,
     shift_texts,
     windows_name,
@@ -40,7 +40,7 @@ def merge_stores(path: Path, stores: Sequence[Path]) -> None:
     merged = {**first, "parts": []}
     found: dict[str, list[tuple[Path, int, dict[str, Any]]]] = {}
     for store, manifest in zip(stores, manifests, strict=True):
-        if identity(manifest) != identity(first):
+        if not same_sources(manifest, first):
             refuse(store, "sources", manifest["sources"], first["sources"])
         for number, part in enumerate(manifest["parts"]):
             if part["settings"]["dtype"] != first["parts"][0]["settings"]["dtype"]:

@@ -31,13 +31,13 @@ from .manifest import (
     LOCK,
     MANIFEST,
     hash_windows,
-    identity,
     is_whole,
     load_part_windows,
     new_manifest,
     new_part,
     note_of,
     read_manifest,
+    same_sources,
     shard_name,
     shift_texts,
     windows_name,
@@ -158,7 +158,7 @@ def _begin(
     """Make the folder ready for a part that is not whole, and say which; None if all are."""
     manifest = read_manifest(path) or wanted
     parts = manifest["parts"]
-    if identity(manifest) != identity(wanted):
+    if not same_sources(manifest, wanted):
         refuse(path, "sources", manifest["sources"], wanted["sources"])
     covered, rest = _covered(parts, windows)
     if rest is None or not parts:

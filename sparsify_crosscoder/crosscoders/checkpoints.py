@@ -11,6 +11,7 @@ and their widths, the normalisation factors and the inference thresholds.
 from __future__ import annotations
 
 import json
+import re
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 WEIGHTS = "sae.safetensors"
 CONFIG = "cfg.json"
+OPTIONS = "config.json"
+"""Beside the crosscoders of a run, the options that it was started with."""
 
 
 def blocks_to_dense(module: Any, state: dict[str, Tensor], prefix: str, _metadata: Any) -> None:
@@ -169,23 +172,75 @@ def load_many(
 ) -> dict[str, Crosscoder]:
     folder = Path(name) if local else download(name, f"{pattern}/*" if pattern else None)
     if layers is None:
-        layers = [p.parent.relative_to(folder).as_posix() for p in folder.rglob(CONFIG)]
-        layers = [
-            name
-            for name in layers
-            if not name.startswith(("checkpoints/", "best/")) and fnmatch(name, pattern or "*")
-        ]
+        layers = [name for name in own_crosscoders(folder) if fnmatch(name, pattern or "*")]
     if not layers:
-        raise FileNotFoundError(f"No crosscoder in '{folder}'.")
+        raise FileNotFoundError(f"No crosscoder in '{folder}'.{_runs_inside(folder)}")
     return {layer: load(folder / layer, device) for layer in natsorted(layers)}
 
 
+def own_crosscoders(folder: Path) -> list[str]:
+    """Names of the crosscoders that training put into a run's folder, or a push into a repository.
+
+    They are `<hookpoints>` or `<hookpoints>/seed<N>`, the sources' hookpoints joined by "+". In a
+    folder without any such, all crosscoders one level below it, or two as `seed<N>`. So other runs,
+    copies, backups, exported halves and checkpoints inside a run are not taken for its own.
+    """
+    asked = _hookpoints_of_run(folder)
+    found = [name for name in _candidates(folder) if name.split("/")[0] == asked]
+    if found:
+        return natsorted(found)
+    hookpoints = {name: _hookpoints(folder / name / CONFIG) for name in _candidates(folder)}
+    crosscoders = [name for name, places in hookpoints.items() if places is not None]
+    own = [name for name in crosscoders if name.split("/")[0] == hookpoints[name]]
+    return natsorted(own or crosscoders)
+
+
+def _candidates(folder: Path) -> list[str]:
+    """Where in a folder training could have put crosscoders."""
+    found = [place.parent.relative_to(folder).as_posix() for place in folder.glob(f"*/{CONFIG}")]
+    for place in folder.glob(f"*/seed*/{CONFIG}"):
+        if re.fullmatch(r"seed-?\d+", place.parent.name):
+            found.append(place.parent.relative_to(folder).as_posix())
+    return found
+
+
+def _hookpoints_of_run(folder: Path) -> str | None:
+    """The joined hookpoints by a run's options; None where these do not say."""
+    try:
+        return "+".join(json.loads((folder / OPTIONS).read_text(encoding="utf-8"))["hookpoints"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _hookpoints(file: Path) -> str | None:
+    """The joined hookpoints of a crosscoder's sources; None for a file that is no crosscoder's."""
+    try:
+        cfg = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""  # a damaged one is not passed over: loading it says so
+    if not isinstance(cfg, dict) or "d_sources" not in cfg:
+        return None
+    try:
+        return "+".join(source["hookpoint"] for source in cfg["sources"])
+    except (KeyError, TypeError):
+        return ""
+
+
+def _runs_inside(folder: Path) -> str:
+    inside = sorted(file.parent.name for file in folder.glob(f"*/{OPTIONS}"))
+    return f" It holds runs: {', '.join(inside)}; name one of them." if inside else ""
+
+
 def load_one(run: Path, seed: int | None, device: str | torch.device) -> Crosscoder:
-    crosscoders = load_many(str(run), True, None, device, None)
-    wanted = [n for n in crosscoders if seed is None or n.endswith(f"/seed{seed}")]
+    if (run / CONFIG).exists() and seed is None:
+        return load(run, device)
+    names = own_crosscoders(run)
+    if not names:
+        raise FileNotFoundError(f"No crosscoder in '{run}'.{_runs_inside(run)}")
+    wanted = [n for n in names if seed is None or n.endswith(f"/seed{seed}")]
     if not wanted:
-        raise ValueError(f"'{run}' has no crosscoder of seed {seed}: {[*crosscoders]}.")
-    return crosscoders[wanted[0]]
+        raise ValueError(f"'{run}' has no crosscoder of seed {seed}: {names}.")
+    return load(run / wanted[0], device)
 
 
 def load_from_hub(name: str, hookpoint: str | None, device: str | torch.device) -> Crosscoder:

@@ -8,9 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..activations.model_identity import source_names
 from ..activations.stream import ActivationStream
 from ..crosscoders import Crosscoder
-from ..subcommands import execute
+from ..subcommands import add_token_option, execute
 from .clusters import clusters, duplicates
 from .false_exclusives import FilterConfig, filter_exclusives
 
@@ -29,11 +30,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..training.artifacts import load_pairs
 
     device = pick_device(args.device)
-    options = load_run_config(args.run)
+    options = load_run_config(args.run, args.hf_token)
     crosscoder = Crosscoder.load_one(args.run, args.seed, device)
     cfg = filter_config(args, options.outlier_multiple)
     result = {"run": str(args.run), **judge(crosscoder, load_pairs(options, device), cfg)}
-    show(result, [Path(source["name"]).name for source in crosscoder.sources])
+    show(result, source_names(crosscoder.sources))
     return result
 
 
@@ -123,4 +124,5 @@ def add_filter_options(parser: argparse.ArgumentParser) -> None:
         help=f"pairs on which a latent must fire to be scorable ({default.min_firings})",
     )
     parser.add_argument("--device", default=None, help="device to run on")
+    add_token_option(parser)
     parser.add_argument("--json", type=Path, help="also write everything to this file")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..activations.model_identity import same_model
 from ..activations.stream import ActivationStream
 from ..crosscoders import Crosscoder
 from .clusters import Cluster
@@ -138,10 +139,14 @@ def _check(runs: Sequence[FoundClusters]) -> None:
         raise ValueError(f"Stability compares two runs or more, got {len(runs)}.")
     if len({run.name for run in runs}) < len(runs):
         raise ValueError("Every run needs a name of its own.")
-    places = [[(s["name"], s["hookpoint"]) for s in run.crosscoder.sources] for run in runs]
-    widths = [run.crosscoder.d_sources for run in runs]
-    for run, place, width in zip(runs, places, widths, strict=True):
-        if place != places[0] or width != widths[0]:
+    first = runs[0].crosscoder
+    for run in runs:
+        sources = run.crosscoder.sources
+        same = run.crosscoder.d_sources == first.d_sources and all(
+            one["hookpoint"] == other["hookpoint"] and same_model(one, other)
+            for one, other in zip(sources, first.sources, strict=True)
+        )
+        if not same:
             raise ValueError(f"'{run.name}' has other sources than '{runs[0].name}'.")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from ..activations.model_identity import source_names
 from ..crosscoders import Crosscoder
 from ..subcommands import execute
 from .clusters import clusters
@@ -33,7 +34,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if len(args.runs) < 2:
         raise ValueError("Stability compares two runs or more; name several run folders.")
     device = pick_device(args.device)
-    options = [load_run_config(run) for run in args.runs]
+    options = [load_run_config(run, args.hf_token) for run in args.runs]
     pairs = load_pairs(options[0], device)
     found, verdicts = [], {}
     for name, (run, own) in tqdm(
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         found.append(FoundClusters(name, crosscoder, clusters(crosscoder, filtered)))
         verdicts[name] = filtered.counts()
     outcome = stability(found, pairs, num_pairs=args.pairs)
-    names = [Path(source["name"]).name for source in found[0].crosscoder.sources]
+    names = source_names(found[0].crosscoder.sources)
     for one in found:
         print(f"{one.name}: {verdicts[one.name]['kept']:,} kept, {len(one.clusters):,} clusters")
     for count in range(len(found), 1, -1):

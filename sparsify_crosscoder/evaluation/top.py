@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..activations.model_identity import source_names
 from ..activations.normalization import within_norm
 from ..crosscoders import Crosscoder, SparseCode
-from ..subcommands import execute
+from ..subcommands import add_token_option, execute
 from .latent_moments import DENSE_FRACTION
 
 if TYPE_CHECKING:
@@ -279,23 +280,21 @@ def print_reports(
 
 
 def run_pairs(
-    run: Path, pairs: int, device: torch.device
+    run: Path, pairs: int, device: torch.device, token: str | None = None
 ) -> tuple[Iterator[tuple[list[Tensor], Tensor, Tensor]], datasets.Dataset, list[Any]]:
     """Pairs of the texts that a run was trained on, from its store or by running its models.
 
     Returns the pairs as `collect_occurrences` takes them, the windows, and the tokenizers.
     """
-    from transformers import AutoTokenizer
-
     from ..activations.harvest import harvest_windows
     from ..cli import load_run_config
     from ..training.artifacts import load_run_sources, load_windows, run_store
+    from ..training.provenance import load_run_tokenizers
 
-    args = load_run_config(run)
+    args = load_run_config(run, token)
     store = run_store(args)
     if store is not None:
-        names = [args.model, *args.partners]
-        tokenizers = [AutoTokenizer.from_pretrained(name) for name in names]
+        tokenizers = load_run_tokenizers(args, store)
 
         def from_store():
             stop = min(pairs, len(store))
@@ -335,6 +334,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--pairs", type=int, default=100_000, help="pairs to search (100,000)")
     parser.add_argument("--seed", type=int, default=None, help="which of several --init_seeds")
     parser.add_argument("--device", default=None, help="device to run on")
+    add_token_option(parser)
     parser.add_argument("--json", type=Path, help="also write what is shown to this file")
     execute(parser, show_top, argv)
 
@@ -349,7 +349,7 @@ def show_top(args: argparse.Namespace) -> list[dict[str, Any]]:
     for latent in args.latents or ():
         if not 0 <= latent < crosscoder.num_latents:
             raise ValueError(f"There are latents 0..{crosscoder.num_latents - 1}, not {latent}.")
-    chunks, windows, tokenizers = run_pairs(args.run, args.pairs, device)
+    chunks, windows, tokenizers = run_pairs(args.run, args.pairs, device, args.hf_token)
     outlier_multiple = load_run_config(args.run).outlier_multiple
     found = collect_occurrences(crosscoder, chunks, outlier_multiple)
     latents = args.latents
@@ -369,5 +369,5 @@ def show_top(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def source_labels(crosscoder: Crosscoder) -> list[str]:
     """A letter and the model's name for each source."""
-    names = [Path(source["name"]).name for source in crosscoder.sources]
+    names = source_names(crosscoder.sources)
     return [f"{letter} {name}" for letter, name in zip("ABCDEFGH", names, strict=False)]

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from ..activations.model_identity import checkpoint_digest, same_model, same_name
 from ..activations.sources import load_language_model, pick_device
 from ..crosscoders import Crosscoder
+from ..subcommands import add_token_option
 from .generation import PROMPTS, Sampling
+from .vectors import SteeringVector
 
 if TYPE_CHECKING:
     from ..cli import RunConfig
@@ -25,7 +28,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model_dtype", default="auto", help="auto, float32, bfloat16 or float16 (auto)"
     )
-    parser.add_argument("--hf_token", default=None, help="token for gated or private models")
+    add_token_option(parser)
     parser.add_argument(
         "--trust_remote_code", action="store_true", help="run the code that comes with a model"
     )
@@ -88,9 +91,18 @@ def device_of(args: argparse.Namespace) -> torch.device:
     return pick_device(args.device)
 
 
-def load_model(args: argparse.Namespace, name: str, revision: str | None = None) -> tuple[Any, Any]:
-    """The language model of a name and its tokenizer, as the options say."""
-    return load_language_model(
+def load_model(
+    args: argparse.Namespace,
+    name: str,
+    revision: str | None = None,
+    checkpoint: str | None = None,
+) -> tuple[Any, Any]:
+    """The language model of a name and its tokenizer, as the options say.
+
+    Raises ValueError if it cannot be loaded, or its checkpoint has another digest than
+    `checkpoint`.
+    """
+    loaded = load_language_model(
         name,
         device=device_of(args),
         dtype=args.model_dtype,
@@ -98,6 +110,18 @@ def load_model(args: argparse.Namespace, name: str, revision: str | None = None)
         token=args.hf_token,
         trust_remote_code=args.trust_remote_code,
     )
+    check_model(name, revision, checkpoint)
+    return loaded
+
+
+def check_model(name: str, revision: str | None, checkpoint: str | None) -> None:
+    """Raise ValueError if a model's checkpoint has another digest; None is any."""
+    now = None if checkpoint is None else checkpoint_digest(name, revision)
+    if now is not None and now != checkpoint:
+        raise ValueError(
+            f"'{name}' has other weights or settings now than the model that the run or vector was "
+            "made with. Put that model back in its place."
+        )
 
 
 class End(NamedTuple):
@@ -106,27 +130,47 @@ class End(NamedTuple):
     model: str
     revision: str | None
     hookpoint: str
+    checkpoint: str | None = None
+    """Digest of its checkpoint, where the run recorded one."""
 
 
 def ends_of(options: RunConfig, crosscoder: Crosscoder) -> list[End]:
     """The models of a run in the order of its crosscoder's sources."""
+    from ..training.artifacts import run_revisions
+
     names = [options.model, *options.partners]
-    revisions = [options.revision, *[None] * len(options.partners)]
     hookpoints = [source["hookpoint"] for source in crosscoder.sources]
-    return [End(*end) for end in zip(names, revisions, hookpoints, strict=True)]
+    checkpoints = [source.get("checkpoint") for source in crosscoder.sources]
+    ends = zip(names, run_revisions(options), hookpoints, checkpoints, strict=True)
+    return [End(*end) for end in ends]
 
 
-def source_of(ends: Sequence[End], model: str, hookpoint: str) -> int:
-    """Which of a run's models a vector belongs to; raises ValueError if to none."""
-    found = [
-        s
-        for s, end in enumerate(ends)
-        if end.hookpoint == hookpoint and Path(end.model).name == Path(model).name
-    ]
+def _described(one: End | SteeringVector) -> dict[str, Any]:
+    return {"name": one.model, "revision": one.revision, "checkpoint": one.checkpoint}
+
+
+def source_of(ends: Sequence[End], vector: SteeringVector) -> int:
+    """Which of a run's models a vector belongs to, by the digest of its checkpoint.
+
+    Of vectors and runs that have none by the model's name and revision. Raises ValueError if it
+    belongs to none, or to several.
+    """
+
+    def is_of(end: End) -> bool:
+        return end.hookpoint == vector.hookpoint and same_model(*map(_described, (end, vector)))
+
+    found = [s for s, end in enumerate(ends) if is_of(end)]
     if len(found) != 1:
         sources = ", ".join(f"{end.model} {end.hookpoint}" for end in ends)
+        named = [end for end in ends if same_name(end.model, vector.model)]
+        reason = ""
+        if len(found) > 1:
+            reason = f" {len(found)} of these are that model there."
+        elif any(end.hookpoint == vector.hookpoint for end in named):
+            reason = " The model of that name had other weights when the vector was made."
         raise ValueError(
-            f"The vector is of '{model}' at {hookpoint}, and the run's sources are {sources}. "
-            "Make the vector at the run's hookpoint, or say with --source which one it is for."
+            f"The vector is of '{vector.model}' at {vector.hookpoint}, and the run's sources are "
+            f"{sources}.{reason} Make the vector at the run's hookpoint, or say with --source "
+            "which one it is for."
         )
     return found[0]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from ..activations.model_identity import checkpoint_digest, commit_of
 from ..activations.sources import layer_list
 from ..subcommands import execute
 from .command_parts import add_model_options, add_sampling_options, load_model, sampling
@@ -42,7 +43,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         batch_size=16 if args.batch_size is None else args.batch_size,
         show_progress=True,
     )
-    vector = found.vector()
+    commit = commit_of(args.model, args.revision)
+    vector = replace(
+        found.vector(),
+        model=args.model,
+        checkpoint=checkpoint_digest(args.model, commit),
+        revision=commit,
+    )
     vector.save(args.out)
     if persona.questions:
         for side, answers in found.answers.items():

@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..activations.model_identity import checkpoint_digest, same_model, short_names
+from ..activations.sources import load_fast_tokenizer
 from ..subcommands import execute
 from .basis import LEAST_R2, identity_line, identity_r2
 from .command_parts import (
@@ -45,11 +47,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Steer, measure, print and return everything as JSON values."""
     prompts, how = read_prompts(args), sampling(args)
     targets = _targets(args)
-    words = _common_words(targets) if len(targets) > 1 else None
+    words = _common_words(args, targets) if len(targets) > 1 else None
+    names = short_names([target.name for target in targets])
     result: dict[str, Any] = {"prompts": prompts, "models": []}
     changes: list[list[Changes]] = []
     for number, target in enumerate(targets):
-        model, tokenizer = load_model(args, target.name, target.revision)
+        model, tokenizer = load_model(args, target.name, target.revision, target.checkpoint)
         if args.vector is not None:
             _check_vectors(args, target, model, tokenizer)
         found = dose_response(
@@ -75,10 +78,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 ]
             )
         del model
-        show(found, target)
+        show(found, target, names[number])
         if args.plot is not None:
             labels = ", ".join(s.label or "vector" for s in target.steering)
-            found.plot(_numbered(args.plot, number), f"{Path(target.name).name}: {labels}")
+            found.plot(_numbered(args.plot, number), f"{names[number]}: {labels}")
         described = [
             {
                 "label": s.label,
@@ -104,21 +107,20 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def _common_words(targets: Sequence[Target]) -> tuple[Tensor, Tensor]:
-    from transformers import AutoTokenizer
+def _common_words(args: argparse.Namespace, targets: Sequence[Target]) -> tuple[Tensor, Tensor]:
+    return common_words(
+        *(load_fast_tokenizer(t.name, revision=t.revision, token=args.hf_token) for t in targets)
+    )
 
-    tokenizers = [AutoTokenizer.from_pretrained(t.name, revision=t.revision) for t in targets]
-    return common_words(*tokenizers)
 
-
-def show(found: DoseResponse, target: Target) -> None:
-    """Print the answers, shortened, and the dose-response table."""
+def show(found: DoseResponse, target: Target, name: str) -> None:
+    """Print the answers, shortened, and the dose-response table under a model's name."""
     what = " + ".join(
         f"{s.label or 'vector'} at {s.hookpoint} ({s.mode}, |vector| {s.vector.norm():.3g} x "
         f"{s.scale:.3g})"
         for s in target.steering
     )
-    print(f"\n{Path(target.name).name}: {what}")
+    print(f"\n{name}: {what}")
     for answers in found.generations.answers:
         print(f"\n  {answers[0].prompt!r}")
         for answer in answers:
@@ -147,27 +149,36 @@ def _targets(args: argparse.Namespace) -> list[Target]:
 def _of_vectors(args: argparse.Namespace) -> Target:
     options = steering_options(args)
     vectors = [SteeringVector.load(path) for path in args.vector]
-    if len({vector.model for vector in vectors}) > 1:
+    if len({vector.checkpoint or vector.model for vector in vectors}) > 1:
         raise ValueError("Vectors that act together must be of one model.")
+    first = vectors[0]
     steering = [
         vector.steering(**options, label=path.stem)
         for vector, path in zip(vectors, args.vector, strict=True)
     ]
-    return Target(args.model or vectors[0].model, None, steering)
+    if args.model is None:
+        return Target(first.model, first.revision, steering, first.checkpoint)
+    return Target(args.model, None, steering)
 
 
 def _check_vectors(args: argparse.Namespace, target: Target, model: Any, tokenizer: Any) -> None:
     """Say whether vectors of another model serve in this one; raises ValueError if they do not."""
-    own = SteeringVector.load(args.vector[0]).model
-    if args.model is None or _same_place(own, args.model):
+    vector = SteeringVector.load(args.vector[0])
+    own = vector.model
+    if args.model is None or same_model(
+        {"name": own, "checkpoint": vector.checkpoint},
+        {"name": args.model, "checkpoint": checkpoint_digest(args.model)},
+    ):
         return
     if args.map == "identity":
         print(identity_line(own, target.name, None))
         return
     try:
-        others, tokenizers = load_model(args, own)
+        others, tokenizers = load_model(args, own, vector.revision, vector.checkpoint)
     except ValueError:
-        print(f"{own} is not there any more; the vector is used in {target.name} as it is.")
+        print(
+            f"{own} is not there any more as it was; the vector is used in {target.name} as it is."
+        )
         return
     try:
         r2 = min(
@@ -183,10 +194,6 @@ def _check_vectors(args: argparse.Namespace, target: Target, model: Any, tokeniz
             "or use it as it is with --map identity."
         ) from error
     print(identity_line(own, target.name, r2))
-
-
-def _same_place(one: str, other: str) -> bool:
-    return one == other or Path(one).resolve() == Path(other).resolve()
 
 
 def _numbered(path: Path, number: int) -> Path:

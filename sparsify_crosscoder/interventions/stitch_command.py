@@ -14,9 +14,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..activations.harvest import run_harvest
+from ..activations.model_identity import source_names
 from ..activations.sources import Source
 from ..activations.stream import TensorStream
-from ..subcommands import execute
+from ..subcommands import add_token_option, execute
 from .command_parts import device_of
 from .stitching import Stitching, StitchingConfig, check_folder, fit_stitching
 from .unseen_text import unseen_text
@@ -37,6 +38,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Stitch two of a run's models together, write and print the outcome and return it."""
     from ..cli import load_run_config
     from ..training.artifacts import load_run_sources
+    from ..training.provenance import source_of_run
 
     cfg = StitchingConfig(
         sources=(args.sources[0], args.sources[1]),
@@ -47,7 +49,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     )
     if args.pairs < 1 or args.held_out_pairs < 1:
         raise ValueError("--pairs and --held_out_pairs must be positive.")
-    options = load_run_config(args.run)
+    options = load_run_config(args.run, args.hf_token)
     names = [options.model, *options.partners]
     if max(cfg.sources) >= len(names):
         raise ValueError(f"The run has sources 0 to {len(names) - 1}, not {list(cfg.sources)}.")
@@ -74,7 +76,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         TensorStream([x[: args.pairs] for x in fitted], seed=args.seed),
         TensorStream(held_out),
         cfg,
-        sources=[{"name": s.name, "hookpoint": s.hookpoint, "width": s.width} for s in sources],
+        sources=[source_of_run(source) for source in sources],
         text={"datasets": datasets, **text.facts},
         device=device,
     )
@@ -115,10 +117,7 @@ def show(stitching: Stitching) -> None:
         f"{report['held_out_pairs']:,} of {text['texts_held_out']:,} held out; R2 of these:"
     )
     numbers = stitching.cfg.sources
-    names = {
-        number: Path(source["name"]).name
-        for number, source in zip(numbers, stitching.sources, strict=True)
-    }
+    names = dict(zip(numbers, source_names(stitching.sources), strict=True))
     rows = [(f"{names[d['from']]} to {names[d['to']]}", d) for d in report["directions"]]
     rows += [(f"{names[d['source']]} and back", d) for d in report["round_trips"]]
     width = max(len(name) for name, _ in rows)
@@ -205,5 +204,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=int, default=0, help="order of the pairs (0)")
     parser.add_argument("--device", default=None, help="device to run on")
+    add_token_option(parser)
     parser.add_argument("--json", type=Path, help="also write everything to this file")
     return parser

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from ..activations.model_identity import same_model
 from ..activations.stream import ActivationStream
 from ..files import atomic_path, atomic_write_json
 from .affine_maps import (
@@ -147,6 +149,20 @@ class Stitching:
                         f"run's has {theirs.get(name)!r}; make one with `sparsify-crosscoder "
                         "stitch RUN`."
                     )
+            if same_model(own, theirs):
+                continue
+            if own.get("checkpoint") and theirs.get("checkpoint"):
+                raise ValueError(
+                    f"This stitching is of source {number} with the model '{own['name']}', and the "
+                    f"run's, '{theirs['name']}', has other weights; make one with "
+                    "`sparsify-crosscoder stitch RUN`."
+                )
+            if own.get("name"):
+                logging.getLogger(__name__).warning(
+                    "This stitching is of source %d with the model '%s', the run's is '%s'; that "
+                    "they are the same cannot be checked.",
+                    *(number, own.get("name"), theirs.get("name")),
+                )
 
     def to(self, device: torch.device | str) -> Stitching:
         """The same stitching on another device."""

@@ -32,6 +32,8 @@ class Target:
     name: str
     revision: str | None
     steering: list[Steering]
+    checkpoint: str | None = None
+    """Digest that the model's checkpoint must have, if known."""
 
 
 def add_target_options(parser: argparse.ArgumentParser) -> None:
@@ -86,7 +88,7 @@ def latent_targets(args: argparse.Namespace, latents: Sequence[int]) -> list[Tar
 
     options = steering_options(args)
     device = device_of(args)
-    configured = load_run_config(args.run)
+    configured = load_run_config(args.run, args.hf_token)
     crosscoder = Crosscoder.load_one(args.run, args.seed, device)
     for latent in latents:
         if not 0 <= latent < crosscoder.num_latents:
@@ -104,11 +106,11 @@ def latent_targets(args: argparse.Namespace, latents: Sequence[int]) -> list[Tar
     if args.s_max is not None:
         largest = torch.full((len(latents),), args.s_max)
         if fit is not None:
-            chunks, _, _ = run_pairs(args.run, min(args.pairs, ENOUGH_PAIRS), device)
+            chunks, _, _ = run_pairs(args.run, min(args.pairs, ENOUGH_PAIRS), device, args.hf_token)
             for _ in fit.watch(chunks):
                 pass
     else:
-        chunks, _, _ = run_pairs(args.run, args.pairs, device)
+        chunks, _, _ = run_pairs(args.run, args.pairs, device, args.hf_token)
         watched = chunks if fit is None else fit.watch(chunks)
         wanted, multiple = torch.tensor(latents), configured.outlier_multiple
         largest = largest_activations(crosscoder, watched, wanted, multiple)
@@ -143,13 +145,16 @@ def latent_targets(args: argparse.Namespace, latents: Sequence[int]) -> list[Tar
             one if origin == source else carried(one, origin)
             for one, origin in zip(steering, origins, strict=True)
         ]
-        return [Target(ends[source].model, ends[source].revision, mapped)]
-    targets = [Target(ends[source].model, ends[source].revision, steering)]
+        return [_target(ends[source], mapped)]
+    targets = [_target(ends[source], steering)]
     if maps is not None:
-        other = ends[maps.other(source)]
         mapped = [carried(one, source) for one in steering]
-        targets.append(Target(other.model, other.revision, mapped))
+        targets.append(_target(ends[maps.other(source)], mapped))
     return targets
+
+
+def _target(end: End, steering: list[Steering]) -> Target:
+    return Target(end.model, end.revision, steering, end.checkpoint)
 
 
 def _origin(crosscoder: Crosscoder, latent: int, source: int) -> int:

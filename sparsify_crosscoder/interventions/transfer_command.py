@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..activations.model_identity import short_names
 from ..crosscoders import Crosscoder
 from ..subcommands import execute
 from .command_parts import (
@@ -43,12 +44,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     vector = SteeringVector.load(args.vector)
     if args.out.exists():
         SteeringVector.load(args.out)  # raises for what must not be overwritten
-    configured = load_run_config(args.run)
+    configured = load_run_config(args.run, args.hf_token)
     crosscoder = Crosscoder.load_one(args.run, args.seed, device_of(args))
     ends = ends_of(configured, crosscoder)
     source = args.source
     if source is None:
-        source = source_of(ends, vector.model, vector.hookpoint)
+        source = source_of(ends, vector)
     target = args.target if args.target is not None else int(source == 0)
 
     stitching = None if args.stitching is None else Stitching.load(args.stitching)
@@ -75,7 +76,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     }
     made_of = {"kind": "transfer", "from": str(args.vector), "run": str(args.run)}
     made_of |= {"latents": result["latents"], "source": vector.provenance}
-    moved = SteeringVector(found.vector, there.model, there.hookpoint, 1.0, made_of)
+    moved = SteeringVector(
+        *(found.vector, there.model, there.hookpoint, 1.0, made_of),
+        checkpoint=there.checkpoint,
+        revision=there.revision,
+    )
     moved.save(args.out)
     print(f"The transferred vector is in {args.out}.")
 
@@ -102,13 +107,14 @@ def _effects(
     here, there = ends
     prompts, strengths = read_prompts(args), args.strengths
     options = {"chat": CHAT[args.chat]}
-    model, tokenizer = load_model(args, here.model, here.revision)
+    names = short_names([here.model, there.model])
+    model, tokenizer = load_model(args, here.model, here.revision, here.checkpoint)
     own = Steering(vector.vector, here.hookpoint, vector.scale)
     original = word_effects(
         model, prompts, [own], strengths, args.words, tokenizer=tokenizer, **options
     )[0]
     del model
-    model, tokenizer = load_model(args, there.model, there.revision)
+    model, tokenizer = load_model(args, there.model, there.revision, there.checkpoint)
     controls = random_transfers(
         crosscoder, vector.vector * vector.scale, found, args.controls, norm=args.norm
     )
@@ -117,9 +123,9 @@ def _effects(
     moved = word_effects(
         model, prompts, steering, strengths, args.words, tokenizer=tokenizer, **options
     )
-    rows = {f"{Path(here.model).name}, original": original}
+    rows = {f"{names[0]}, original": original}
     for name, values in zip(candidates, moved, strict=False):
-        rows[f"{Path(there.model).name}, {name}"] = values
+        rows[f"{names[1]}, {name}"] = values
     by_chance = moved[len(candidates) :]
     rows["random latents, mean"] = by_chance.mean(0)
     rows["random latents, largest"] = by_chance.max(0).values
@@ -168,7 +174,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("vector", type=Path, help="a file of `persona` or SteeringVector.save")
     parser.add_argument("--out", type=Path, required=True, help="file to write the vector to")
-    parser.add_argument("--source", type=int, default=None, help="the vector's model (by name)")
+    parser.add_argument(
+        "--source", type=int, default=None, help="the vector's model (by its weights)"
+    )
     parser.add_argument("--target", type=int, default=None, help="the other model (the first)")
     parser.add_argument(
         "--num_latents", type=int, default=NUM_LATENTS, help=f"latents to use ({NUM_LATENTS})"

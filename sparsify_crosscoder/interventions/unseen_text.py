@@ -120,9 +120,10 @@ def _texts_of_run(
     Raises ValueError if the dataset does not give the pairs that the run reported.
     """
     args = text_options(args)
+    before = _reported(run)
     texts = load_run_texts(args)
     windows, report = load_windows(args, sources)
-    _check_unchanged(run, args.dataset, report["alignment"])
+    _check_unchanged(run, args.dataset, before, report["alignment"])
     train, held_out = split_run_windows(args, windows)
     read = report["alignment"]["texts"]
     behind = texts.select([*range(read, len(texts))])
@@ -136,14 +137,19 @@ def _texts_of_run(
     return texts.select(_text_ids(windows, train)), others, mean
 
 
-def _check_unchanged(run: Path, dataset: str, now: dict[str, Any]) -> None:
+def _reported(run: Path) -> dict[str, Any]:
+    """What a finished run says of its texts; raises ValueError for one that is not finished."""
     file = run / "summary.json"
     if not file.exists():
         raise ValueError(
             f"'{run}' has no summary.json, so what it was trained on cannot be checked; let the "
             f"run finish (--resume)."
         )
-    before = json.loads(file.read_text(encoding="utf-8"))["data"]["alignment"]
+    return json.loads(file.read_text(encoding="utf-8"))["data"]["alignment"]
+
+
+def _check_unchanged(run: Path, dataset: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise ValueError where the texts of a run without a record of them have other counts now."""
     for name in ("texts", "pairs", "tokens"):
         if before[name] != now[name]:
             raise ValueError(

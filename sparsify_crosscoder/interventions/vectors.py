@@ -35,6 +35,12 @@ class SteeringVector:
     provenance: dict[str, Any] = field(default_factory=dict)
     """What it was made from; JSON values."""
 
+    checkpoint: str | None = None
+    """Digest of the model's checkpoint (`checkpoint_digest`), if known."""
+
+    revision: str | None = None
+    """The hub's commit of the model, if it is the hub's."""
+
     def steering(self, **options: Any) -> Steering:
         """What steers with it; `options` are further fields of `Steering`."""
         return Steering(self.vector, self.hookpoint, self.scale, **options)
@@ -54,6 +60,9 @@ class SteeringVector:
             "scale": repr(float(self.scale)),
             "provenance": json.dumps(self.provenance, ensure_ascii=False),
         }
+        for name in ("checkpoint", "revision"):
+            if (value := getattr(self, name)) is not None:
+                described[name] = value
         with atomic_path(path) as temporary:
             save_file({"vector": self.vector.detach().float().cpu()}, temporary, described)
 
@@ -80,6 +89,8 @@ class SteeringVector:
             described["hookpoint"],
             float(described["scale"]),
             json.loads(described["provenance"]),
+            described.get("checkpoint"),
+            described.get("revision"),
         )
 
 

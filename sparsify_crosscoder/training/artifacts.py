@@ -25,6 +25,15 @@ from ..activations.windows import alignment_report, prepare_windows
 from ..registry import get_architecture
 from ..world import current_world
 from .data import PairedData, check_length
+from .provenance import (
+    check_models,
+    check_store,
+    check_texts,
+    record,
+    recorded_revisions,
+    source_of_run,
+    sources_of_store,
+)
 
 if TYPE_CHECKING:
     from ..cli import RunConfig
@@ -105,8 +114,8 @@ def align_texts(
 def load_windows(args: RunConfig, sources: list[Source]) -> tuple[datasets.Dataset, dict[str, Any]]:
     """Aligned windows of the run's texts, and what the alignment reports.
 
-    With --pairs, those of the first texts that give so many. Raises ValueError if all do not, and
-    for windows that a model cannot read.
+    With --pairs, those of the first texts that give so many. Raises ValueError if all do not, for
+    windows that a model cannot read, and if a run that was begun before has read other ones.
     """
     args = text_options(args)
     texts = load_run_texts(args)
@@ -117,6 +126,7 @@ def load_windows(args: RunConfig, sources: list[Source]) -> tuple[datasets.Datas
         windows = _enough_windows(args, texts, sources, args.pairs)
         num_texts = windows[-1]["text_id"] + 1
     check_windows(sources, windows)
+    check_texts(args, windows)
     return windows, {"alignment": asdict(alignment_report(windows, num_texts))}
 
 
@@ -152,25 +162,36 @@ def load_run_sources(args: RunConfig, device: torch.device) -> list[Source]:
     """The models that the options name, read where the options say.
 
     They are on the options' `devices` if they name some. A run may be looked at on another machine
-    than it was made on: if one of these is not there, all models are on `device`.
+    than it was made on: if one of these is not there, all models are on `device`. Those of a run
+    that was begun before are read at the commits that it recorded; raises ValueError if one is
+    another model now.
     """
     try:
         devices = [pick_device(name) for name in args.devices]
     except ValueError:
         devices = []
-    return load_sources(
+    sources = load_sources(
         [args.model, *args.partners],
         hookpoints=args.hookpoints,
         layers=args.layers,
         device=device,
         dtype=args.model_dtype,
-        revision=args.revision,
+        revisions=run_revisions(args),
         load_in_8bit=args.load_in_8bit,
         token=args.hf_token,
         devices=devices,
         device_map=args.device_map,
         trust_remote_code=args.trust_remote_code,
     )
+    check_models(args, sources)
+    return sources
+
+
+def run_revisions(args: RunConfig) -> list[str | None]:
+    """The revision of each model: the commit that a run recorded, or what the options say."""
+    asked = [args.revision, *(args.partner_revisions or [None] * len(args.partners))]
+    recorded = recorded_revisions(args) or asked
+    return [commit or revision for commit, revision in zip(recorded, asked, strict=True)]
 
 
 def load_artifacts(args: RunConfig, device: torch.device) -> PairedData:
@@ -182,12 +203,15 @@ def load_artifacts(args: RunConfig, device: torch.device) -> PairedData:
     """
     if is_store(args.dataset):
         store = ActivationStore.open(args.dataset)
+        check_store(args, store, whole=True)
         windows, widths = store.windows, store.d_sources
         facts: dict[str, Any] = {"alignment": asdict(alignment_report(windows, _num_texts(store)))}
         facts |= {"store": args.dataset}
+        described = sources_of_store(store, [args.model, *args.partners])
     else:
         store = None
         sources = load_run_sources(args, device)
+        described = [source_of_run(source) for source in sources]
         args.hookpoints, args.layers = [source.hookpoint for source in sources], []
         widths = [source.width for source in sources]
     coder = get_architecture(args.arch).coder_class
@@ -220,16 +244,12 @@ def load_artifacts(args: RunConfig, device: torch.device) -> PairedData:
             **ranks,
         )
 
-    names = [args.model, *args.partners]
-    described = [
-        {"name": name, "hookpoint": hookpoint, "width": width}
-        for name, hookpoint, width in zip(names, args.hookpoints, widths, strict=True)
-    ]
     return PairedData(
         stream(train, args.shuffle_seed),
         stream(held_out, HELD_OUT_SEED) if len(held_out) else None,
         described,
         facts,
+        record(described, windows, store),
     )
 
 
@@ -272,12 +292,16 @@ def _num_texts(store: ActivationStore) -> int:
 
 
 def run_store(args: RunConfig) -> ActivationStore | None:
-    """The store that a run was trained from, if there is one."""
+    """The store that a run was trained from, if there is one; raises ValueError if it is another
+    now."""
     if is_store(args.dataset):
-        return ActivationStore.open(args.dataset)
-    if args.cache is not None and Path(args.cache).exists():
-        return ActivationStore.open(args.cache)
-    return None
+        store = ActivationStore.open(args.dataset)
+    elif args.cache is not None and Path(args.cache).exists():
+        store = ActivationStore.open(args.cache)
+    else:
+        return None
+    check_store(args, store)
+    return store
 
 
 def load_pairs(args: RunConfig, device: torch.device) -> ActivationStream:

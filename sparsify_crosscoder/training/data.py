@@ -16,9 +16,11 @@ class PairedData:
     train: ActivationStream
     held_out: ActivationStream | None
     sources: list[dict[str, Any]]
-    """`name`, `hookpoint` and `width` of each source."""
+    """`name`, `hookpoint` and `width` of each source, and what tells its model apart."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What alignment and harvest reported."""
+    trained_on: dict[str, Any] | None = None
+    """What the run records of its models and texts (`provenance.record`)."""
 
     def describe(self) -> dict[str, Any]:
         """What alignment and harvest reported, with the latest counts of the streams."""

@@ -1,6 +1,6 @@
 """What a run leaves on disk.
 
-    <run>/config.json                 options, versions, git state
+    <run>/config.json                 options, versions, git state, what it is trained on
     <run>/metrics.jsonl               one line per `log_every` steps
     <run>/summary.json                the result, written at the end
     <run>/<hookpoints>/               the newest crosscoder: sae.safetensors, cfg.json
@@ -12,9 +12,12 @@ crosscoder replace the one in the run folder, and the checkpoint before it go.
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import logging
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -98,7 +101,16 @@ class RunFolder:
                 setattr(cfg, name, before.get(name))
         if not cfg.hookpoints and not cfg.layers:
             cfg.hookpoints = before.get("hookpoints", [])
+        cfg.trained_on = before.pop("trained_on", None) or {}
+        if not cfg.trained_on:
+            logging.getLogger(__name__).warning(
+                "The run in '%s' has no record of its models and texts, so it cannot be checked "
+                "that they are the same.",
+                self.path,
+            )
         now = json.loads(json.dumps(cfg.to_dict()))
+        # Options that there were none of when the run began are as they are left out.
+        before = {**_left_out(cfg), **before}
         changed = [
             f"{name}: {before.get(name)!r} before, {now.get(name)!r} now"
             for name in sorted(before.keys() | now.keys())
@@ -113,17 +125,26 @@ class RunFolder:
                 f"them:\n  " + "\n  ".join(changed)
             )
 
-    def begin(self, cfg: CrosscoderTrainConfig, step: int, *, resumed: bool) -> None:
+    def begin(
+        self,
+        cfg: CrosscoderTrainConfig,
+        step: int,
+        *,
+        resumed: bool,
+        trained_on: dict[str, Any] | None = None,
+    ) -> None:
         """Write the options of a new run, or cut the log of a resumed one back to `step`.
 
-        Raises ValueError if another run is in the folder.
+        `trained_on` is what `provenance.record` says of its models and texts. Raises ValueError if
+        another run is in the folder.
         """
         if not resumed:
             self.check_free()
         self.path.mkdir(parents=True, exist_ok=True)
-        atomic_write_json(
-            self.path / "config.json", {**cfg.to_dict(), "environment": environment()}
-        )
+        options = {**cfg.to_dict(), "environment": environment()}
+        if trained_on is not None:
+            options["trained_on"] = trained_on
+        atomic_write_json(self.path / "config.json", options)
         metrics = self.path / "metrics.jsonl"
         lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
@@ -169,7 +190,7 @@ class RunFolder:
         newest = self.path / "checkpoints" / f"step_{step:06d}"
         for name in names:
             self._publish(newest / name, self.path / name)
-        for older in newest.parent.glob("step_*"):
+        for older in self._checkpoints():
             if older != newest:
                 shutil.rmtree(older)
 
@@ -189,8 +210,14 @@ class RunFolder:
 
     def newest_checkpoint(self) -> Path | None:
         """The last whole checkpoint, None if the run was stopped before its first."""
-        found = self.path.glob("checkpoints/step_*")
-        return max(found, key=lambda folder: int(folder.name[len("step_") :]), default=None)
+        return max(
+            self._checkpoints(), key=lambda folder: int(folder.name[len("step_") :]), default=None
+        )
+
+    def _checkpoints(self) -> list[Path]:
+        """Whole checkpoints, without copies of them under other names."""
+        found = (self.path / "checkpoints").glob("step_*")
+        return [folder for folder in found if re.fullmatch(r"step_\d+", folder.name)]
 
     def load_checkpoint(self, names: list[str], device: torch.device) -> dict[str, Any]:
         """Everything that `new_checkpoint` kept, by name.
@@ -230,6 +257,17 @@ class RunFolder:
                 f"from it. Restore the file, or delete '{folder.parent.parent}' and begin again."
             ) from error
         return state
+
+
+def _left_out(cfg: CrosscoderTrainConfig) -> dict[str, Any]:
+    """Values of options that are left out."""
+    values = {}
+    for option in dataclasses.fields(cfg):
+        if option.default is not dataclasses.MISSING:
+            values[option.name] = option.default
+        elif option.default_factory is not dataclasses.MISSING:
+            values[option.name] = option.default_factory()
+    return {k: v for k, v in values.items() if k in cfg.to_dict() and k != "sae"}
 
 
 def environment() -> dict[str, Any]:

@@ -182,7 +182,9 @@ class CrosscoderTrainer(sparsify.Trainer):
         rank_zero = self.world.rank == 0
         if rank_zero:
             resumed = self.global_step > 0 or getattr(self.cfg, "resume", False)
-            self.folder.begin(self.cfg, self.global_step, resumed=resumed)
+            self.folder.begin(
+                self.cfg, self.global_step, resumed=resumed, trained_on=self.data.trained_on
+            )
         wandb = self._start_wandb() if rank_zero else None
         started = time.monotonic()
         if self.global_step == 0:

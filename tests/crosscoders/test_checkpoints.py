@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from sparsify import SparseCoder
 
 from sparsify_crosscoder import Crosscoder, ResidualDedicatedFeatureCrosscoder
 from sparsify_crosscoder.activations.normalization import estimate_normalization
+from sparsify_crosscoder.config import CrosscoderConfig
 from sparsify_crosscoder.registry import architecture_names
 
 
@@ -193,3 +195,77 @@ def test_a_plain_sae_and_an_empty_folder_are_refused(tmp_path):
     (tmp_path / "cfg.json").write_text("{", encoding="utf-8")
     with pytest.raises(ValueError, match="damaged"):
         Crosscoder.load_from_disk(tmp_path)
+
+
+PLACE = "layers.1+h.2"
+
+
+def of_size(num_latents: int, folder: Path) -> Path:
+    """A crosscoder read at layers.1 and h.2, written into a folder."""
+    sources = [{"name": "m", "hookpoint": place, "width": 4} for place in PLACE.split("+")]
+    Crosscoder(
+        [4, 4], CrosscoderConfig(num_latents=num_latents, k=2), sources=sources
+    ).save_to_disk(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        f"big/{PLACE}",  # a run named run/big
+        f"seed1/{PLACE}",
+        f"a-backup/run/{PLACE}",
+        "a-copy",  # of the crosscoder's own folder
+        f"{PLACE}.old",
+        f"{PLACE}/seed0-old",
+        f"checkpoints/step_000005/{PLACE}",
+        f"best/{PLACE}",
+        "delphi/latents/model.layers.1",
+    ],
+)
+def test_only_what_training_put_there_is_a_runs_own(inner, tmp_path):
+    of_size(16, tmp_path / "run" / PLACE)
+    of_size(32, tmp_path / "run" / inner)
+    assert list(Crosscoder.load_many(str(tmp_path / "run"), local=True)) == [PLACE]
+    assert Crosscoder.load_one(tmp_path / "run").num_latents == 16
+
+
+def test_an_exported_half_inside_a_run_is_not_its_crosscoder(tmp_path):
+    of_size(16, tmp_path / PLACE)
+    for inner in ("exported", "exported/layers.1", "layers.1"):
+        Crosscoder.load_one(tmp_path).export_sae(0, tmp_path / inner)
+    assert Crosscoder.load_one(tmp_path).num_latents == 16
+
+
+def test_the_crosscoders_of_several_seeds_are_a_runs_own(tmp_path):
+    for seed in (0, 1, 10):
+        of_size(16 + seed, tmp_path / PLACE / f"seed{seed}")
+    of_size(99, tmp_path / "copy" / PLACE / "seed1")
+    found = Crosscoder.load_many(str(tmp_path), local=True)
+    assert list(found) == [f"{PLACE}/seed{seed}" for seed in (0, 1, 10)]
+    assert Crosscoder.load_one(tmp_path, 1).num_latents == 17
+    with pytest.raises(ValueError, match="no crosscoder of seed 2"):
+        Crosscoder.load_one(tmp_path, 2)
+
+
+def test_a_damaged_crosscoder_is_not_replaced_by_a_copy_beside_it(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"hookpoints": PLACE.split("+")}))
+    of_size(16, tmp_path / "a-copy")
+    of_size(16, tmp_path / PLACE)
+    (tmp_path / PLACE / "cfg.json").write_text("{")
+    with pytest.raises(ValueError, match=r"cfg\.json' is damaged"):
+        Crosscoder.load_one(tmp_path)
+
+
+def test_a_moved_run_and_the_folder_of_its_crosscoder_are_loaded(tmp_path):
+    of_size(16, tmp_path / "runs" / "exp" / PLACE)
+    (tmp_path / "runs" / "exp").rename(tmp_path / "renamed")
+    assert Crosscoder.load_one(tmp_path / "renamed").num_latents == 16
+    assert Crosscoder.load_one(tmp_path / "renamed" / PLACE).num_latents == 16
+
+
+def test_a_folder_of_runs_is_no_run(tmp_path):
+    of_size(16, tmp_path / "exp" / PLACE)
+    (tmp_path / "exp" / "config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="It holds runs: exp; name one of them"):
+        Crosscoder.load_one(tmp_path)

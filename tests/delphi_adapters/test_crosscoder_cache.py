@@ -115,6 +115,8 @@ def test_a_cache_that_was_stopped_goes_on(coder, text, tmp_path):
         assert file.read_bytes() == other.read_bytes()
     with pytest.raises(ValueError, match="coder"):
         CrosscoderLatentCache(coder, text, tmp_path / "stopped", ctx_len=CTX, name="y")
+    unnamed = CrosscoderLatentCache(coder, text, tmp_path / "stopped", ctx_len=CTX)
+    assert unnamed.writer.finished
     other = copy.deepcopy(coder)
     with torch.no_grad():
         other.b_dec[0] += 0.1
