@@ -59,12 +59,16 @@ def make_client(args: argparse.Namespace, folder: Path) -> Client | None:
     from .clients import AnthropicClient, BatchAnthropicClient
     from .clients.anthropic_client import MissingAPIKey
 
+    for name in ("max_tokens", "concurrency", "max_concurrent"):
+        if (value := getattr(args, name, None)) is not None and value < 1:
+            raise ValueError(f"--{name} must be at least 1, got {value}.")
     provider = args.provider or ("anthropic" if args.judge.startswith("claude") else "transformers")
     if provider == "transformers":
         from .clients import TransformersClient
 
         for option in ("batch", "max_cost", "prices"):
-            if getattr(args, option):
+            given = getattr(args, option)
+            if given is not None and given is not False:
                 raise ValueError(f"--{option} is for Claude models; a local model costs nothing.")
         if args.dry_run:
             return None

@@ -26,6 +26,7 @@ from .activations.store_models import check_store_models
 from .config import CrosscoderTrainConfig
 from .crosscoders.checkpoints import CONFIG
 from .endings import WRONG_USE, UsageError, ending, prepare, take_debug
+from .evaluation.scorability import FILTER_PAIRS, MIN_FIRINGS
 from .files import atomic_write_json
 from .registry import Architecture, ArchitectureError, architecture_names, get_architecture
 from .surroundings import command_surroundings
@@ -42,8 +43,8 @@ _HARVEST_GOES_ON = "the same command goes on with what is not in the store yet"
 class RunConfig(CrosscoderTrainConfig, SparsifyRunConfig):
     """Train a crosscoder over the activations of several models."""
 
-    arch: str = "dfc"
-    """Architecture to train, by its registered name."""
+    arch: str = "rdfc"
+    """Architecture to train, by its registered name. The residual DFC finds differences best."""
 
     partners: list[str] = list_field()
     """Models to compare with MODEL, in order. Their --hookpoints follow that of MODEL; without
@@ -328,7 +329,11 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
 
     print(f"\n{summary['arch']} with {summary['num_latents']:,} latents in '{folder}':")
     if summary["fve"] is not None:
-        print(f"  held-out FVE {summary['fve']:.4f}, mean L0 {summary['mean_l0']:.1f}")
+        line = f"  held-out FVE {summary['fve']:.4f}, mean L0 {summary['mean_l0']:.1f}"
+        if summary.get("held_out_outliers"):
+            line += f"; with the {percent(summary['held_out_outlier_share'])} of the pairs that "
+            line += f"are outliers, FVE {summary['fve_with_outliers']:.4f}"
+        print(line)
     names = source_names(summary["sources"])
     for s, source in enumerate(summary["sources"]):
         place = f" {source['hookpoint']}"
@@ -338,11 +343,19 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
             line += " (without its 5 largest dimensions "
             line += f"{summary['fve_without_top5_per_source'][s]:.4f})"
         exclusive = summary["dead_fraction_exclusive"][s]
-        if exclusive is not None:
-            line += f", {percent(1 - exclusive)} of its exclusive latents alive"
         print(line)
+        if exclusive is not None:
+            block = (summary.get("exclusive_latents") or [None] * (s + 1))[s]
+            of = "" if block is None else f" of its {block:,}"
+            line = f"    {percent(1 - exclusive)}{of} exclusive latents fired at least once in the "
+            line += f"last {summary['dead_window']:,} pairs"
+            if summary.get("exclusive_judgeable") is not None:
+                line += f", {summary['exclusive_judgeable'][s]:,} as often as `filter` needs to "
+                line += f"judge them (on 1 in {FILTER_PAIRS // MIN_FIRINGS} pairs)"
+            print(line)
     print(
-        f"  dead latents {percent(summary['dead_fraction'])}, {summary['pairs']:,} pairs in "
+        f"  {percent(summary['dead_fraction'])} of all latents did not fire in the last "
+        f"{summary['dead_window']:,} pairs; {summary['pairs']:,} pairs in "
         f"{summary['wall_seconds']:,.0f} s"
     )
 

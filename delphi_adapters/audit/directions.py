@@ -67,13 +67,15 @@ def directions_to_verify(work: Workspace) -> tuple[list[Direction], dict[str, An
     autointerp = work.autointerp()
     flags = flagging.load_flags(work.folder("explain"))
     decisions = interpretability.load(work.folder("score"))
-    scores = {row["latent"]: row["score"] for row in filtered(work)["latents"]}
+    rows = filtered(work)["latents"]
+    scores = {row["latent"]: row["score"] for row in rows}
     explained = [latent for latent in explained_latents(work) if latent in owners]
     names = {latent: autointerp.name(latent) for latent in explained}
 
     explained.sort(key=lambda latent: (-scores.get(latent, 0.0), latent))
     flagged = [latent for latent in explained if flags[names[latent]].harmful]
-    kept = [latent for latent in explained if scores.get(latent) and latent not in flagged]
+    passed = {row["latent"] for row in rows if row["verdict"] == "kept"}
+    kept = [latent for latent in explained if latent in passed and latent not in flagged]
     candidates: list[tuple[int, Why]] = [(latent, "flagged") for latent in flagged]
     for latent in kept:
         candidates.append((latent, "kept"))

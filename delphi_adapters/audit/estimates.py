@@ -188,7 +188,7 @@ class Left:
             count = sae.resolve_num_latents(self.widths)
             if args.latents != ["all"]:
                 count = round(count * sum(getattr(sae, "exclusive_fractions", [0.0])))
-        return min(count, args.explain_limit or count)
+        return count if args.explain_limit is None else min(count, args.explain_limit)
 
     @cached_property
     def directions(self) -> int:

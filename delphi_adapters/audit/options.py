@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsify_crosscoder.endings import prepare
+from sparsify_crosscoder.evaluation.scorability import FILTER_PAIRS
 from sparsify_crosscoder.subcommands import add_token_option
 
 from ..judge_options import add_judge_options
@@ -160,7 +161,9 @@ def make_parser() -> argparse.ArgumentParser:
     group.add_argument("--source", type=int, default=0, help="whose tokens the judge reads (0)")
     group.add_argument("--cache_ctx_len", type=int, default=256, help="tokens of a row (256)")
     group.add_argument("--cache_windows", type=int, help="windows of the text to cache (all)")
-    group.add_argument("--filter_pairs", type=int, default=131_072, help="pairs (131,072)")
+    group.add_argument(
+        "--filter_pairs", type=int, default=FILTER_PAIRS, help=f"pairs ({FILTER_PAIRS:,})"
+    )
     group.add_argument("--predictability", type=float, help="as of `sparsify-crosscoder filter`")
     group.add_argument("--shadow", type=float, help="as of `sparsify-crosscoder filter`")
     group.add_argument("--min_firings", type=int, help="as of `sparsify-crosscoder filter`")

@@ -74,7 +74,7 @@ def report_data(work: Workspace, folder: Path) -> ReportData:
     }
     table = features(autointerp, work.crosscoder, filters, exclusivity)
     summary = summarise_table(autointerp, work.crosscoder, latents, table, filters)
-    details = Details(work, latents, filters, {d["latent"]: r for d, r in verified if d["latent"]})
+    details = Details(work, latents, filters, by_latent(verified))
     return ReportData(
         title=" and ".join(source_names(work.crosscoder.sources)) + ": what differs",
         created=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
@@ -188,6 +188,13 @@ def _verified(work: Workspace) -> list[tuple[dict[str, Any], Exclusivity]]:
     results = exclusivity_files.load(work.folder("exclusivity"))
     listed = work.records["exclusivity"].result["directions"]
     return [(direction, results[direction["name"]]) for direction in listed]
+
+
+def by_latent(
+    verified: Sequence[tuple[Mapping[str, Any], Exclusivity]],
+) -> dict[int, Exclusivity]:
+    """What was verified of latents; a random direction has no latent."""
+    return {d["latent"]: result for d, result in verified if d["latent"] is not None}
 
 
 def _columns(result: Exclusivity, why: str) -> dict[str, Any]:

@@ -105,7 +105,8 @@ def build_request(
         value = arguments.pop(name, None)
         if send_sampling and value is not None:
             extra[name] = value
-    max_tokens = arguments.pop("max_tokens", None) or max_tokens
+    asked = arguments.pop("max_tokens", None)
+    max_tokens = max_tokens if asked is None else asked
     for name in ("stop", "stop_sequences"):
         stop = arguments.pop(name, None)
         if stop:

@@ -150,10 +150,14 @@ class TransformersClient(Client):
 
     def _settings(self, arguments: dict[str, Any]) -> _Settings:
         temperature = arguments.pop("temperature", None) or 0.0
-        max_tokens = arguments.pop("max_tokens", None) or self.max_new_tokens
+        max_tokens = arguments.pop("max_tokens", None)
+        max_tokens = self.max_new_tokens if max_tokens is None else max_tokens
         for name in ("top_p", "top_k"):
             arguments.pop(name, None)
-        refused = sorted(name for name, value in arguments.items() if value)
+        # A seed of 0 is a seed; log probabilities that are off are not asked for.
+        refused = sorted(
+            n for n, value in arguments.items() if value or (n == "seed" and value == 0)
+        )
         if refused:
             raise UnsupportedArgument(
                 f"TransformersClient cannot honour {refused}; it takes max_tokens and temperature."

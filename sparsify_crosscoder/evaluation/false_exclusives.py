@@ -32,6 +32,7 @@ from .latent_moments import (
     collect,
     predicted_share,
 )
+from .scorability import FILTER_PAIRS, MIN_FIRINGS, MIN_OWN, pairs_needed, too_rare
 
 EXCLUSIVE_NORM = 0.8  # equation 12
 ERRORS = 3  # standard errors that are no evidence of a shadow
@@ -76,16 +77,16 @@ class FilterConfig:
     """Largest effect on what is left of the other sources of a latent that is kept, as a multiple
     of its effect on what is left of its own."""
 
-    min_own: float = 0.05
+    min_own: float = MIN_OWN
     """Least R2 from its own source at which a latent is scorable."""
 
-    min_firings: int = 200
+    min_firings: int = MIN_FIRINGS
     """Least number of pairs on which a scorable latent fires."""
 
     ridge: float = 1e-3
     """Ridge penalty of all regressions, as a multiple of the activations' mean variance."""
 
-    pairs: int = 32_768
+    pairs: int = FILTER_PAIRS
     """Pairs to look at, at most."""
 
     outlier_multiple: float = 2.0
@@ -133,6 +134,9 @@ class FilteredLatents:
     moments: LatentMoments | None
     """Sums over all pairs, if they were held at once."""
 
+    min_firings: int = MIN_FIRINGS
+    min_own: float = MIN_OWN
+
     @property
     def score(self) -> Tensor:
         """What kept latents are ranked by, `[L]` in [0, 1]; 0 for all others.
@@ -170,16 +174,26 @@ class FilteredLatents:
                 "latent": int(self.latents[i]),
                 "source": int(self.sources[i]),
                 "verdict": Verdict(int(self.verdicts[i])).name.lower(),
-                "reason": Verdict(int(self.verdicts[i])).reason,
+                "reason": self._reason(i),
                 "score": score[i].item(),
                 "r2_own": self.own[i].item(),
                 "r2_others": self.others[i].item(),
                 "shadow": self.shadow[i].item(),
                 "energy": self.energy[i].item(),
                 "firings": int(self.firings[i]),
+                "pairs_needed": pairs_needed(int(self.firings[i]), self.pairs, self.min_firings),
             }
             for i in self.order()
         ]
+
+    def _reason(self, i: int) -> str:
+        verdict = Verdict(int(self.verdicts[i]))
+        if verdict == Verdict.TOO_RARE:
+            why = too_rare(int(self.firings[i]), self.pairs, self.min_firings)
+            return f"{verdict.reason}: {why}"
+        if verdict == Verdict.NOT_LINEAR:
+            return f"{verdict.reason} (R2 {self.own[i]:.2f}, {self.min_own:g} is needed)"
+        return verdict.reason
 
 
 def called_exclusive(crosscoder: Crosscoder) -> list[Tensor]:
@@ -229,9 +243,10 @@ def filter_exclusives(
     fields = {
         name: torch.cat([getattr(part, name) for part in parts])
         for name in vars(parts[0])
-        if name not in ("moments", "pairs")
+        if name not in ("moments", "pairs", "min_firings", "min_own")
     }
-    return FilteredLatents(**fields, pairs=parts[0].pairs, moments=None)
+    thresholds = {"min_firings": cfg.min_firings, "min_own": cfg.min_own}
+    return FilteredLatents(**fields, pairs=parts[0].pairs, moments=None, **thresholds)
 
 
 def _judge(
@@ -276,6 +291,8 @@ def _judge(
         verdicts=verdicts,
         pairs=together.pairs,
         moments=together,
+        min_firings=cfg.min_firings,
+        min_own=cfg.min_own,
     )
 
 

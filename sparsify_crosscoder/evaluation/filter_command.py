@@ -13,7 +13,8 @@ from ..activations.stream import ActivationStream
 from ..crosscoders import Crosscoder
 from ..subcommands import add_token_option, execute
 from .clusters import clusters, duplicates
-from .false_exclusives import FilterConfig, filter_exclusives
+from .false_exclusives import FilterConfig, FilteredLatents, Verdict, filter_exclusives
+from .scorability import rarity, rarity_line
 
 SHOWN = 10
 
@@ -45,22 +46,42 @@ def judge(crosscoder: Crosscoder, pairs: ActivationStream, cfg: FilterConfig) ->
     return {
         "arch": crosscoder.arch,
         "filter": asdict(cfg),
+        "pairs": filtered.pairs,
         "verdicts": [filtered.counts(s) for s in range(len(crosscoder.d_sources))],
+        "not_scorable": [
+            _not_scorable(filtered, s, pairs.num_pairs) for s in range(len(crosscoder.d_sources))
+        ],
         "clusters": [cluster.to_dict() for cluster in found],
         "duplicates": duplicates(filtered),
         "latents": filtered.rows(),
     }
 
 
+def _not_scorable(filtered: FilteredLatents, source: int, available: int) -> dict[str, Any]:
+    """Why latents of one source have no score: see `rarity`; and `not_linear`, how many are not."""
+    mine = filtered.sources == source
+    rare = mine & (filtered.verdicts == Verdict.TOO_RARE)
+    found = rarity(filtered.firings[rare].tolist(), filtered.pairs, filtered.min_firings, available)
+    return {**found, "not_linear": filtered.counts(source)["not_linear"]}
+
+
 def show(result: dict[str, Any], names: Sequence[str]) -> None:
     """Print what `judge` found, with a name for each source."""
-    for name, counts in zip(names, result["verdicts"], strict=True):
+    for name, counts, why in zip(names, result["verdicts"], result["not_scorable"], strict=True):
         unscored = counts["too_rare"] + counts["not_linear"]
         print(
             f"{name}: {sum(counts.values()):,} latents called exclusive; {counts['kept']:,} kept, "
             f"{counts['predictable']:,} predictable from the others, {counts['shadow']:,} shadows "
             f"of them, {unscored:,} not scorable"
         )
+        if counts["too_rare"]:
+            print(f"  not scorable: {rarity_line(why)}")
+        if counts["not_linear"]:
+            least = result["filter"]["min_own"]
+            print(
+                f"  not scorable: of {counts['not_linear']:,} not even their own model predicts "
+                f"the activation (R2 below {least:g})"
+            )
     print(f"{len(result['duplicates']):,} pairs of latents on different sides fire together")
     print(f"{len(result['clusters']):,} clusters of kept latents; the most exclusive:")
     for cluster in result["clusters"][:SHOWN]:
@@ -101,7 +122,7 @@ def add_filter_options(parser: argparse.ArgumentParser) -> None:
     """Options of every command that filters the latents of a run."""
     default = FilterConfig()
     parser.add_argument(
-        "--pairs", type=int, default=131_072, help="pairs to look at, at most (131,072)"
+        "--pairs", type=int, default=default.pairs, help=f"pairs, at most ({default.pairs:,})"
     )
     parser.add_argument(
         "--predictability",

@@ -11,6 +11,7 @@ from ..activations.normalization import within_norm
 from ..activations.stream import ActivationStream, every_pair
 from ..crosscoders import Crosscoder
 from ..world import ALONE, World
+from .scorability import FILTER_PAIRS, MIN_FIRINGS
 
 EVALUATION_BATCH = 1024
 
@@ -93,7 +94,9 @@ def evaluate(
     `fve_without_top5_per_source`, `mean_l0`, `l0_per_block` (active latents of each block per
     pair), `held_out_pairs` and `held_out_outliers`, the pairs left out as in training (B.1.4).
     `fve_with_outliers` and `fve_per_source_with_outliers` are measured on all pairs,
-    `held_out_outlier_share` is the share of them that all else leaves out.
+    `held_out_outlier_share` is the share of them that all else leaves out. Of each source's
+    exclusive block, `exclusive_judgeable` counts the latents that fire as often as `filter` needs
+    to judge them (on 200 of its 131,072 pairs), None without such a block.
     """
     was_training = crosscoder.training
     crosscoder.eval()
@@ -117,6 +120,8 @@ def evaluate(
 
     merged, merged_all = (_over_ranks(of, crosscoder, world) for of in (statistics, everything))
     fired = world.sum(fired).cpu()
+    exclusive = [crosscoder.partition.exclusive(s) for s in range(len(statistics))]
+    often = fired * FILTER_PAIRS >= MIN_FIRINGS * max(merged[0].count, 1)
     pairs, outliers = max(merged[0].count, 1), merged_all[0].count - merged[0].count
     return {
         "fve": fve(merged),
@@ -127,6 +132,9 @@ def evaluate(
         "mean_l0": int(fired.sum()) / pairs,
         "l0_per_block": {b.name: int(fired[b.start : b.stop].sum()) / pairs for b in blocks},
         "held_out_pairs": merged[0].count,
+        "exclusive_judgeable": [
+            int(often[b.start : b.stop].sum()) if len(b) else None for b in exclusive
+        ],
         "held_out_outliers": outliers,
         "held_out_outlier_share": outliers / max(merged_all[0].count, 1),
     }

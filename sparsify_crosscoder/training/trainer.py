@@ -423,6 +423,7 @@ class CrosscoderTrainer(sparsify.Trainer):
                         "fve_without_top5_per_source",
                         "fve_with_outliers",
                         "fve_per_source_with_outliers",
+                        "exclusive_judgeable",
                         "mean_l0",
                     )
                 )
@@ -434,6 +435,9 @@ class CrosscoderTrainer(sparsify.Trainer):
                 "dead_fraction": dead,
                 "dead_fraction_exclusive": exclusive,
                 "dead_window": self.dead_window,
+                "exclusive_latents": [
+                    len(sae.partition.exclusive(s)) or None for s in range(len(sae.d_sources))
+                ],
                 "pairs": self.pairs_trained,
                 "steps": self.global_step,
                 "wall_seconds": self.seconds_before,

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from delphi_adapters.audit.options import read_options
+from delphi_adapters.audit.report_stage import by_latent
 
 JUDGE = ["--judge", "claude-test"]
 
@@ -78,3 +79,10 @@ def test_a_file_that_makes_no_sense_is_refused(tmp_path, text, said, capsys):
 
 def test_no_judge_is_needed_before_the_stage_that_asks_one():
     assert read_options(["a", "b", "--until", "null"]).judge is None
+
+
+@pytest.mark.parametrize("latents", [[0], [0, 5], [5, 63]])
+def test_what_was_verified_of_every_latent_is_shown_of_latent_0_too(latents):
+    random = ({"latent": None, "name": "random"}, "of a direction")
+    verified = [({"latent": latent}, f"of {latent}") for latent in latents]
+    assert by_latent([*verified, random]) == {latent: f"of {latent}" for latent in latents}
