@@ -20,6 +20,7 @@ from transformers import (
     BitsAndBytesConfig,
     PreTrainedModel,
 )
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from transformers.utils.hub import cached_file
 
 from .model_files import (
@@ -40,6 +41,8 @@ _HARMLESS = re.compile(
     r"(inv_freq|position_ids|masked_bias|causal_mask|attn\.bias|attention\.bias|embed_positions"
     r"\.weights|decoder\.version|_extra_state|\b[kv]_scale|\b[kv]_zero_point)$"
 )
+# What a quantised weight cannot do without; other extras belong to quantised activations.
+_NEEDED = re.compile(r"(\.weight|\.bias|weight_scale(_inv)?|_scales|_blocks)$")
 _MOST_ELEMENTS_PER_BYTE = 8
 _SMALL_BUFFERS = 2**28
 
@@ -126,12 +129,12 @@ def load_pretrained(
             options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
         _check_size(model, auto, config, checkpoint, quantised=method is not None)
         loaded, info = _load(model, auto, checkpoint, options)
-        problem = _problem(loaded, info, quantised=method is not None)
+        problem = _problem(loaded, info, quantised=_is_known(method))
         if problem and not checkpoint.files:  # now the files are here
             checkpoint = _check_files(model, complete=False)
             if checkpoint.wrapper:
                 loaded, info = _load(model, auto, checkpoint, options)
-                problem = _problem(loaded, info, quantised=method is not None)
+                problem = _problem(loaded, info, quantised=_is_known(method))
         if problem:
             raise ModelError(_says(model, problem, checkpoint, method))
     return loaded.eval().requires_grad_(False)
@@ -173,13 +176,17 @@ def _quantization(config: Any, *, dequantize: bool) -> str | None:
             continue
         if not isinstance(found, dict):
             found = found.to_dict()
-        method = found.get("quant_method") or next(
-            (name for name in ("load_in_8bit", "load_in_4bit") if found.get(name)), "unknown"
-        )
+        in_few_bits = found.get("load_in_8bit") or found.get("load_in_4bit")
+        method = "bitsandbytes" if in_few_bits else found.get("quant_method", "unknown")
         if dequantize and method in _DEQUANTIZED:
             settings.quantization_config = {**found, "dequantize": True}
         return str(method)
     return None
+
+
+def _is_known(method: str | None) -> bool:
+    """Whether transformers reads such a quantisation, and does not pass over its settings."""
+    return method in AUTO_QUANTIZATION_CONFIG_MAPPING or method == "bitsandbytes"
 
 
 def _computes_quantised(place: torch.device | str) -> bool:
@@ -274,7 +281,7 @@ def _problem(loaded: PreTrainedModel, info: dict[str, Any], *, quantised: bool) 
     left_over = []
     for key in sorted(info["unexpected_keys"]):
         path, ancestor = _place(key, loaded.base_model_prefix, modules)
-        extra = quantised and not key.endswith((".weight", ".bias"))
+        extra = quantised and not _NEEDED.search(key)
         if (
             ancestor
             and used(path)
