@@ -5,8 +5,15 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from .messages import REASONING, extras, normalize_messages, pieces
+from .surviving import ANCHOR, surviving_parts
+from .templates import render_template
+
+__all__ = ["SEPARATOR", "check_chat_template", "normalize_messages", "plain_text", "render_chat"]
+
 SEPARATOR = "\n\n"
-_ROLES = {"human": "user", "gpt": "assistant"}
+Place = tuple[int, int]
+Part = tuple[int, int, int]
 
 
 def render_chat(
@@ -14,34 +21,36 @@ def render_chat(
 ) -> tuple[str, list[tuple[int, int, int]]]:
     """Render a conversation with the tokenizer's own chat template and find the messages in it.
 
-    Returns the rendered string and one span (start, stop, position) per message:
-    `rendered[start:stop]` is the message's stripped content, which starts at `position` of
-    `plain_text(messages)`. A message that the template altered, dropped or moved before an earlier
-    one has no span, nor has one without content.
+    Returns the rendered string and spans (start, stop, position) of what was said:
+    `rendered[start:stop]` is also in `plain_text(messages)`, at `position`. A message has one span
+    of its stripped content, and none where the template dropped it or moved it before an earlier
+    one; of a message that the template altered, those parts that can be told with certainty have
+    spans (`surviving_parts`). What was said is the content of each message, and its reasoning, if
+    that is kept apart, before it. Templates are told that it is `TEMPLATE_DATE`.
 
-    Raises ValueError if the tokenizer has no chat template, and jinja2's TemplateError where the
-    template refuses the conversation.
+    Raises ValueError if the tokenizer has no chat template or one that does not end, and jinja2's
+    TemplateError where the template refuses the conversation.
     """
     check_chat_template(tokenizer)
     messages = normalize_messages(messages)
     if not messages:
         return "", []
-    contents = [message["content"] for message in messages]
     rendered = _apply(messages, tokenizer)
-    starts = _starts_by_marker(messages, tokenizer, rendered) or _starts_by_search(
-        contents, rendered
-    )
+    said = pieces(messages)
+    texts = [text for _, _, text in said]
+    parts = _parts_by_marker(messages, tokenizer, rendered)
+    parts = _parts_by_search(texts, rendered) if parts is None else parts
     spans, position = [], 0
-    for content, start in zip(map(str.strip, contents), starts, strict=True):
-        if content and start is not None:
-            spans.append((start, start + len(content), position))
-        position += len(content) + len(SEPARATOR)
+    for text, found in zip(texts, parts, strict=True):
+        spans += [(start, stop, position + place) for start, stop, place in found]
+        position += len(text.strip()) + len(SEPARATOR)
     return rendered, spans
 
 
 def plain_text(messages: Sequence[Mapping[str, Any]]) -> str:
-    """The messages' stripped contents, joined by an empty line, without roles."""
-    return SEPARATOR.join(message["content"].strip() for message in normalize_messages(messages))
+    """What was said in the messages, stripped, joined by an empty line, without roles."""
+    said = pieces(normalize_messages(messages))
+    return SEPARATOR.join(text.strip() for _, _, text in said)
 
 
 def check_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -54,81 +63,120 @@ def check_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
-def normalize_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Messages as role and content, from those keys or from ShareGPT's "from" and "value".
-
-    Content given as a list of parts is reduced to its text parts, a missing one to "".
-    Raises ValueError for a message with neither pair of keys.
-    """
-    return [_normalize_message(message) for message in messages]
-
-
-def _normalize_message(message: Mapping[str, Any]) -> dict[str, str]:
-    for role_key, content_key in (("role", "content"), ("from", "value")):
-        if role_key in message and content_key in message:
-            role, content = message[role_key] or "user", message[content_key]
-            break
-    else:
-        raise ValueError(
-            'A message needs the keys "role" and "content" (or "from" and "value"); one has '
-            f"{sorted(message)}."
-        )
-    if isinstance(content, Sequence) and not isinstance(content, str):
-        content = "".join(part.get("text") or "" for part in content)
-    return {"role": _ROLES.get(role, role), "content": content or ""}
+def _apply(
+    messages: Sequence[Mapping[str, str]],
+    tokenizer: PreTrainedTokenizerBase,
+    instead: Mapping[tuple[int, str], str] | None = None,
+) -> str:
+    """The conversation in the template, with other texts `instead` of some of what was said."""
+    instead = instead or {}
+    written, about = [], {}
+    for number, message in enumerate(messages):
+        more = extras(message)
+        more.pop("parts", None)
+        about |= more.pop("conversation", {})
+        content = instead.get((number, message["role"]), message["content"])
+        reasoning = instead.get((number, "reasoning"))
+        more |= {key: reasoning for key in REASONING if reasoning is not None and key in more}
+        written.append({"role": message["role"], "content": content, **more})
+    return render_template(written, tokenizer, **about)
 
 
-def _apply(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> str:
-    rendered = tokenizer.apply_chat_template(messages, tokenize=False)
-    assert isinstance(rendered, str)
-    return rendered
-
-
-def _starts_by_marker(
+def _parts_by_marker(
     messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, rendered: str
-) -> list[int | None] | None:
-    """Where each content starts, by the places that a second rendering gives to markers.
+) -> list[list[Part]] | None:
+    """The parts of each piece, by the places that a second rendering gives to markers.
 
     A plain search would take a message "user" for the name of its role. None if the template does
-    more than to wrap each message in a text that does not depend on it.
+    more than to wrap what it makes of each message in a text that does not depend on it.
     """
-    markers = [f"\ue000{number}\ue001" for number in range(len(messages))]
-    template = _apply(
-        [
-            {"role": message["role"], "content": marker}
-            for message, marker in zip(messages, markers, strict=True)
-        ],
-        tokenizer,
-    )
+    said = pieces(messages)
+    markers = {
+        (number, role): f"\ue000{place}\ue001"
+        for place, (number, role, text) in enumerate(said)
+        if text.strip()
+    }
+    rest = _apply(messages, tokenizer, markers)
     between: list[str] = []
-    for marker in markers:
-        before, found, template = template.partition(marker)
-        if not found:
-            return None
-        between.append(before)
+    written: list[int] = []
+    for place, (number, role, _) in enumerate(said):
+        before, found, behind = rest.partition(markers.get((number, role), "\ue001"))
+        if found:
+            between.append(before)
+            written.append(place)
+            rest = behind
+    between.append(rest)
+    texts = [said[place][2] for place in written]
+    regions = _regions(texts, between, rendered)
+    if regions is None:
+        return None
+    parts: list[list[Part]] = [[] for _ in said]
+    for place, text, (start, stop) in zip(written, texts, regions, strict=True):
+        parts[place] = _parts_of(text, rendered, start, stop)
+    return parts
+
+
+def _regions(texts: list[str], between: list[str], rendered: str) -> list[Place] | None:
+    """Where the template has put each text, whole or altered, given what it writes between."""
     if not rendered.startswith(between[0]):
         return None
-    starts: list[int | None] = []
+    regions = []
     position = len(between[0])
-    for message, behind in zip(messages, [*between[1:], template], strict=True):
-        original = message["content"]
-        for content in (original, original.strip()):
-            if rendered.startswith(content + behind, position):
-                starts.append(position + len(content) - len(content.lstrip()))
-                position += len(content) + len(behind)
+    for number, text in enumerate(texts):
+        behind = between[number + 1]
+        for whole in (text, text.strip()):
+            if rendered.startswith(whole + behind, position):
+                stop = position + len(whole)
                 break
         else:
-            return None
-    return starts
+            if number == len(texts) - 1:
+                ends = rendered.endswith(behind)
+                stop = len(rendered) - len(behind) if ends else -1
+            else:
+                stop = rendered.find(behind, position) if behind else -1
+            if stop < position:
+                return None
+        regions.append((position, stop))
+        position = stop + len(behind)
+    return regions
 
 
-def _starts_by_search(contents: list[str], rendered: str) -> list[int | None]:
-    """Where each stripped content is first found behind the one before it, None where it is not."""
-    starts: list[int | None] = []
+def _parts_of(text: str, rendered: str, start: int, stop: int) -> list[Part]:
+    content = text.strip()
+    here = rendered[start:stop]
+    if here.strip() == content:
+        begin = start + len(here) - len(here.lstrip())
+        return [(begin, begin + len(content), 0)]
+    return [(start + a, start + b, at) for a, b, at in surviving_parts(content, here, exact=True)]
+
+
+def _parts_by_search(texts: list[str], rendered: str) -> list[list[Part]]:
+    """The parts of each piece, searched for behind those of the piece before it.
+
+    Short pieces that the template writes elsewhere as well are not believed to be found.
+    """
+    contents = [text.strip() for text in texts]
+    parts: list[list[Part]] = [[] for _ in contents]
     position = 0
-    for content in map(str.strip, contents):
-        start = rendered.find(content, position)
-        starts.append(start if start >= 0 else None)
-        if start >= 0:
+    for number, content in enumerate(contents):
+        start = rendered.find(content, position) if content else -1
+        if start >= 0 and (len(content) >= ANCHOR or _is_said(content, contents, rendered)):
             position = start + len(content)
-    return starts
+            parts[number] = [(start, position, 0)]
+    position = 0
+    for number, content in enumerate(contents):
+        if content and not parts[number]:
+            later = (found[0][0] for found in parts[number + 1 :] if found)
+            gap = rendered[position : next(later, len(rendered))]
+            parts[number] = [
+                (position + a, position + b, at)
+                for a, b, at in surviving_parts(content, gap, exact=False)
+            ]
+        if parts[number]:
+            position = parts[number][-1][1]
+    return parts
+
+
+def _is_said(content: str, contents: list[str], rendered: str) -> bool:
+    """Whether a content is not found more often in the rendered string than it was said."""
+    return rendered.count(content) <= sum(other.count(content) for other in contents)

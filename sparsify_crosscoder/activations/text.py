@@ -1,34 +1,42 @@
 """Texts and conversations from one dataset or a mixture of several."""
 
+import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Value
-from datasets.exceptions import DatasetsError
 
-from .chat import normalize_messages, plain_text
+from .chat import plain_text
+from .data_files import open_dataset
+from .messages import (
+    CHAT_COLUMNS,
+    EXTRAS,
+    OF_CONVERSATION,
+    ShapeError,
+    looks_like_conversation,
+    normalize_messages,
+    read_conversation,
+)
 
-CHAT_COLUMNS = ("messages", "conversation", "conversations")
-_CHAT_FEATURES = Features({"messages": [{"role": Value("string"), "content": Value("string")}]})
+_LOGGER = logging.getLogger(__name__)
+_KEYS = ("role", "content", EXTRAS)
+_BARE = ("role", "content", "from", "value")
 _STRINGS = ("string", "large_string", "string_view", "null")
-_BUILDERS = {
-    ".csv": "csv",
-    ".json": "json",
-    ".jsonl": "json",
-    ".parquet": "parquet",
-    ".txt": "text",
-}
+_NESTED = ("list", "dict", "List", "LargeList", "Sequence")
+_SAMPLED = 20  # texts of a column that are looked at to see what it holds
 
 
 def load_texts(
     dataset: str | Path,
     *,
     split: str = "train",
-    data_args: Mapping[str, Any] | None = None,
+    data_args: Mapping[str, Any] | str | None = None,
     text_column: str = "text",
     extra_datasets: Sequence[str | Path] = (),
     weights: Sequence[float] = (),
@@ -38,15 +46,19 @@ def load_texts(
     """Load one dataset, or a mixture of several, as a column of plain texts or of conversations.
 
     Each of `dataset` and `extra_datasets` is a name on the Hugging Face hub, a folder that
-    `Dataset.save_to_disk` wrote, a folder of data files, or one .jsonl, .json, .csv, .parquet or
-    .txt file (one text per line; `data_args={"sample_by": "paragraph"}` changes that). `data_args`
-    go to `datasets.load_dataset` for `dataset` alone. A dataset without `text_column` is read as
-    chat if it has a column "messages", "conversation" or "conversations".
+    `Dataset.save_to_disk` wrote, a folder of data files, or one file (`data_files.BUILDERS` lists
+    the endings; compressed ones are read too; .txt has one text per line, which
+    `data_args={"sample_by": "paragraph"}` changes). Names of files are taken literally. `data_args`
+    go to `datasets.load_dataset` for `dataset` alone; a string is read by `read_data_args`.
+
+    A dataset without `text_column` is read as chat if it has a column "messages", "conversation" or
+    "conversations" of what `read_conversation` knows: lists of messages, or strings that hold them.
 
     Every dataset is shuffled; several are then mixed in the proportions of `weights` (equal ones
     without) until the first is exhausted, and `max_examples` are kept. The result has a column
-    `text` (strings) or `messages` (role and content), or both where plain text and chat are mixed,
-    each row null in one of them, and `dataset`, a class label: which dataset the row came from.
+    `text` (strings) or `messages` (role, content and, where any message has some, the extras of
+    `normalize_messages`), or both where plain text and chat are mixed, each row null in one of
+    them, and `dataset`, a class label: which dataset the row came from.
 
     Raises FileNotFoundError for a dataset that does not exist and ValueError for one without text.
     """
@@ -61,69 +73,26 @@ def load_texts(
     parts = []
     labels = ClassLabel(names=_distinct([str(name) for name in names]))
     for number, name in enumerate(names):
-        part = _open(str(name), split, data_args or {} if number == 0 else {})
+        part = open_dataset(str(name), split, data_args if number == 0 else None)
         column = _text_column(part, str(name), text_column)
-        part = _labelled(_one_column(part, column), labels, number)
+        part = _one_column(part, column, str(name), asked=column == text_column)
+        part = _labelled(part, labels, number)
         part = part.shuffle(seed=shuffle_seed, keep_in_memory=True)
         if max_examples is not None:
             part = part.select(range(min(max_examples, len(part))))
-        part = _normalize(part)
+        part = _normalize(part, str(name), column)
         if not _has_content(part):
             raise ValueError(f"Dataset {name}: all texts in column {column!r} are blank.")
         parts.append(part)
     if len(parts) == 1:
         return parts[0]
     mixture = datasets.interleave_datasets(
-        parts,
+        _alike(parts),
         probabilities=[weight / sum(weights) for weight in weights] or None,
         seed=shuffle_seed,
         stopping_strategy="first_exhausted",
     )
     return mixture.select(range(min(max_examples or len(mixture), len(mixture))))
-
-
-def _open(name: str, split: str, data_args: Mapping[str, Any]) -> Dataset:
-    path = Path(name).expanduser()
-    try:
-        if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-            data = _select_split(datasets.load_from_disk(str(path)), split)
-        elif path.is_file():
-            if path.suffix not in _BUILDERS:
-                raise ValueError(f"a file must be one of {', '.join(_BUILDERS)}")
-            builder, files = _BUILDERS[path.suffix], str(path)
-            data = datasets.load_dataset(builder, data_files=files, split=split, **data_args)
-        elif path.suffix in _BUILDERS or (not path.exists() and name.startswith((".", "/", "~"))):
-            raise FileNotFoundError("no such file or folder")
-        else:
-            target = str(path) if path.exists() else name
-            data = datasets.load_dataset(target, split=split, **data_args)
-    except (FileNotFoundError, ConnectionError) as error:
-        raise FileNotFoundError(f"Dataset {name} not found: {error}") from error
-    except (ValueError, DatasetsError) as error:
-        reason = error.__cause__ or error
-        raise ValueError(f"Dataset {name} could not be read: {reason}") from error
-    except StopIteration:
-        data = Dataset.from_dict({})  # what the json builder makes of an empty file
-    if not isinstance(data, Dataset):
-        raise ValueError(
-            f"Dataset {name} is a {type(data).__name__}, whose rows have no numbers. Do not stream "
-            'it; a part of a split is loaded with `split="train[:10000]"`.'
-        )
-    if not len(data):
-        raise ValueError(f"Dataset {name} is empty.")
-    return data
-
-
-def _select_split(data: Dataset | datasets.DatasetDict, split: str) -> Dataset:
-    """The part of a saved dataset that `split` names, slices such as "train[:10%]" included."""
-    if isinstance(data, Dataset):
-        data = datasets.DatasetDict({split.partition("[")[0]: data})
-    lengths = {name: len(part) for name, part in data.items()}
-    parts = [
-        data[part.splitname].select(range(part.from_, part.to))
-        for part in datasets.ReadInstruction.from_spec(split).to_absolute(lengths)
-    ]
-    return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
 
 
 def _text_column(data: Dataset, name: str, text_column: str) -> str:
@@ -141,14 +110,82 @@ def _text_column(data: Dataset, name: str, text_column: str) -> str:
     )
 
 
-def _one_column(data: Dataset, column: str) -> Dataset:
-    """That column alone, as `text` if it holds strings and as `messages` otherwise."""
+def _one_column(data: Dataset, column: str, name: str, asked: bool) -> Dataset:
+    """That column alone, as `text` if it holds texts and as `messages` if it holds conversations.
+
+    What else a conversation's template may need stays beside it. A column that is called as chats
+    are but holds text is read as that only if it was `asked` for.
+    """
     feature = data.features[column]
-    if isinstance(feature, Value) and feature.dtype not in _STRINGS:
-        raise ValueError(f"Column {column!r} holds {feature.dtype}, not text.")
-    name = "text" if isinstance(feature, Value) else "messages"
-    data = data.select_columns(column)
-    return data if column == name else data.rename_column(column, name)
+    where = f"Dataset {name}: column {column!r}"
+    if _is_strings(feature) or type(feature).__name__ == "Json":
+        is_text = _holds_texts(data, column, where)
+        if is_text and column in CHAT_COLUMNS and not asked:
+            raise ValueError(
+                f"{where} holds plain text, not messages. Name it with `--text_column {column}` "
+                "if it is to be read as text."
+            )
+    elif type(feature).__name__ in _NESTED and (
+        column in CHAT_COLUMNS or not isinstance(_inner(feature), Value)
+    ):
+        is_text = False
+    else:
+        found = feature.dtype if isinstance(feature, Value) else feature
+        raise ValueError(f"{where} holds {found}, not text.")
+    target = "text" if is_text else "messages"
+    beside = [key for key in OF_CONVERSATION if not is_text and key in data.column_names]
+    data = data.select_columns([column, *beside])
+    if is_text and not _is_strings(feature):
+        return data.map(
+            partial(_strings, column=column),
+            remove_columns=column,
+            features=Features({target: Value("string")}),
+        )
+    return data if column == target else data.rename_column(column, target)
+
+
+def _holds_texts(data: Dataset, column: str, where: str) -> bool:
+    """Whether a column of strings, or of mixed values, holds texts and not conversations.
+
+    Raises ValueError for a value that is neither.
+    """
+    values = data.with_format(None)[column]
+    if not _is_strings(data.features[column]):
+        if any(isinstance(value, (list, dict)) for value in values):
+            return False
+        for number, value in enumerate(values):
+            if value is not None and not isinstance(value, str):
+                raise ValueError(
+                    f"{where} holds text in some rows and other values in others: row {number} has "
+                    f"{value!r}. Make it a column of strings."
+                )
+    texts = (value for value in values if value and not value.isspace())
+    sample = [*islice(texts, _SAMPLED)]
+    if sample and not any(map(looks_like_conversation, sample)):
+        return True
+    if column in CHAT_COLUMNS:
+        return False
+    if not sample:
+        return True
+    _LOGGER.warning(
+        "%s holds conversations as JSON, which are read as plain text, brackets and names of keys "
+        "included. To have them read as chats, call the column `messages`.",
+        where,
+    )
+    return True
+
+
+def _is_strings(feature: Any) -> bool:
+    return isinstance(feature, Value) and feature.dtype in _STRINGS
+
+
+def _inner(feature: Any) -> Any:
+    """What a list is of; of anything else, that itself."""
+    return feature[0] if isinstance(feature, list) else getattr(feature, "feature", feature)
+
+
+def _strings(row: dict[str, Any], column: str) -> dict[str, str | None]:
+    return {"text": row[column]}
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
@@ -170,22 +207,92 @@ def _labelled(data: Dataset, labels: ClassLabel, number: int) -> Dataset:
     )
 
 
-def _normalize(data: Dataset) -> Dataset:
-    """Texts as plain strings, conversations as role and content."""
+def _normalize(data: Dataset, name: str, column: str) -> Dataset:
+    """Texts as plain strings, conversations as role and content, with extras if there are some."""
     if "text" in data.column_names:
         is_plain = data.features["text"] == Value("string")
         return data if is_plain else data.cast_column("text", Value("string"))
-    return data.map(
-        _normalize_batch,
+    indices = data._indices
+    may_have_extras = not _is_bare(data.features)
+    read = data.map(
+        partial(
+            _read_batch,
+            where=f"Dataset {name}, column {column!r}",
+            numbers=None if indices is None else indices.column(0).to_numpy(),
+            keys=_KEYS if may_have_extras else _KEYS[:2],
+        ),
         batched=True,
-        features=Features({**_CHAT_FEATURES, "dataset": data.features["dataset"]}),
+        with_indices=True,
+        remove_columns=data.column_names,
+        features=_chat_features(data, _KEYS if may_have_extras else _KEYS[:2]),
+        desc="Reading conversations",
+    )
+    if may_have_extras:
+        parts = [chunk.flatten().field(EXTRAS) for chunk in read.data.column("messages").chunks]
+        if all(part.null_count == len(part) for part in parts):
+            return _with_keys(read, _KEYS[:2])
+    return read
+
+
+def _read_batch(
+    batch: dict[str, list],
+    rows: list[int],
+    where: str,
+    numbers: np.ndarray | None,
+    keys: Sequence[str],
+) -> dict[str, list]:
+    result = []
+    for place, (row, value) in enumerate(zip(rows, batch["messages"], strict=True)):
+        about = {key: batch[key][place] for key in OF_CONVERSATION if key in batch}
+        try:
+            messages = normalize_messages(read_conversation(value), about)
+        except ShapeError as error:
+            number = row if numbers is None else int(numbers[row])
+            raise ValueError(f"{where}, row {number} (from 0): {error}") from error
+        result.append(messages)
+    return _select_keys({"messages": result, "dataset": batch["dataset"]}, keys)
+
+
+def _select_keys(batch: dict[str, list], keys: Sequence[str]) -> dict[str, list]:
+    messages = [
+        [{key: message.get(key) for key in keys} for message in messages]
+        for messages in batch["messages"]
+    ]
+    return {**batch, "messages": messages}
+
+
+def _with_keys(data: Dataset, keys: Sequence[str]) -> Dataset:
+    """The same conversations with or without a place for extras."""
+    return data.map(
+        partial(_select_keys, keys=keys),
+        batched=True,
+        features=_chat_features(data, keys),
         desc="Reading conversations",
     )
 
 
-def _normalize_batch(batch: dict[str, list]) -> dict[str, list]:
-    messages = [normalize_messages(messages or []) for messages in batch["messages"]]
-    return {"messages": messages, "dataset": batch["dataset"]}
+def _chat_features(data: Dataset, keys: Sequence[str]) -> Features:
+    messages = [{key: Value("string") for key in keys}]
+    return Features({"messages": messages, "dataset": data.features["dataset"]})
+
+
+def _is_bare(features: Features) -> bool:
+    """Whether conversations can have nothing but who says what, as strings."""
+    message = _inner(features["messages"])
+    return (
+        not {*OF_CONVERSATION} & {*features}
+        and isinstance(message, dict)
+        and all(key in _BARE and _is_strings(inner) for key, inner in message.items())
+    )
+
+
+def _alike(parts: list[Dataset]) -> list[Dataset]:
+    """The parts of a mixture, their conversations all with a place for extras if some have one."""
+    chats = [part for part in parts if "messages" in part.column_names]
+    sizes = {len(_inner(part.features["messages"])) for part in chats}
+    if len(sizes) < 2:
+        return parts
+    return [_with_keys(part, _KEYS) if "messages" in part.column_names else part for part in parts]
 
 
 def _has_content(data: Dataset) -> bool:

@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 
 # No character from U+3001 on is white space, so the table's last entry stands for all of them.
-_IS_SPACE = np.array([chr(code).isspace() for code in range(0x3002)])
+IS_SPACE = np.array([chr(code).isspace() for code in range(0x3002)])
 
 
 class TextBatch:
@@ -69,9 +69,9 @@ def is_content(data: bytes) -> np.ndarray:
     """Which bytes of a UTF-8 string belong to characters other than white space."""
     units = np.frombuffer(data, dtype=np.uint8)
     if data.isascii():
-        return ~_IS_SPACE[units]
+        return ~IS_SPACE[units]
     codes = np.frombuffer(data.decode().encode("utf-32-le"), dtype="<u4")
-    space = _IS_SPACE[np.minimum(codes, len(_IS_SPACE) - 1)]
+    space = IS_SPACE[np.minimum(codes, len(IS_SPACE) - 1)]
     return ~space[np.cumsum(_starts_character(data)) - 1]
 
 

@@ -16,11 +16,13 @@ from transformers import PreTrainedTokenizerBase
 
 from .chat import check_chat_template, plain_text
 from .pairing import BatchPairs, Rendered, Text, pair_tokens, render
+from .text_loss import TextLoss, loss_reason, measure_loss, rows_of, warn_of_loss
 from .tokenization import CONTENT, SourceTokenizer, source_tokenizers
 
 # Encodings take some hundred bytes a token until their ids are read.
 _CHARACTERS_AT_ONCE = 1_000_000
-_LAYOUT = "windows 4"
+_LAYOUT, _CHAT_LAYOUT = "windows 4", "windows 5"
+_EXPLAINED = 64  # texts that are looked at to say why nothing aligns
 # Why pairs are dropped, and the column that counts them.
 _DROPPED = {"first token of a window": "dropped_first", "excluded token": "dropped_excluded"}
 
@@ -33,6 +35,7 @@ def prepare_windows(
     chat_format: str = "template",
     exclude_tokens: Sequence[int] = (),
     num_proc: int = 1,
+    warn: bool = True,
 ) -> Dataset:
     """Tokenise every text with every tokenizer, align, and cut into windows of `ctx_len` tokens.
 
@@ -46,9 +49,13 @@ def prepare_windows(
     for each source s `input_ids_{s}` (at most `ctx_len`, beginning with the special tokens that
     the tokenizer puts before a text) and `pairs_{s}` (indices into `input_ids_{s}`); `starts` and
     `ends`, the characters of the text (of `plain_text` for chat) that each pair stands for, from
-    the end of the text's pair before it; `content_tokens_{s}`, the window's share of the text's
+    the end of the text's pair before it, or behind what a chat template left out between them;
+    `content_tokens_{s}`, the window's share of the text's
     tokens that could have been paired; and `dropped_first` and `dropped_excluded`, its pairs that
     were dropped for the two reasons above.
+
+    Logs a warning (`warn`) where less than half of the characters of a dataset, or of what one role
+    says in it, became pairs, with the commonest reason.
 
     Raises ValueError for tokenizers that cannot be aligned, a `ctx_len` without room for a pair, a
     missing chat template, or texts in which nothing aligns.
@@ -68,7 +75,8 @@ def prepare_windows(
     if ctx_len < shortest:
         raise ValueError(f"`ctx_len` must be at least {shortest} here to hold a pair: {ctx_len}.")
     exclude = sorted(set(exclude_tokens))
-    key = [_LAYOUT, dataset._fingerprint, ctx_len, chat_format, exclude]
+    layout = _CHAT_LAYOUT if "messages" in dataset.column_names else _LAYOUT
+    key = [layout, dataset._fingerprint, ctx_len, chat_format, exclude]
     key += [source.digest for source in sources]
     windows = dataset.map(
         _windows_of_batch,
@@ -88,11 +96,16 @@ def prepare_windows(
         desc="Aligning texts",
     )
     if not len(windows):
+        some = rows_of(dataset.with_format(None)[:_EXPLAINED])
+        why = loss_reason([*some], sources, chat_format, exclude_tokens=exclude)
         raise ValueError(
-            f"No position in any of the {len(dataset)} texts could be paired. Are they blank, "
-            "shorter than two tokens, or conversations that a chat template refuses "
+            f"No position in any of the {len(dataset)} texts could be paired: {why}. Are they "
+            "blank, shorter than two tokens, or conversations that a chat template refuses "
             "(`--chat_format plain` reads those as plain text)?"
         )
+    if warn:
+        loss = measure_loss(dataset, windows, sources, chat_format)
+        warn_of_loss(loss, dataset, sources, chat_format, exclude)
     return windows
 
 
@@ -124,19 +137,30 @@ class AlignmentReport:
     dropped: dict[str, int]
     """Aligned positions that were left out, by reason."""
 
+    characters: dict[str, dict[str, dict[str, float]]] | None = None
+    """For each dataset, and in it for "all" and for each role ("plain" for plain text, "reasoning"
+    for reasoning that is kept apart), the characters `said`, those of them that pairs stand for
+    (`paired`), without white space, and their `share`. None where the texts are not at hand."""
 
-def alignment_report(windows: Dataset, num_texts: int) -> AlignmentReport:
-    """Count what `prepare_windows` made of `num_texts` texts."""
+    extras: dict[str, dict[str, Any]] | None = None
+    """What messages have besides what they say, such as tool_calls: in how many `messages`, and
+    the tokenizers whose chat templates do not write it (`lost_to`)."""
+
+
+def alignment_report(
+    windows: Dataset, num_texts: int, loss: TextLoss | None = None
+) -> AlignmentReport:
+    """Count what `prepare_windows` made of `num_texts` texts; `loss` is what was measured there."""
     count = sum(name.startswith("input_ids_") for name in windows.column_names)
     names = getattr(windows.features.get("dataset"), "names", [])
-    texts: set[int] = set()
+    with_pairs: set[int] = set()
     tokens = [0] * count
     # Per dataset, pairs and then each source's content tokens; the last row is for all of them.
     counts = np.zeros((len(names) + 1, 1 + count), dtype=np.int64)
     dropped = dict.fromkeys(_DROPPED, 0)
     for batch in windows.with_format("arrow").iter(batch_size=4096):
         table: Any = batch
-        texts.update(table["text_id"].unique().to_pylist())
+        with_pairs.update(table["text_id"].unique().to_pylist())
         for reason, column in _DROPPED.items():
             dropped[reason] += int(table[column].to_numpy().sum())
         for source in range(count):
@@ -150,7 +174,7 @@ def alignment_report(windows: Dataset, num_texts: int) -> AlignmentReport:
     fractions = (counts[:, :1] / np.maximum(counts[:, 1:], 1)).tolist()
     return AlignmentReport(
         texts=num_texts,
-        texts_without_pairs=num_texts - len(texts),
+        texts_without_pairs=num_texts - len(with_pairs),
         windows=len(windows),
         pairs=int(counts[-1, 0]),
         tokens=tokens,
@@ -161,6 +185,8 @@ def alignment_report(windows: Dataset, num_texts: int) -> AlignmentReport:
             if row[1:].any()
         },
         dropped=dropped,
+        characters=loss and loss.characters_to_dict(),
+        extras=loss and {key: extra._asdict() for key, extra in loss.extras.items()},
     )
 
 
@@ -212,6 +238,8 @@ class _Text(NamedTuple):
     """For each source its tokens, without special tokens around [N_s]."""
     indices: list[np.ndarray]
     """For each source the paired tokens [P]."""
+    begins: np.ndarray
+    """The character from which on each pair stands for the text [P]."""
     ends: np.ndarray
     """The character behind which each pair ends [P]."""
     is_content: list[np.ndarray]
@@ -230,7 +258,10 @@ def _windows_of_batch(
     labels = batch.get("dataset")
     features = _window_features(len(sources), None if labels is None else Value("int64"))
     columns: dict[str, list] = {name: [] for name in features}
-    for row, text in enumerate(_align_rows(list(_rows(batch, chat_format)), sources)):
+    rows = list(rows_of(batch))
+    if chat_format == "plain":
+        rows = [row if isinstance(row, str) else plain_text(row) for row in rows]
+    for row, text in enumerate(_align_rows(rows, sources)):
         before = len(columns["text_id"])
         _windows_of_text(columns, text, sources, ctx_len, exclude_tokens)
         windows = len(columns["num_pairs"]) - before
@@ -252,7 +283,7 @@ def _windows_of_text(
 ) -> None:
     """Append the text's windows to `columns`, all but where the text came from."""
     content = [np.cumsum(is_content) for is_content in text.is_content]
-    begins = np.append(0, text.ends[:-1])
+    begins = text.begins
     counts: list[list[int]] = []
     capacities = [ctx_len - len(source.prefix) for source in sources]
     for first, stop, starts in cut_windows(text.indices, capacities):
@@ -285,16 +316,6 @@ def _windows_of_text(
             columns[f"content_tokens_{number}"].extend(shares.tolist())
 
 
-def _rows(batch: Mapping[str, list], chat_format: str) -> Iterator[Text]:
-    empty = [None] * len(next(iter(batch.values())))
-    texts, chats = batch.get("text", empty), batch.get("messages", empty)
-    for text, messages in zip(texts, chats, strict=True):
-        if messages is None:
-            yield text or ""
-        else:
-            yield plain_text(messages) if chat_format == "plain" else messages
-
-
 def _align_rows(rows: Sequence[Text], sources: Sequence[SourceTokenizer]) -> Iterator[_Text]:
     plain = [row if isinstance(row, str) else plain_text(row) for row in rows]
     for group in _groups([len(text) for text in plain]):
@@ -309,11 +330,18 @@ def _align_rows(rows: Sequence[Text], sources: Sequence[SourceTokenizer]) -> Ite
         )
         for reason in pairs.refused.values():
             _warn_once("Some texts cannot be aligned and are left out: %s", reason)
-        for number in range(len(plain[group])):
-            yield _text_of(pairs, number, sources)
+        for number, text in enumerate(plain[group]):
+            shown = [rendered[source][number] for source in dict.fromkeys(sources)]
+            yield _text_of(pairs, number, sources, text, shown)
 
 
-def _text_of(pairs: BatchPairs, number: int, sources: Sequence[SourceTokenizer]) -> _Text:
+def _text_of(
+    pairs: BatchPairs,
+    number: int,
+    sources: Sequence[SourceTokenizer],
+    plain: str,
+    rendered: Sequence[Rendered],
+) -> _Text:
     here = slice(*pairs.bounds[number : number + 2])
     ids, indices, is_content = [], [], []
     for source, tokens, index in zip(sources, pairs.tokens, pairs.indices, strict=True):
@@ -324,7 +352,24 @@ def _text_of(pairs: BatchPairs, number: int, sources: Sequence[SourceTokenizer])
         ids.append(tokens.ids[first + skip : last])
         indices.append(index[here] - skip)
         is_content.append(np.isin(tokens.reasons[first + skip : last], CONTENT))
-    return _Text(ids, indices, pairs.ends[here], is_content)
+    ends = pairs.ends[here]
+    begins = np.append(0, ends[:-1]) if len(ends) else ends
+    for part in rendered:
+        begins = np.maximum(begins, _behind_gaps(part, plain, ends))
+    return _Text(ids, indices, begins, ends, is_content)
+
+
+def _behind_gaps(part: Rendered, plain: str, ends: np.ndarray) -> np.ndarray | int:
+    """For each pair, the place behind the last gap before it: what was rendered differently."""
+    gaps = []
+    position = 0
+    for start, stop, place in part.spans or ():
+        if plain[position:place].strip():
+            gaps.append(place)
+        position = place + stop - start
+    if not gaps:
+        return 0
+    return np.append(0, gaps)[np.searchsorted(gaps, ends, side="left")]
 
 
 def _render_all(rows: Sequence[Text], source: SourceTokenizer) -> list[Rendered]:

@@ -142,14 +142,12 @@ def _number(value: float | None) -> str:
 
 
 def _load_texts(args: argparse.Namespace, options: RunConfig) -> Dataset:
-    from sparsify.utils import simple_parse_args_string
-
     from ..activations.text import load_texts
 
     return load_texts(
         args.dataset[0],
         split=args.split,
-        data_args=simple_parse_args_string(args.data_args),
+        data_args=args.data_args,
         text_column=args.text_column or options.text_column,
         extra_datasets=args.dataset[1:],
         shuffle_seed=options.shuffle_seed,

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import datasets
 import numpy as np
 import torch
-from sparsify.utils import simple_parse_args_string
 
 from ..activations.limits import check_windows
 from ..activations.manifest import is_store, read_manifest
@@ -20,7 +19,10 @@ from ..activations.order import split_windows
 from ..activations.sources import Source, load_sources, pick_device
 from ..activations.store import ActivationStore
 from ..activations.stream import ActivationStream, LiveStream, StoreStream
+from ..activations.templates import TEMPLATE_DATE
 from ..activations.text import load_texts
+from ..activations.text_loss import measure_loss, warn_of_loss
+from ..activations.tokenization import source_tokenizers
 from ..activations.windows import alignment_report, prepare_windows
 from ..registry import get_architecture
 from ..world import current_world
@@ -58,6 +60,7 @@ TEXT_OPTIONS = (
     "exclude_tokens",
     "pairs",
 )
+_SAID = ("characters", "extras")  # what an alignment reports that takes the texts themselves
 
 
 def text_options(args: RunConfig) -> RunConfig:
@@ -87,7 +90,7 @@ def load_run_texts(args: RunConfig) -> datasets.Dataset:
     return load_texts(
         args.dataset,
         split=args.split,
-        data_args=simple_parse_args_string(args.data_args),
+        data_args=args.data_args,
         text_column=args.text_column,
         extra_datasets=args.extra_datasets,
         weights=args.dataset_weights,
@@ -108,14 +111,16 @@ def align_texts(
         chat_format=args.chat_format,
         exclude_tokens=args.exclude_tokens,
         num_proc=args.data_preprocessing_num_proc,
+        warn=False,
     )
 
 
 def load_windows(args: RunConfig, sources: list[Source]) -> tuple[datasets.Dataset, dict[str, Any]]:
     """Aligned windows of the run's texts, and what the alignment reports.
 
-    With --pairs, those of the first texts that give so many. Raises ValueError if all do not, for
-    windows that a model cannot read, and if a run that was begun before has read other ones.
+    With --pairs, those of the first texts that give so many. Warns where much of what the texts say
+    is in no pair. Raises ValueError if all texts give fewer, for windows that a model cannot read,
+    and if a run that was begun before has read other ones.
     """
     args = text_options(args)
     texts = load_run_texts(args)
@@ -125,9 +130,15 @@ def load_windows(args: RunConfig, sources: list[Source]) -> tuple[datasets.Datas
     else:
         windows = _enough_windows(args, texts, sources, args.pairs)
         num_texts = windows[-1]["text_id"] + 1
+        texts = texts.select(range(num_texts))
     check_windows(sources, windows)
     check_texts(args, windows)
-    return windows, {"alignment": asdict(alignment_report(windows, num_texts))}
+    tokenizers = source_tokenizers([source.tokenizer for source in sources])
+    loss = measure_loss(texts, windows, tokenizers, args.chat_format)
+    if current_world().rank == 0:
+        warn_of_loss(loss, texts, tokenizers, args.chat_format, args.exclude_tokens)
+    report = asdict(alignment_report(windows, num_texts, loss))
+    return windows, {"alignment": report, "template_date": TEMPLATE_DATE}
 
 
 def _enough_windows(
@@ -205,8 +216,9 @@ def load_artifacts(args: RunConfig, device: torch.device) -> PairedData:
         store = ActivationStore.open(args.dataset)
         check_store(args, store, whole=True)
         windows, widths = store.windows, store.d_sources
-        facts: dict[str, Any] = {"alignment": asdict(alignment_report(windows, _num_texts(store)))}
-        facts |= {"store": args.dataset}
+        report = asdict(alignment_report(windows, _num_texts(store)))
+        facts: dict[str, Any] = {"alignment": report | _of_harvest(store, *_SAID)}
+        facts |= _of_harvest(store, "template_date") | {"store": args.dataset}
         described = sources_of_store(store, [args.model, *args.partners])
     else:
         store = None
@@ -224,7 +236,7 @@ def load_artifacts(args: RunConfig, device: torch.device) -> PairedData:
     args.resolve_schedule(check_length(args, int(counts[train].sum())))
 
     if store is None and args.cache is not None:
-        store = _harvest_store(args, sources, windows, facts["alignment"]["texts"])
+        store = _harvest_store(args, sources, windows, facts)
         facts |= {"store": args.cache, "harvest": store.report.to_dict()}
         del sources
         gc.collect()
@@ -257,7 +269,7 @@ def harvest_run(args: RunConfig, device: torch.device) -> dict[str, Any]:
     """Harvest the texts that the options name into the store of --cache; returns a report."""
     sources = load_run_sources(args, device)
     windows, facts = _first_rank_first(lambda: load_windows(args, sources))
-    store = _harvest_store(args, sources, windows, facts["alignment"]["texts"])
+    store = _harvest_store(args, sources, windows, facts)
     return facts | {
         "store": args.cache,
         "pairs": len(store),
@@ -268,7 +280,7 @@ def harvest_run(args: RunConfig, device: torch.device) -> dict[str, Any]:
 
 
 def _harvest_store(
-    args: RunConfig, sources: list[Source], windows: datasets.Dataset, num_texts: int
+    args: RunConfig, sources: list[Source], windows: datasets.Dataset, facts: dict[str, Any]
 ) -> ActivationStore:
     assert args.cache is not None
     return ActivationStore.create(
@@ -279,7 +291,9 @@ def _harvest_store(
         shard_pairs=args.shard_pairs,
         dtype=args.dtype,
         append=args.append,
-        origin={name: getattr(args, name) for name in TEXT_OPTIONS} | {"texts": num_texts},
+        origin={name: getattr(args, name) for name in TEXT_OPTIONS}
+        | {name: facts["alignment"][name] for name in ("texts", *_SAID)}
+        | {"template_date": facts["template_date"]},
     )
 
 
@@ -289,6 +303,14 @@ def _num_texts(store: ActivationStore) -> int:
     if len(origins) == 1 and origins[0] is not None:
         return origins[0]["texts"]
     return len(np.unique(store.windows["text_id"]))
+
+
+def _of_harvest(store: ActivationStore, *names: str) -> dict[str, Any]:
+    """What the harvest of a store noted of its texts, nothing of one from several harvests."""
+    origins = [part["origin"] for part in store.manifest["parts"]]
+    if len(origins) > 1 or origins[0] is None:
+        return {}
+    return {name: origins[0][name] for name in names if name in origins[0]}
 
 
 def run_store(args: RunConfig) -> ActivationStore | None:

@@ -1,0 +1,158 @@
+import bz2
+import gzip
+import json
+import lzma
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pytest
+from datasets import Dataset
+
+from sparsify_crosscoder.activations.text import load_texts
+
+MINE = [{"text": "mine 0"}, {"text": "mine 1"}]
+
+
+@pytest.fixture(autouse=True)
+def cache_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+
+
+def lines(rows=MINE) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def write(path: Path, content: str | bytes = "") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = content or lines()
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def read(path, **options) -> list[str]:
+    return sorted(load_texts(path, **options)["text"])
+
+
+@pytest.mark.parametrize(
+    ("asked", "beside"),
+    [
+        ("run[1].jsonl", "run1.jsonl"),
+        ("what?.jsonl", "whatX.jsonl"),
+        ("all*.jsonl", "allX.jsonl"),
+        ("v[12]/a.jsonl", "v1/a.jsonl"),
+        ("zip:a.jsonl::b.jsonl", "b.jsonl"),
+        ("https:x/a.jsonl", "a.jsonl"),
+        ("~a #1 100%.jsonl", "a.jsonl"),
+        ("-a {b,c} 😀!.jsonl", "b.jsonl"),
+    ],
+)
+def test_the_name_of_a_file_is_no_pattern_and_no_address(tmp_path, monkeypatch, asked, beside):
+    write(tmp_path / beside, lines([{"text": "other"}]))
+    path = write(tmp_path / asked)
+    monkeypatch.chdir(tmp_path)
+    assert read(path) == read(asked) == ["mine 0", "mine 1"]
+
+
+@pytest.mark.parametrize("folder", ["v[12]", "what?", "a::b", "all*"])
+def test_nor_is_that_of_a_folder(tmp_path, folder):
+    for other in ("v1", "whatX", "a", "allX"):
+        write(tmp_path / other / "a.jsonl", lines([{"text": "other"}]))
+    write(tmp_path / folder / "deep [1]" / "train.jsonl")
+    write(tmp_path / folder / "deep [1]" / "test.jsonl", lines([{"text": "test"}]))
+    write(tmp_path / folder / ".hidden.jsonl", lines([{"text": "hidden"}]))
+    assert read(tmp_path / folder) == ["mine 0", "mine 1"]
+    assert read(tmp_path / folder, split="test") == ["test"]
+    Dataset.from_list(MINE).save_to_disk(tmp_path / "saved" / folder)
+    assert read(tmp_path / "saved" / folder) == ["mine 0", "mine 1"]
+
+
+def test_a_file_of_an_odd_name_that_changes_is_read_again(tmp_path):
+    path = write(tmp_path / "a::[1].jsonl.gz", gzip.compress(lines().encode()))
+    assert read(path) == ["mine 0", "mine 1"]
+    write(path, gzip.compress(lines([{"text": "another"}]).encode()))
+    assert read(path) == ["another"]
+
+
+def test_compressed_and_upper_case_endings_are_read(tmp_path):
+    data = lines().encode()
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(data)
+    table = b"text\nmine 0\nmine 1\n"
+    files = {
+        "a.JSONL": data,
+        "b.Txt": b"mine 0\nmine 1\n",
+        "c.jsonl.gz": gzip.compress(data),
+        "d.json.GZ": gzip.compress(json.dumps(MINE).encode()),
+        "e.csv.gz": gzip.compress(table),
+        "f.jsonl.xz": lzma.compress(data),
+        "g.txt.bz2": bz2.compress(b"mine 0\nmine 1\n"),
+        "h.jsonl.zst": sink.getvalue().to_pybytes(),
+        "i.ndjson": data,
+        "j.tsv": b"id\ttext\n0\tmine 0\n1\tmine 1\n",
+        "k.txt": b"\xef\xbb\xbfmine 0\nmine 1\n",
+        "l.csv": b"\xef\xbb\xbf" + table,
+        "m.jsonl": b"\xef\xbb\xbf" + data,
+    }
+    for name, content in files.items():
+        assert read(write(tmp_path / name, content)) == ["mine 0", "mine 1"], name
+    Dataset.from_list(MINE).to_parquet(tmp_path / "n.PARQUET")
+    assert read(tmp_path / "n.PARQUET") == ["mine 0", "mine 1"]
+
+
+PARQUET = b"PAR1" + bytes(40)
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
+DAMAGED = {
+    "a.jsonl": (PARQUET, "a parquet file: rename"),
+    "b.parquet": (lines().encode(), "no parquet file"),
+    "c.parquet": (PARQUET, "damaged"),
+    "d.jsonl.gz": (gzip.compress(lines().encode() * 99)[:-20], "cannot be unpacked"),
+    "e.jsonl.gz": (lines().encode(), "not compressed"),
+    "f.csv": ("text\ncaf\u00e9\n".encode("latin-1"), "not utf-8.*0xe9.*encoding=latin-1"),
+    "g.txt": ("caf\u00e9\n".encode("latin-1"), "not utf-8"),
+    "h.jsonl": ('{"text": "caf\u00e9"}\n'.encode("latin-1"), "not utf-8"),
+    "i.jsonl": (lines().encode("utf-16"), "UTF-16"),
+    "j.parquet": (POINTER, "git lfs pull"),
+    "k.txt": (POINTER, "git lfs pull"),
+    "l.jsonl": (b'{"text": "a"}\n{"text": "b\n', "line 2 is not JSON"),
+    "m.json": (b"[1, 2", "JSON"),
+    "n.jsonl": (b"<!DOCTYPE html><html></html>", "a web page"),
+    "o.txt": (b" ", "blank"),
+    "p.csv": (b'text,b\n"a\n', "p.csv"),
+    "q.arrow": (b"ARROW1\0\0" + bytes(20), "damaged"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_file_that_is_not_what_it_ends_in_is_named_in_one_line(tmp_path, name):
+    content, said = DAMAGED[name]
+    path = write(tmp_path / name, content)
+    with pytest.raises(ValueError, match=f"(?s){name}.*{said}|{said}") as error:
+        load_texts(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_in_a_folder_the_damaged_file_is_named(tmp_path):
+    write(tmp_path / "data" / "a.jsonl")
+    bad = write(tmp_path / "data" / "b.jsonl", b'{"text": 1\n')
+    with pytest.raises(ValueError, match=str(bad)):
+        load_texts(tmp_path / "data")
+    write(bad, POINTER)
+    with pytest.raises(ValueError, match=rf"{bad} is a pointer of git-lfs"):
+        load_texts(tmp_path / "data")
+
+
+@pytest.mark.parametrize("name", ["a[1].jsonl", "what?", "zip://a.jsonl::b.zip", "a b", "x.CSV.gz"])
+def test_what_does_not_exist_is_not_searched_for(name):
+    with pytest.raises(FileNotFoundError, match="no such file or folder"):
+        load_texts(name)
+
+
+def test_options_of_the_command_line_reach_the_builder(tmp_path):
+    path = write(tmp_path / "a.csv", "text;id\nmine 0;1\nmine 1;2\n")
+    assert read(path, data_args="sep=;,nrows=1") == ["mine 0"]
+    with pytest.raises(ValueError, match="no option 'sepp'"):
+        load_texts(path, data_args="sepp=;")
