@@ -52,6 +52,10 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _PIECE = 1 << 20
 
 
+class _FaultError(ValueError):
+    """What is wrong with a file, in words of our own."""
+
+
 def open_dataset(name: str, split: str, data_args: Mapping[str, Any] | str | None) -> Dataset:
     """Open one dataset: a file, a folder, a dataset that was saved, or a name on the hub.
 
@@ -93,9 +97,10 @@ def open_dataset(name: str, split: str, data_args: Mapping[str, Any] | str | Non
 def _existing(name: str) -> Path | None:
     """The file or folder of this name, `~` being the home folder only if no file is called so."""
     try:
-        for path in (Path(name), Path(name).expanduser()):
-            if path.exists():
-                return Path(os.path.abspath(path))
+        path = Path(name)
+        path = path if path.exists() else path.expanduser()
+        if path.exists():
+            return Path(os.path.abspath(path))
     except (OSError, ValueError, RuntimeError):
         pass
     return None
@@ -133,7 +138,7 @@ def _open_file(path: Path, split: str, data_args: Mapping[str, Any] | str | None
         found = _fault(file, ending, options)
         if found is None:
             raise
-        raise ValueError(found) from error
+        raise _FaultError(found) from error
 
 
 def _open_folder(path: Path, split: str, data_args: Mapping[str, Any] | str | None) -> Any:
@@ -153,7 +158,7 @@ def _open_folder(path: Path, split: str, data_args: Mapping[str, Any] | str | No
                 _check_head(file, _head(_plain(file, compression)), BUILDERS[ending], options)
                 found = _fault(_plain(file, compression), ending, options)
                 if found is not None:
-                    raise ValueError(f"{file}: {found}") from error
+                    raise _FaultError(f"{file}: {found}") from error
         raise
 
 
@@ -202,7 +207,7 @@ def _plain(path: Path, compression: str) -> Path:
                 sink.write(piece)
         os.replace(partial, target)
     except (EOFError, OSError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
-        raise ValueError(
+        raise _FaultError(
             f"{path} cannot be unpacked ({_first_line(error)}): it is damaged; download or "
             "make it again"
         ) from error
@@ -318,7 +323,7 @@ def _is_json(text: str) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    while error.__cause__ is not None:
+    while error.__cause__ is not None and not isinstance(error, _FaultError):
         error = error.__cause__
     return _first_line(error)
 

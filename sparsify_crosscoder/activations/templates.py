@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from jinja2 import nodes
+from jinja2 import Environment
 from jinja2.exceptions import TemplateError, TemplateRuntimeError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import chat_template_utils
@@ -38,7 +38,7 @@ def render_template(
     """
     name = f"The chat template of {tokenizer.name_or_path or type(tokenizer).__name__}"
     try:
-        with _dated(tokenizer, conversation.get("tools")), _limited(name):
+        with _limited(name), _dated(tokenizer, conversation.get("tools")):
             rendered = tokenizer.apply_chat_template(
                 [dict(message) for message in messages], tokenize=False, **conversation
             )
@@ -76,12 +76,11 @@ def _dated(tokenizer: PreTrainedTokenizerBase, tools: Any) -> Iterator[None]:
 @lru_cache(maxsize=64)
 def _environment(template: str) -> Any:
     """What the template runs in. Raises TemplateSyntaxError for one that cannot be compiled."""
-    environment: Any = chat_template_utils._compile_jinja_template(template).environment
-    power = environment.parse(template).find(nodes.Pow)
-    if power is not None:
-        # One such number can take minutes in which no signal is answered.
-        raise TemplateSyntaxError("powers (**) are not computed", power.lineno)
-    return environment
+    for line, kind, value in Environment().lex(template):
+        if (kind, value) == ("operator", "**"):
+            # One such number can take minutes, in which no signal is answered.
+            raise TemplateSyntaxError("powers (**) are not computed", line)
+    return chat_template_utils._compile_jinja_template(template).environment
 
 
 @contextmanager

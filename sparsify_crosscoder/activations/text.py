@@ -10,6 +10,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 from datasets import ClassLabel, Dataset, Features, Value
 
 from .chat import plain_text
@@ -118,6 +119,13 @@ def _one_column(data: Dataset, column: str, name: str, asked: bool) -> Dataset:
     """
     feature = data.features[column]
     where = f"Dataset {name}: column {column!r}"
+    try:
+        data.data.column(column).validate(full=True)
+    except pa.ArrowInvalid as error:
+        raise ValueError(
+            f"{where} holds text that is not UTF-8 ({error}): convert it, or name its encoding "
+            "with `--data_args encoding=latin-1`."
+        ) from error
     if _is_strings(feature) or type(feature).__name__ == "Json":
         is_text = _holds_texts(data, column, where)
         if is_text and column in CHAT_COLUMNS and not asked:

@@ -64,7 +64,8 @@ def test_nor_is_that_of_a_folder(tmp_path, folder):
     write(tmp_path / folder / ".hidden.jsonl", lines([{"text": "hidden"}]))
     assert read(tmp_path / folder) == ["mine 0", "mine 1"]
     assert read(tmp_path / folder, split="test") == ["test"]
-    Dataset.from_list(MINE).save_to_disk(tmp_path / "saved" / folder)
+    Dataset.from_list(MINE).save_to_disk(tmp_path / "saved" / "plain")
+    (tmp_path / "saved" / "plain").rename(tmp_path / "saved" / folder)
     assert read(tmp_path / "saved" / folder) == ["mine 0", "mine 1"]
 
 
@@ -112,7 +113,7 @@ DAMAGED = {
     "e.jsonl.gz": (lines().encode(), "not compressed"),
     "f.csv": ("text\ncaf\u00e9\n".encode("latin-1"), "not utf-8.*0xe9.*encoding=latin-1"),
     "g.txt": ("caf\u00e9\n".encode("latin-1"), "not utf-8"),
-    "h.jsonl": ('{"text": "caf\u00e9"}\n'.encode("latin-1"), "not utf-8"),
+    "h.jsonl": ('{"text": "caf\u00e9"}\n'.encode("latin-1"), "not UTF-8"),
     "i.jsonl": (lines().encode("utf-16"), "UTF-16"),
     "j.parquet": (POINTER, "git lfs pull"),
     "k.txt": (POINTER, "git lfs pull"),
@@ -129,7 +130,7 @@ DAMAGED = {
 def test_a_file_that_is_not_what_it_ends_in_is_named_in_one_line(tmp_path, name):
     content, said = DAMAGED[name]
     path = write(tmp_path / name, content)
-    with pytest.raises(ValueError, match=f"(?s){name}.*{said}|{said}") as error:
+    with pytest.raises(ValueError, match=said) as error:
         load_texts(path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)

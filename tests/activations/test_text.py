@@ -192,6 +192,83 @@ class TestLoading:
         with pytest.raises(ValueError, match="'text' holds int64, not text"):
             load_texts(path)
 
+    @pytest.mark.parametrize(
+        "rows",
+        [[["a", "b"]], [["a"], None], [{"a": "b"}], ["a", 1], [1.5], [True], [[1]], [["a"], "b"]],
+    )
+    def test_nor_are_values_of_other_kinds(self, tmp_path, rows):
+        path = write_lines(tmp_path / "a.jsonl", [{"text": value} for value in rows])
+        with pytest.raises(ValueError, match=r"a\.jsonl.*'text'"):
+            load_texts(path)
+
+    @pytest.mark.parametrize("write", [json.dumps, repr])
+    @pytest.mark.parametrize("column", ["messages", "conversation", "conversations"])
+    def test_conversations_stored_as_strings_are_conversations(self, tmp_path, write, column):
+        path = write_lines(tmp_path / "a.jsonl", [{column: write(CHAT)}, {column: None}])
+        Dataset.from_list([{column: write(CHAT)}]).to_csv(tmp_path / "a.csv")
+        assert sorted(load_texts(path)["messages"], key=len) == [[], CHAT]
+        assert load_texts(tmp_path / "a.csv")[0]["messages"] == CHAT
+
+    def test_a_transcript_is_text_only_if_it_is_asked_for(self, tmp_path):
+        path = write_lines(tmp_path / "a.jsonl", [{"conversation": "A: Hi!\nB: Hi."}])
+        with pytest.raises(ValueError, match=r"plain text, not messages.*--text_column conv"):
+            load_texts(path)
+        assert texts_of(load_texts(path, text_column="conversation")) == ["A: Hi!\nB: Hi."]
+
+    def test_chats_in_a_column_of_text_are_warned_of(self, tmp_path, caplog):
+        path = write_lines(tmp_path / "a.jsonl", [{"text": json.dumps(CHAT)}])
+        assert texts_of(load_texts(path)) == [json.dumps(CHAT)]
+        assert "conversations as JSON" in caplog.text
+
+    def test_both_spellings_in_one_table_are_read(self, tmp_path):
+        nothing = {"role": None, "content": None, "from": None, "value": None}
+        sharegpt = [{"from": "human", "value": CHAT[0]["content"]}]
+        rows = [
+            {"conversations": [{**nothing, **message} for message in chat]}
+            for chat in (CHAT, sharegpt)
+        ]
+        Dataset.from_list(rows).to_parquet(tmp_path / "a.parquet")
+        path = write_lines(tmp_path / "a.jsonl", [{"messages": CHAT}, {"messages": sharegpt}])
+        for texts in (load_texts(tmp_path / "a.parquet"), load_texts(path)):
+            assert sorted(texts["messages"], key=len) == [CHAT[:1], CHAT]
+
+    def test_rows_of_mixed_shapes_are_read_each_as_it_is(self, tmp_path):
+        shapes = [
+            CHAT,
+            json.dumps(CHAT),
+            {"role": [m["role"] for m in CHAT], "content": [m["content"] for m in CHAT]},
+            [{**CHAT[0], "content": ["Where is", " it?"]}, None, CHAT[1]],
+        ]
+        for number, shape in enumerate(shapes):
+            path = write_lines(tmp_path / f"{number}.jsonl", [{"messages": shape}])
+            assert load_texts(path)[0]["messages"] == CHAT
+        path = write_lines(tmp_path / "all.jsonl", [{"messages": shape} for shape in shapes])
+        assert list(load_texts(path)["messages"]) == [CHAT] * 4
+
+    @pytest.mark.parametrize(
+        "shape",
+        [["hi", "you"], [[CHAT]], [{"role": "user", "content": 1}], [{"who": "a", "said": "b"}]],
+    )
+    def test_a_conversation_of_unknown_shape_is_refused_with_its_row(self, tmp_path, shape):
+        rows = [{"messages": CHAT}] * 3 + [{"messages": shape}]
+        path = write_lines(tmp_path / "a.jsonl", rows)
+        with pytest.raises(ValueError, match=r"a\.jsonl, column 'messages', row 3"):
+            load_texts(path)
+
+    def test_extras_of_one_dataset_leave_room_in_the_others_of_a_mixture(self, tmp_path):
+        call = [{"function": {"name": "f", "arguments": "{}"}}]
+        tools = [{"type": "function", "function": {"name": "f"}}]
+        calling = [CHAT[0], {**CHAT[1], "tool_calls": call}]
+        a = write_lines(tmp_path / "a.jsonl", [{"messages": calling, "tools": json.dumps(tools)}])
+        b = write_lines(tmp_path / "b.jsonl", [{"messages": CHAT}])
+        c = write_lines(tmp_path / "c.jsonl", rows_of([0]))
+        mixture = load_texts(a, extra_datasets=[b, c])
+        kinds = [row["messages"] and row["messages"][1]["extras"] for row in mixture]
+        assert json.loads(kinds[0]) == {"tool_calls": call}
+        assert kinds[1:] == [None, None]
+        assert json.loads(mixture[0]["messages"][0]["extras"]) == {"conversation": {"tools": tools}}
+        prepare_windows(mixture, [PLAIN, WITH_BOS], ctx_len=64)
+
     def test_a_tokenised_dataset_is_refused_with_the_reason(self, tmp_path):
         path = write_lines(tmp_path / "a.jsonl", [{"input_ids": [1, 2]}])
         with pytest.raises(ValueError, match=r"tokenised already .* the text itself"):
