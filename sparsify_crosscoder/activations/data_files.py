@@ -17,7 +17,7 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
-from datasets import Dataset
+from datasets import Dataset, config
 
 from .data_args import read_data_args
 
@@ -242,7 +242,7 @@ def _link(file: Path, target: Path) -> None:
 def _place_of(files: list[Path]) -> Path:
     """A folder in the cache that belongs to these files as they are now."""
     key = [(str(file), (stat := file.stat()).st_mtime_ns, stat.st_size) for file in files]
-    cache = Path(os.path.abspath(datasets.config.HF_DATASETS_CACHE))
+    cache = Path(os.path.abspath(config.HF_DATASETS_CACHE))
     if glob.has_magic(str(cache)) or "::" in str(cache):
         cache = Path(tempfile.gettempdir()) / f"sparsify_crosscoder_{os.getuid()}"
     return cache / "literal_names" / sha256(repr(key).encode("utf-8", "replace")).hexdigest()[:24]

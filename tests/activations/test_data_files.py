@@ -7,7 +7,7 @@ from pathlib import Path
 import datasets
 import pyarrow as pa
 import pytest
-from datasets import Dataset
+from datasets import Dataset, config
 
 from sparsify_crosscoder.activations.text import load_texts
 
@@ -16,7 +16,7 @@ MINE = [{"text": "mine 0"}, {"text": "mine 1"}]
 
 @pytest.fixture(autouse=True)
 def cache_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "cache")
     datasets.disable_progress_bars()
 
 
