@@ -79,6 +79,8 @@ def test_two_models_train_from_the_command_line(arch, inputs, capsys):
     summary = json.loads((RUN / "summary.json").read_text(encoding="utf-8"))
     assert summary["arch"] == arch
     assert summary["data"]["alignment"]["aligned_fraction"][0] > 0.5
+    (roles,) = summary["data"]["alignment"]["characters"].values()
+    assert roles["all"]["share"] > 0.5
     assert summary["data"]["harvest_train"]["pairs"] > 0
     assert {"sae.safetensors", "cfg.json"} == {p.name for p in CODER.iterdir()}
     assert json.loads(Path("summary.json").read_text(encoding="utf-8"))["fve"] == summary["fve"]
