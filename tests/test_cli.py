@@ -18,7 +18,7 @@ from models_for_tests import save_tiny_model
 from safetensors.torch import load_file
 from tokenizers_for_tests import byte_level_tokenizer, metaspace_tokenizer
 
-from sparsify_crosscoder import ActivationStore, Crosscoder, cli
+from sparsify_crosscoder import ActivationStore, Crosscoder, RDFCConfig, cli
 from sparsify_crosscoder.__main__ import main
 
 SENTENCES = [
@@ -652,3 +652,46 @@ def test_wrong_subcommands_are_refused(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["tpo"])
     assert stop.value.code == 2 and "there are train" in capsys.readouterr().err
+
+
+def test_without_an_architecture_the_recommended_one_is_trained_and_help_says_so(capsys):
+    args = cli.parse_run_config(["m/a", "texts.jsonl", "--partners", "m/b"])
+    assert args.arch == "rdfc" and type(args.sae) is RDFCConfig
+    assert cli.parse_run_config(["m/a", "t.jsonl", "--partners", "m/b", "--arch", "dfc"]).arch == (
+        "dfc"
+    )
+    with pytest.raises(SystemExit):
+        cli.parse_run_config(["--help"])
+    assert "(default: rdfc)" in capsys.readouterr().out
+
+
+def test_the_summary_says_how_many_latents_fired_and_how_many_can_be_judged(capsys):
+    summary = {
+        "arch": "dfc",
+        "num_latents": 1_000,
+        "fve": 0.8,
+        "fve_per_source": [0.8, 0.8],
+        "fve_without_top5_per_source": [0.7, 0.7],
+        "fve_with_outliers": 0.6,
+        "held_out_outliers": 3,
+        "held_out_outlier_share": 0.025,
+        "mean_l0": 4.0,
+        "sources": [{"name": n, "hookpoint": "h.1"} for n in ("m/a", "m/b")],
+        "dead_fraction": 0.25,
+        "dead_fraction_exclusive": [0.0, None],
+        "dead_window": 5_000,
+        "exclusive_latents": [102, None],
+        "exclusive_judgeable": [7, None],
+        "pairs": 9_000,
+        "wall_seconds": 1.0,
+    }
+    cli.print_summary(summary, Path("run"))
+    printed = capsys.readouterr().out
+    assert "alive" not in printed
+    assert (
+        "100.0% of its 102 exclusive latents fired at least once in the last 5,000 pairs, 7 as"
+        in (printed)
+    )
+    assert "(on 1 in 655 pairs)" in printed and printed.count("exclusive latents") == 1
+    assert "with the 2.5% of the pairs that are outliers, FVE 0.6000" in printed
+    assert "25.0% of all latents did not fire in the last 5,000 pairs" in printed

@@ -62,7 +62,7 @@ def change(what: str, inputs: Path) -> str:
     """Change what a run was made from; returns what the refusal says."""
     if what == "texts":
         file = inputs / "texts.jsonl"
-        file.write_text(file.read_text().replace("lazy", "eager"), encoding="utf-8")
+        file.write_text(file.read_text(encoding="utf-8").replace("lazy", "eager"), encoding="utf-8")
         return "are not those that the run was begun with"
     if what == "texts of as many pairs":
         write_texts(inputs / "texts.jsonl", first=1)
@@ -70,9 +70,9 @@ def change(what: str, inputs: Path) -> str:
     if what == "weights":
         change_a_value(inputs / "gpt2")
     else:
-        config = json.loads((inputs / "gpt2" / "config.json").read_text())
+        config = json.loads((inputs / "gpt2" / "config.json").read_text(encoding="utf-8"))
         config["layer_norm_epsilon"] = 0.5
-        (inputs / "gpt2" / "config.json").write_text(json.dumps(config))
+        (inputs / "gpt2" / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return f"'{inputs / 'gpt2'}', has other weights or settings now"
 
 
@@ -137,7 +137,7 @@ def test_resuming_a_run_that_was_not_begun_begins_it_and_says_so(inputs, capsys)
     )
     assert all(torch.equal(resumed[name], plain[name]) for name in plain)
     configs = [
-        json.loads((Path("checkpoints") / run / "config.json").read_text())
+        json.loads((Path("checkpoints") / run / "config.json").read_text(encoding="utf-8"))
         for run in ("run", "plain")
     ]
     assert configs[0]["trained_on"] == configs[1]["trained_on"]
@@ -146,10 +146,10 @@ def test_resuming_a_run_that_was_not_begun_begins_it_and_says_so(inputs, capsys)
 
 def test_a_run_without_a_record_goes_on_and_it_is_said(inputs, caplog):
     cli.run(command(inputs))
-    config = json.loads((RUN / "config.json").read_text())
+    config = json.loads((RUN / "config.json").read_text(encoding="utf-8"))
     for name in ("trained_on", "partner_revisions"):
         del config[name]
-    (RUN / "config.json").write_text(json.dumps(config))
+    (RUN / "config.json").write_text(json.dumps(config), encoding="utf-8")
     cli.run(command(inputs, "--resume"))
     assert "has no record of its models and texts" in caplog.text
     caplog.clear()
@@ -195,14 +195,18 @@ def test_a_run_over_two_revisions_keeps_to_its_commits(hub, inputs, capsys):
     revisions = {"model": "org/m", "partners": "org/m", "hookpoints": "layers.1 layers.1"}
     argv = command(inputs, "--partner_revisions", "step2", **revisions)
     cli.run(argv)
-    recorded = json.loads((RUN / "config.json").read_text())["trained_on"]["sources"]
+    recorded = json.loads((RUN / "config.json").read_text(encoding="utf-8"))["trained_on"][
+        "sources"
+    ]
     assert [source["revision"] for source in recorded] == COMMITS
     assert recorded[0]["checkpoint"] != recorded[1]["checkpoint"]
     assert "m@aaaaaaaa layers.1: FVE" in capsys.readouterr().out
     main(["top", str(RUN), *LOOKED_AT["top"], "--json", "before.json"])
     (hub / "refs" / "main").write_text(COMMITS[1], encoding="utf-8")
     main(["top", str(RUN), *LOOKED_AT["top"], "--json", "after.json"])
-    assert Path("before.json").read_text() == Path("after.json").read_text()
+    assert Path("before.json").read_text(encoding="utf-8") == Path("after.json").read_text(
+        encoding="utf-8"
+    )
     assert "A m@aaaaaaaa" in capsys.readouterr().out
     cli.run([*argv, "--resume"])
     shutil.rmtree(hub / "snapshots" / COMMITS[0])

@@ -55,9 +55,9 @@ def test_anything_else_in_a_checkpoint_is_another(change, saved, tmp_path):
     if change == "one value":
         change_a_value(other, 1e-3)
     elif change == "a setting":
-        config = json.loads((other / "config.json").read_text())
+        config = json.loads((other / "config.json").read_text(encoding="utf-8"))
         config["rms_norm_eps"] = 0.1
-        (other / "config.json").write_text(json.dumps(config))
+        (other / "config.json").write_text(json.dumps(config), encoding="utf-8")
     elif change == "a name":
         file = other / "model.safetensors"
         file.write_bytes(file.read_bytes().replace(b"layers.1.mlp.up", b"layers.1.mlp.op"))
@@ -69,9 +69,11 @@ def test_anything_else_in_a_checkpoint_is_another(change, saved, tmp_path):
 def test_what_another_version_writes_beside_a_model_does_not_count(saved, tmp_path):
     other = tmp_path / "final"
     shutil.copytree(saved, other)
-    config = json.loads((other / "config.json").read_text())
-    (other / "config.json").write_text(json.dumps({**config, "transformers_version": "4.0"}))
-    (other / "README.md").write_text("mine")
+    config = json.loads((other / "config.json").read_text(encoding="utf-8"))
+    (other / "config.json").write_text(
+        json.dumps({**config, "transformers_version": "4.0"}), encoding="utf-8"
+    )
+    (other / "README.md").write_text("mine", encoding="utf-8")
     assert checkpoint_digest(str(other)) == checkpoint_digest(str(saved))
 
 

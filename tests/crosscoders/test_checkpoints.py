@@ -249,10 +249,12 @@ def test_the_crosscoders_of_several_seeds_are_a_runs_own(tmp_path):
 
 
 def test_a_damaged_crosscoder_is_not_replaced_by_a_copy_beside_it(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"hookpoints": PLACE.split("+")}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"hookpoints": PLACE.split("+")}), encoding="utf-8"
+    )
     of_size(16, tmp_path / "a-copy")
     of_size(16, tmp_path / PLACE)
-    (tmp_path / PLACE / "cfg.json").write_text("{")
+    (tmp_path / PLACE / "cfg.json").write_text("{", encoding="utf-8")
     with pytest.raises(ValueError, match=r"cfg\.json' is damaged"):
         Crosscoder.load_one(tmp_path)
 
@@ -266,6 +268,6 @@ def test_a_moved_run_and_the_folder_of_its_crosscoder_are_loaded(tmp_path):
 
 def test_a_folder_of_runs_is_no_run(tmp_path):
     of_size(16, tmp_path / "exp" / PLACE)
-    (tmp_path / "exp" / "config.json").write_text("{}")
+    (tmp_path / "exp" / "config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(FileNotFoundError, match="It holds runs: exp; name one of them"):
         Crosscoder.load_one(tmp_path)

@@ -1,5 +1,6 @@
 """TransformersClient on tiny random models."""
 
+import argparse
 import asyncio
 import threading
 
@@ -10,6 +11,7 @@ from tokenizers_for_tests import CHATML, byte_level_tokenizer
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from delphi_adapters.clients import PromptTooLong, TransformersClient, UnsupportedArgument
+from delphi_adapters.judge_options import add_judge_options, make_client
 
 # isort: split
 from delphi.clients.client import Client, Response
@@ -255,7 +257,9 @@ def test_sampling_follows_the_temperature_only_if_wanted(model, tokenizer):
     assert expected[0] not in answers
 
 
-@pytest.mark.parametrize("kwargs", [{"logprobs": True}, {"prompt_logprobs": 5}, {"stop": ["x"]}])
+@pytest.mark.parametrize(
+    "kwargs", [{"logprobs": True}, {"prompt_logprobs": 5}, {"stop": ["x"]}, {"seed": 0}]
+)
 def test_arguments_that_cannot_be_honoured_are_refused(model, tokenizer, kwargs):
     with pytest.raises(UnsupportedArgument, match=next(iter(kwargs))):
         ask(TransformersClient((model, tokenizer)), "A", **kwargs)
@@ -309,3 +313,18 @@ def test_padding_does_not_need_a_padding_token(model, batches):
 def test_sizes_that_cannot_work_are_refused(model, tokenizer):
     with pytest.raises(ValueError, match="at least 1"):
         TransformersClient((model, tokenizer), batch_size=0)
+
+
+@pytest.mark.parametrize("max_tokens", [0, -1])
+def test_no_tokens_are_not_the_default(model, tokenizer, max_tokens):
+    with pytest.raises(ValueError, match="must be a positive integer"):
+        ask(TransformersClient((model, tokenizer)), "A", max_tokens=max_tokens)
+
+
+@pytest.mark.parametrize("option", ["max_tokens", "concurrency", "max_concurrent"])
+def test_options_of_a_judge_are_at_least_1(option, tmp_path):
+    parser = argparse.ArgumentParser()
+    add_judge_options(parser)
+    args = parser.parse_args(["--judge", "some/model", f"--{option}", "0"])
+    with pytest.raises(ValueError, match=f"--{option} must be at least 1, got 0"):
+        make_client(args, tmp_path)
