@@ -23,6 +23,8 @@ float32.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from .endings import UsageError
@@ -158,3 +160,11 @@ def _is_held_back() -> bool:
         if most.startswith(("sse", "avx")) and not most.startswith(_WITH_BFLOAT16):
             return True
     return not torch.backends.mkldnn.is_available()
+
+
+def available_memory() -> int:
+    """Bytes of the machine's memory that are not in use; a petabyte where that is not known."""
+    with suppress(OSError, ValueError, IndexError):
+        text = Path("/proc/meminfo").read_text(encoding="utf-8")
+        return 1024 * int(text.split("MemAvailable:")[1].split()[0])
+    return 10**15

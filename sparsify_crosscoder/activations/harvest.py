@@ -2,10 +2,9 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from threading import Event
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,10 +13,12 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..hardware import available_memory
 from .batching import FORWARD_COST, FORWARD_COST_CPU, Batch, batches_by_length
 from .limits import check_window_limits
 from .placement import accelerate_hooks, execution_devices, input_device, module_device
 from .sources import Source, first_tensor
+from .workers import Reading, run_side_by_side
 
 
 @dataclass
@@ -104,7 +105,7 @@ def run_harvest(
     stop_early: bool = True,
     progress: Callable[[int], object] = lambda pairs: None,
 ) -> Harvest:
-    """`harvest_windows` with its report; `progress` gets the pairs of each batch of source 0."""
+    """`harvest_windows` with its report; `progress` gets pairs as all models have read them."""
     if batch_size < 1:
         raise ValueError(f"batch_size counts windows and must be at least 1, got {batch_size}.")
     begun = time.perf_counter()
@@ -119,19 +120,17 @@ def run_harvest(
     num_pairs = int(counts.sum())
 
     kept = [_Kept.empty(source, num_pairs) for source in sources]
+    lanes = [
+        [_reading_of(sources, members, texts, counts, batch_size) for members in lane]
+        for lane in _lanes(sources, texts)
+    ]
+    done = _Done(lanes, progress)
 
-    def run(members: list[int], cancelled: Event) -> None:
-        # By where it computes: a model that is partly offloaded gives the bits of a whole one.
-        on_cpu = input_device(sources[members[0]].model).type == "cpu"
-        cost = FORWARD_COST_CPU if on_cpu else FORWARD_COST
-        for batch in batches_by_length(texts, members, counts, batch_size, cost):
-            if cancelled.is_set():
-                return
-            _run_model(sources, members, batch, kept, stop_early)
-            if 0 in members:
-                progress(len(batch.destination))
+    def run(model: PreTrainedModel, members: list[int], batch: Batch) -> None:
+        _run_model(sources, model, members, batch, kept, stop_early)
+        done.add(members, len(batch.destination))
 
-    _side_by_side(run, _lanes(sources, texts))
+    run_side_by_side(lanes, run, _most_workers(lanes))
     _check_finite(sources, kept, np.repeat(texts["text_id"], counts))
 
     first = np.cumsum(counts) - counts
@@ -168,16 +167,64 @@ class _Kept(NamedTuple):
         self.finite[destination] = rows.isfinite().all(dim=1)
 
 
+class _Done:
+    """Tells how many pairs every model has read: as many as the one that has read the fewest."""
+
+    def __init__(self, lanes: Sequence[Sequence[Reading]], progress: Callable[[int], object]):
+        self._read = {reading.members[0]: 0 for lane in lanes for reading in lane}
+        self._told = 0
+        self._progress = progress
+        self._lock = Lock()
+
+    def add(self, members: list[int], pairs: int) -> None:
+        """The model of the sources `members` has read so many more."""
+        with self._lock:
+            self._read[members[0]] += pairs
+            new = min(self._read.values()) - self._told
+            self._told += new
+            self._progress(new)
+
+
+def _reading_of(
+    sources: Sequence[Source],
+    members: list[int],
+    texts: dict[str, Any],
+    counts: np.ndarray,
+    batch_size: int,
+) -> Reading:
+    """What the model of the sources `members` is to read."""
+    model = sources[members[0]].model
+    # By where it computes: a model that is partly offloaded gives the bits of a whole one.
+    on_cpu = input_device(model).type == "cpu"
+    cost = FORWARD_COST_CPU if on_cpu else FORWARD_COST
+    batches = list(batches_by_length(texts, members, counts, batch_size, cost))
+    shared = torch.get_num_threads() > 1 and {d.type for d in execution_devices(model)} == {"cpu"}
+    return Reading(model, members, batches, shared=shared)
+
+
+def _most_workers(lanes: Sequence[Sequence[Reading]]) -> int:
+    """As many as there are threads, if memory has room for what each one's batch needs."""
+    needed = 1
+    for reading in (reading for lane in lanes for reading in lane):
+        config = reading.model.config.get_text_config(decoder=True)
+        width = getattr(config, "hidden_size", 0)
+        inner = getattr(config, "intermediate_size", None) or 4 * width
+        if isinstance(inner, int):
+            most = max((batch.input_ids.numel() for batch in reading.batches), default=0)
+            needed = max(needed, most * (4 * width + 3 * inner) * reading.model.dtype.itemsize)
+    return min(torch.get_num_threads(), max(1, available_memory() // (2 * needed)))
+
+
 @torch.inference_mode()
 def _run_model(
     sources: Sequence[Source],
+    model: PreTrainedModel,
     members: list[int],
     batch: Batch,
     kept: list[_Kept],
     stop_early: bool,
 ) -> None:
-    """One forward for the sources `members`: fills their rows of `kept`."""
-    model = sources[members[0]].model
+    """One forward of a model, or a copy of it, for the sources `members`: fills rows of `kept`."""
     device = input_device(model)
 
     def keep(hookpoint: str, hidden: Tensor) -> None:
@@ -275,33 +322,6 @@ def _lanes(sources: Sequence[Source], texts: dict[str, Any]) -> list[list[list[i
     count = min(len(on_cpu), torch.get_num_threads())
     lanes = [[f for of_model in on_cpu[i::count] for f in of_model] for i in range(count)]
     return lanes + [lane for _, lane in elsewhere]
-
-
-def _side_by_side(run: Callable[[list[int], Event], None], lanes: list[list[list[int]]]) -> None:
-    """Run the lanes in a thread each, the CPU's cores divided among them; one lane runs here."""
-    cancelled = Event()
-
-    def run_lane(forwards: list[list[int]]) -> None:
-        for members in forwards:
-            run(members, cancelled)
-
-    if len(lanes) == 1:
-        return run_lane(lanes[0])
-    cores = torch.get_num_threads()
-    threads_each = max(1, cores // len(lanes))
-    with ThreadPoolExecutor(
-        len(lanes), "harvest", initializer=torch.set_num_threads, initargs=(threads_each,)
-    ) as pool:
-        futures = [pool.submit(run_lane, forwards) for forwards in lanes]
-        try:
-            for future in as_completed(futures):
-                future.result()
-        except BaseException:
-            cancelled.set()  # leaving the pool waits for every lane: let them end soon
-            raise
-        finally:
-            # The setting is the calling thread's own, but threads started later inherit the last.
-            torch.set_num_threads(cores)
 
 
 def _check_finite(sources: Sequence[Source], kept: list[_Kept], text_ids: np.ndarray) -> None:

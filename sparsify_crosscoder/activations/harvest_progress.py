@@ -34,7 +34,7 @@ class HarvestProgress:
         self._bar.close()
 
     def add(self, pairs: int) -> None:
-        """Count pairs that this rank has harvested."""
+        """Count pairs that all models have read on this rank."""
         self._bar.update(pairs)
         self._bar.set_postfix_str(f"{self._bar.n * self._bytes_each / 1e9:,.2f} GB", refresh=False)
 

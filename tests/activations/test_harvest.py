@@ -2,13 +2,14 @@ import threading
 from contextlib import contextmanager
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from accelerate import dispatch_model
 from models_for_tests import KINDS, tiny_model
 from windows_for_tests import random_windows
 
-from sparsify_crosscoder.activations import harvest
+from sparsify_crosscoder.activations import harvest, workers
 from sparsify_crosscoder.activations.harvest import HarvestReport, harvest_windows, run_harvest
 from sparsify_crosscoder.activations.sources import Source, hookpoint_width, layer_list
 
@@ -227,6 +228,95 @@ def test_no_more_models_run_side_by_side_on_the_cpu_than_there_are_threads():
         harvest_windows(sources, windows, range(6), batch_size=2)
     assert all(len(own) == 1 for own in seen)
     assert len(set.union(*seen)) <= 2 and {number for own in seen for _, number in own} == {1}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shared", [True, False])
+def test_workers_share_a_model_and_change_no_bit(shared, dtype, monkeypatch):
+    monkeypatch.setattr(workers, "WORTH_HELP", 64)
+    model = tiny_model("qwen3").to(dtype)
+    other = model if shared else tiny_model("gpt2", width=24).to(dtype)
+    sources = [source(model, 1), source(other, 1)]
+    windows = random_windows(60, max_tokens=100, same_tokens=shared)
+    with threads(1):
+        expected, origin = harvest_windows(sources, windows, range(60), batch_size=3)
+    seen = note_threads(sources)
+    hooks = [len(module._forward_hooks) for module in model.modules()]
+    for number in (2, 3):
+        with threads(number):
+            found, again = harvest_windows(sources, windows, range(60), batch_size=3)
+        assert torch.equal(again, origin)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert {count for own in seen for _, count in own} == {1}
+    assert max(len(own) for own in seen) > 1
+    assert [len(module._forward_hooks) for module in model.modules()] == hooks
+
+
+def test_a_model_of_which_no_copy_can_be_made_is_read_by_one_worker(monkeypatch):
+    monkeypatch.setattr(workers, "WORTH_HELP", 16)
+    model = tiny_model("llama")
+    model.lock = threading.Lock()
+    windows = random_windows(20, same_tokens=True)
+    seen = note_threads([source(model)])
+    with threads(2):
+        harvest_windows([source(model)] * 2, windows, range(20), batch_size=2)
+    assert len(seen[0]) == 1
+
+
+def test_a_copy_shares_weights_and_nothing_that_a_forward_changes(tmp_path):
+    model = tiny_model("gemma3")
+    twin = workers.copy_of(model)
+    assert twin is not None
+    pairs = zip(model.parameters(), twin.parameters(), strict=True)
+    assert all(a is b for a, b in pairs)
+    layers(twin)[0].register_forward_hook(lambda *args: None)
+    assert not layers(model)[0]._forward_hooks
+    assert workers.copy_of(offloaded(tiny_model("llama"), tmp_path)) is None
+
+
+def test_as_many_workers_as_memory_has_room_for(two_sources, monkeypatch):
+    windows = random_windows(4)[:]
+    counts = np.array(windows["num_pairs"])
+    lanes = [
+        [harvest._reading_of(two_sources, [s], windows, counts, batch_size=4)] for s in range(2)
+    ]
+    with threads(3):
+        assert harvest._most_workers(lanes) == 3
+        monkeypatch.setattr(harvest, "available_memory", lambda: 0)
+        assert harvest._most_workers(lanes) == 1
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_pair_counts_once_all_models_have_read_it(number, monkeypatch):
+    monkeypatch.setattr(workers, "WORTH_HELP", 64)
+    sources = [source(tiny_model("llama", seed=seed)) for seed in range(3)]
+    windows = random_windows(40, sources=3)
+    read, told = [0, 0, 0], []
+    put = harvest._Kept.put
+
+    def counted(kept, destination, rows):
+        put(kept, destination, rows)
+        read[next(s for s, x in enumerate(every) if x is kept.activations)] += len(destination)
+
+    every = []
+    empty = harvest._Kept.empty.__func__
+
+    def noted(cls, *args):
+        kept = empty(cls, *args)
+        every.append(kept.activations)
+        return kept
+
+    monkeypatch.setattr(harvest._Kept, "put", counted)
+    monkeypatch.setattr(harvest._Kept, "empty", classmethod(noted))
+
+    def progress(pairs):
+        told.append(pairs)
+        assert sum(told) <= min(read)
+
+    with threads(number):
+        report = run_harvest(sources, windows, range(40), batch_size=2, progress=progress).report
+    assert sum(told) == report.pairs
+    assert sum(told[: len(told) // 2]) > 0.2 * report.pairs  # the models take turns
 
 
 def test_results_are_ordinary_tensors_that_training_can_use(two_sources):
