@@ -36,10 +36,12 @@ def plot_run(run_folder: Path, png: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    from sparsify_crosscoder.activations.model_identity import source_names
+
     run_folder, png = Path(run_folder), Path(png)
     metrics = read_metrics(run_folder / "metrics.jsonl")
     summary = json.loads(_existing(run_folder / "summary.json").read_text(encoding="utf-8"))
-    names = [_short_name(source["name"]) for source in summary["sources"]]
+    names = [_cut(name) for name in source_names(summary["sources"])]
 
     figure = Figure(figsize=(16, 5.6), dpi=120, facecolor="white")
     FigureCanvasAgg(figure)
@@ -218,10 +220,9 @@ def _short(value: float) -> str:
     return f"{value:g}"
 
 
-def _short_name(name: str) -> str:
-    """The last part of a model's path or hub name, cut where it would not fit a panel's corner."""
-    last = name.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
-    return last if len(last) <= 24 else f"{last[:23]}\u2026"
+def _cut(name: str) -> str:
+    """A model's name, without its middle where it would not fit a panel's corner."""
+    return name if len(name) <= 24 else f"{name[:11]}\u2026{name[-12:]}"
 
 
 def _percent(fraction: float) -> str:

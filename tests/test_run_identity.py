@@ -217,6 +217,9 @@ def test_a_run_over_two_revisions_keeps_to_its_commits(hub, inputs, capsys):
 def test_a_store_over_two_revisions_is_of_these(hub, inputs, capsys):
     revisions = {"model": "org/m", "partners": "org/m", "hookpoints": "layers.1 layers.1"}
     main(["harvest", *command(inputs, "--partner_revisions", "step2", "--cache", "s", **revisions)])
+    main(["store", "s", "--show", "3"])
+    printed = capsys.readouterr().out
+    assert "org/m@aaaaaaaa  layers.1" in printed and "B m@bbbbbbbb:" in printed
     (hub / "refs" / "main").write_text(COMMITS[1], encoding="utf-8")
     of_store = {**revisions, "dataset": "s", "hookpoints": ""}
     cli.run(command(inputs, **of_store))
@@ -224,7 +227,9 @@ def test_a_store_over_two_revisions_is_of_these(hub, inputs, capsys):
     assert "A m@aaaaaaaa" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         cli.run(command(inputs, "--partner_revisions", "main", "--revision", "main", **of_store))
-    assert "it is the store's model 2" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "org/m@aaaaaaaa at layers.1, org/m@bbbbbbbb" in error
+    assert "it is the store's model 2" in error
 
 
 def test_the_token_reaches_every_command_and_no_file(inputs, monkeypatch, capsys):

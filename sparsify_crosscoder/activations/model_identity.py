@@ -119,6 +119,12 @@ def source_names(sources: Sequence[Mapping[str, Any]]) -> list[str]:
     return shown
 
 
+def revision_suffix(source: Mapping[str, Any]) -> str:
+    """The commit of a source's model as it is shown behind its name, if it has one."""
+    revision = source.get("revision")
+    return "" if revision is None else f"@{revision:.8}"
+
+
 def _is_path(name: str) -> bool:
     return os.path.isabs(name) or name.startswith(".") or os.path.exists(name)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..subcommands import add_token_option, execute
-from .model_identity import source_names
+from .model_identity import revision_suffix, source_names
 from .sources import load_fast_tokenizer
 from .store import ActivationStore
 
@@ -69,7 +69,11 @@ def describe(store: ActivationStore) -> dict[str, Any]:
     return {
         "store": str(store.path),
         "sources": [
-            {name: source[name] for name in ("name", "hookpoint", "width")}
+            {
+                name: source[name]
+                for name in ("name", "revision", "hookpoint", "width")
+                if source.get(name) is not None
+            }
             for source in store.sources
         ],
         "pairs": len(store),
@@ -89,7 +93,8 @@ def print_description(held: dict[str, Any], *, verified: bool) -> None:
         + (", all as they were written" if verified else "")
     )
     for letter, source in zip("ABCDEFGH", held["sources"], strict=False):
-        print(f"  {letter}  {source['name']}  {source['hookpoint']}  width {source['width']}")
+        name = source["name"] + revision_suffix(source)
+        print(f"  {letter}  {name}  {source['hookpoint']}  width {source['width']}")
     for origin in held["harvests"]:
         if origin is not None:
             print("  from " + ", ".join([origin["dataset"], *origin["extra_datasets"]]))
@@ -114,7 +119,7 @@ def show_pair(store: ActivationStore, number: int, token: str | None = None) -> 
                 {pair.position: 1.0},
                 pair.position,
                 load_fast_tokenizer(
-                    store.sources[s]["name"], revision=store.sources[s]["revision"], token=token
+                    store.sources[s]["name"], revision=store.sources[s].get("revision"), token=token
                 ),
             )
             for s, (letter, name) in enumerate(

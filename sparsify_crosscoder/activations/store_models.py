@@ -11,7 +11,7 @@ import torch
 
 from .manifest import is_model
 from .model_files import model_folder
-from .model_identity import checkpoint_digest, commit_of, same_name
+from .model_identity import checkpoint_digest, commit_of, revision_suffix, same_name
 from .sources import load_base_model
 
 
@@ -82,7 +82,9 @@ def _has_weights(
 
 
 def _refused(store: str | Path, sources: Sequence[dict[str, Any]], reason: str) -> ValueError:
-    held = ", ".join(f"{source['name']} at {source['hookpoint']}" for source in sources)
+    held = ", ".join(
+        f"{source['name']}{revision_suffix(source)} at {source['hookpoint']}" for source in sources
+    )
     return ValueError(
         f"The store '{store}' holds {held}; name the same models in this order ({reason})."
     )
