@@ -25,7 +25,7 @@ from .activations.sources import pick_device
 from .activations.store_models import check_store_models
 from .config import CrosscoderTrainConfig
 from .crosscoders.checkpoints import CONFIG
-from .endings import WRONG_USE, UsageError, ending, prepare, take_debug
+from .endings import WRONG_USE, UsageError, ending, prepare, take_debug, unknown_options
 from .evaluation.scorability import FILTER_PAIRS, MIN_FIRINGS
 from .files import atomic_write_json
 from .registry import Architecture, ArchitectureError, architecture_names, get_architecture
@@ -180,13 +180,15 @@ def run_config_class(architecture: Architecture) -> type[RunConfig]:
 
 def parse_run_config(argv: Sequence[str]) -> RunConfig:
     """The options of a command line. Exits with 2, saying why, if they do not make sense."""
+    parser = ArgumentParser(prog="sparsify")
     try:
         cls = run_config_class(get_architecture(_asked_architecture(argv)))
-        parser = ArgumentParser(prog="sparsify")
         parser.add_arguments(cls, dest="run")
         prepare(parser)
         return parser.parse_args(list(argv)).run
     except (ArchitectureError, ValueError) as error:
+        if unknown := unknown_options(parser, argv):  # why something seems to be missing
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}")
         print(f"sparsify: error: {error}", file=sys.stderr)
         raise SystemExit(WRONG_USE) from None
 

@@ -7,12 +7,13 @@ command line, or with `SPARSIFY_CROSSCODER_DEBUG=1`.
 from __future__ import annotations
 
 import argparse
+import difflib
 import errno
 import os
 import select
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -73,12 +74,36 @@ def prepare(parser: argparse.ArgumentParser) -> None:
     def error(message: str) -> NoReturn:
         line = " ".join(message.split())
         print(
-            f"{parser.prog}: error: {line} ({parser.prog} --help lists the options)",
+            f"{parser.prog}: error: {line}{_meant(parser, line)} ({parser.prog} --help lists the "
+            "options)",
             file=sys.stderr,
         )
         raise SystemExit(WRONG_USE)
 
     parser.error = error
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """What to say of a name that is close to known ones, beginning with a space, else ""."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+def unknown_options(parser: argparse.ArgumentParser, argv: Sequence[str]) -> list[str]:
+    """Options on a command line that the parser, once it has parsed, does not know."""
+    known = parser._option_string_actions
+    named = [arg.partition("=")[0] for arg in argv if arg.startswith("--") and len(arg) > 2]
+    return [name for name in named if known and not any(o.startswith(name) for o in known)]
+
+
+def _meant(parser: argparse.ArgumentParser, message: str) -> str:
+    """Options that those a parser does not know may have been meant for."""
+    _, found, unknown = message.partition("unrecognized arguments: ")
+    if not found:
+        return ""
+    known = parser._option_string_actions
+    said = (did_you_mean(one.partition("=")[0], known) for one in unknown.split() if one[0] == "-")
+    return "".join(f"{'' if i else '.'}{text}" for i, text in enumerate(filter(None, said)))
 
 
 @contextmanager

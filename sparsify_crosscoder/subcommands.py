@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import TypeVar
 
-from .endings import AGAIN, DEBUG, ending, prepare, take_debug
+from .endings import AGAIN, DEBUG, did_you_mean, ending, prepare, take_debug
 from .files import atomic_write_json
 from .surroundings import command_surroundings
 
@@ -34,7 +34,8 @@ def dispatch(
     if argv[0] not in commands:
         known = ", ".join(commands)
         print(
-            f"{program}: error: unknown subcommand '{argv[0]}'; there are {known}.",
+            f"{program}: error: unknown subcommand '{argv[0]}'; there are {known}."
+            f"{did_you_mean(argv[0], commands)}",
             file=sys.stderr,
         )
         raise SystemExit(2)
