@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from sparsify_crosscoder.files import atomic_path, atomic_write_json, remove_leftovers
 
@@ -31,13 +30,14 @@ from delphi.clients.client import Response
 from delphi.config import CacheConfig, ConstructorConfig, RunConfig, SamplerConfig
 from delphi.latents import LatentDataset, LatentRecord
 from delphi.latents.latents import Latent
-from delphi.pipeline import Pipe, Pipeline, process_wrapper
 
 from . import categories, flagging, interpretability
 from .categories import CategoryJudge
 from .crosscoder_cache import CrosscoderLatentCache
 from .flagging import FlaggedResult, FlaggingExplainer
 from .interpretability import InterpretabilityFilter, InterpretabilityResult
+from .judge_options import NO_JUDGE
+from .progress import each, progress
 
 RAW = "latents"
 _BEHIND_THE_LAST_ROW = (
@@ -87,7 +87,7 @@ class Autointerp:
         folder: where the results go.
         cfg: what the judge is shown.
         run: the crosscoder's run folder, for delphi's run_config.json.
-        judge: its name, which the folder keeps.
+        judge: its name, which the folder keeps; "none" keeps nothing, as nobody is asked.
         scores: another folder for `scores/` and `interpretability/`.
 
     Raises ValueError if the folder holds answers to other questions (`cfg` or `judge` differ).
@@ -117,7 +117,9 @@ class Autointerp:
         for name in _FOLDERS:
             remove_leftovers(self.folder / name)
             remove_leftovers(self.scores / name)
-        self._write_settings(run, judge)
+        self.judged = judge != NO_JUDGE
+        if self.judged:
+            self._write_settings(run, judge)
 
     def name(self, latent: int) -> str:
         """delphi's name of a latent."""
@@ -163,7 +165,8 @@ class Autointerp:
         async def explain(record: LatentRecord) -> None:
             flagging.save(await explainer(record), self.folder)
 
-        await Pipeline(records, Pipe(explain)).run(max_concurrent)
+        async with progress(len(todo), "Explaining") as bar:
+            await each(records, explain, max_concurrent, bar)
         for latent in set(todo) - records.seen:
             self._flag_without_examples(latent)
 
@@ -183,11 +186,10 @@ class Autointerp:
                 found = await sorter(name, explanation, flags[name].reason)
                 categories.save(self.folder, found)
 
-        progress = tqdm(total=len(todo), desc="Sorting flagged latents", disable=not todo)
-        for task in asyncio.as_completed([sort(name) for name in todo]):
-            await task
-            progress.update()
-        progress.close()
+        async with progress(len(todo), "Sorting flagged latents") as bar:
+            for task in asyncio.as_completed([sort(name) for name in todo]):
+                await task
+                bar.update()
 
     async def run(self, client: Client, latents: Iterable[int], max_concurrent: int = 16) -> None:
         """Explain, flag and score the pending ones of the latents.
@@ -201,21 +203,15 @@ class Autointerp:
         records = Records(self.dataset(pending), self.cfg)
         explainer, test = FlaggingExplainer(client), self.filter(client)
 
-        async def explain(record: LatentRecord) -> FlaggedResult:
-            result = flagging.load(record, self.folder)
-            return flagging.save(await explainer(record), self.folder) if result is None else result
+        async def judge(record: LatentRecord) -> None:
+            found = flagging.load(record, self.folder)
+            if found is None:
+                found = flagging.save(await explainer(record), self.folder)
+            found.record.explanation = found.explanation
+            interpretability.save(await test(found.record), self.scores)
 
-        def with_explanation(results: Sequence[FlaggedResult]) -> LatentRecord:
-            record, explanation = results[0]
-            record.explanation = explanation
-            return record
-
-        def save(result: InterpretabilityResult) -> None:
-            # Not returned, as delphi's pipeline keeps what the last pipe returns.
-            interpretability.save(result, self.scores)
-
-        score = process_wrapper(test.__call__, preprocess=with_explanation, postprocess=save)
-        await Pipeline(records, Pipe(explain), Pipe(score)).run(max_concurrent)
+        async with progress(len(pending), "Explaining and scoring") as bar:
+            await each(records, judge, max_concurrent, bar)
         for latent in set(pending) - records.seen:
             self._record_without_examples(latent)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sparsify_crosscoder.activations.sources import load_language_model
 from sparsify_crosscoder.crosscoders import Crosscoder
 from sparsify_crosscoder.evaluation.false_exclusives import called_exclusive
 from sparsify_crosscoder.evaluation.filter_command import (
@@ -19,19 +20,25 @@ from sparsify_crosscoder.evaluation.filter_command import (
     judge,
 )
 from sparsify_crosscoder.files import atomic_write_json
+from sparsify_crosscoder.interventions.command_parts import ends_of
 
 from . import compat  # noqa: F401
 from .autointerp import RAW, Autointerp, JudgingConfig
 from .clients import AnthropicClient
 from .crosscoder_cache import CrosscoderLatentCache, digest
+from .descriptions import FILE as DESCRIPTIONS
+from .descriptions import Descriptions, describe, table_columns
 from .judge_options import (
+    NO_JUDGE,
     add_judge_options,
+    check_judge,
     estimate_costs,
     execute_asking,
     fitting,
     interruptible,
     make_client,
 )
+from .judge_time import say_computed, say_time
 from .run_text import RunText
 from .summary import summarise
 
@@ -59,7 +66,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     options = load_run_config(args.run, args.hf_token)
     crosscoder = Crosscoder.load_one(args.run, args.seed, device)
     latents = _chosen(args.latents, crosscoder)
-    client = make_client(args, folder)
+    check_judge(args)
+    client = make_client(args, folder) if args.judge != NO_JUDGE else None
 
     text = RunText.of_run(args.run, device, args.hf_token)
     cache = CrosscoderLatentCache(
@@ -75,6 +83,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         cache.run()
         cache.verify()
     autointerp = Autointerp(cache, folder, judging_config(args), run=args.run, judge=args.judge)
+    if not autointerp.judged:
+        return _described(args, options, autointerp, crosscoder, latents)
     pending = autointerp.pending(latents)
     dead = int(cache.statistics.dead[latents].sum())
     print(
@@ -82,9 +92,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         f"{args.judge} about"
     )
     sample = pending[:: max(len(pending) // SAMPLED, 1)][:SAMPLED]
-    estimate = estimate_costs(
-        client, autointerp.prompts(sample), len(pending) / max(len(sample), 1)
-    )
+    prompts, scale = autointerp.prompts(sample), len(pending) / max(len(sample), 1)
+    estimate = estimate_costs(client, prompts, scale)
+    if client is not None:
+        say_time(client, prompts, scale, f"{len(pending):,} latents")
+    elif prompts:
+        say_computed(args.judge, device, prompts, scale)
     if args.dry_run:
         return {"pending": len(pending), "estimate": estimate, "stopped": None}
 
@@ -94,7 +107,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     result = {
         "run": str(args.run),
         "judge": args.judge,
-        **summarise(autointerp, crosscoder, latents, filtered),
+        **summarise(autointerp, crosscoder, latents, filtered, _columns(folder)),
         "estimate": estimate,
         "stopped": stopped,
     }
@@ -104,6 +117,50 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     print(f"Everything is in '{folder}'; the table of all latents is features.parquet.")
     atomic_write_json(folder / "summary.json", result)
     return result
+
+
+def _described(
+    args: argparse.Namespace,
+    options: RunConfig,
+    autointerp: Autointerp,
+    crosscoder: Crosscoder,
+    latents: Sequence[int],
+) -> dict[str, Any]:
+    """What is counted and computed of latents where nobody is asked."""
+    folder, dead = autointerp.folder, autointerp.cache.statistics.dead
+    alive = [latent for latent in latents if not dead[latent]]
+    print(f"{len(latents):,} latents, {len(latents) - len(alive):,} of them dead; no judge to ask")
+    if args.dry_run:
+        return {"pending": 0, "estimate": {"requests": 0}, "stopped": None}
+    ends = ends_of(options, crosscoder)
+
+    def language_model(source: int) -> tuple[Any, Any]:
+        model, revision, _ = ends[source]
+        return load_language_model(
+            model, device=crosscoder.device, revision=revision, token=options.hf_token
+        )
+
+    found = describe(autointerp.cache, crosscoder, alive, language_model)
+    for source, why in found.left_out.items():
+        print(f"No promoted tokens of {ends[source].model}: {why}.")
+    found.save(folder)
+    filtered = None
+    if not args.no_filter:
+        filtered = _filtered(args, options, crosscoder, folder, crosscoder.device)
+    result = {
+        "run": str(args.run),
+        "judge": NO_JUDGE,
+        **summarise(autointerp, crosscoder, latents, filtered, table_columns(found)),
+        "stopped": None,
+    }
+    print(f"Everything is in '{folder}'; the table of all latents is features.parquet.")
+    atomic_write_json(folder / "summary.json", result)
+    return result
+
+
+def _columns(folder: Path) -> Mapping[int, Mapping[str, str | None]]:
+    """What was described before, if it was."""
+    return table_columns(Descriptions.load(folder) if (folder / DESCRIPTIONS).exists() else None)
 
 
 async def _ask(
@@ -167,13 +224,14 @@ def _filtered(
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m delphi_adapters explain",
-        description="Explain, flag and score latents of a run with a language model as the judge "
-        "(B.4.1, B.4.2), through delphi's pipeline. A run that was stopped goes on; no answer is "
+        description="Describe latents of a run by their characteristic words and the tokens that "
+        "they promote, or with a --judge, a language model, explain, flag and score them (B.4.1, "
+        "B.4.2) through delphi's pipeline. A run that was stopped goes on; no answer is "
         "paid for twice. Without --latents: those that are exclusive by their norm.",
     )
     default = JudgingConfig()
     parser.add_argument("run", type=Path, help="run folder")
-    add_judge_options(parser)
+    add_judge_options(parser, default=NO_JUDGE)
     parser.add_argument("--out", type=Path, help="folder for the results (RUN/delphi)")
     parser.add_argument(
         "--latents",

@@ -25,6 +25,16 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "frequency": ("float64", "the same per token of the cached text"),
     "dead": ("bool", "it never fires"),
     "s_max": ("float64", "largest activation, in normalised units (B.5)"),
+    "fires_on": ("string", "words that it is strongest at, and in how many of its passages"),
+    "characteristic_words": (
+        "string",
+        "words around these that stand out against the corpus (log-odds with a Dirichlet prior), "
+        "and in how many of its passages",
+    ),
+    "promoted_0": ("string", "tokens that its direction makes likelier in source 0 (logit lens)"),
+    "suppressed_0": ("string", "tokens that it makes less likely in source 0"),
+    "promoted_1": ("string", "tokens that its direction makes likelier in source 1 (logit lens)"),
+    "suppressed_1": ("string", "tokens that it makes less likely in source 1"),
     "explanation": ("string", "the judge's; none if it gave none"),
     "flag_status": ("string", "ok, unparsable or failed; none if the judge was not asked"),
     "harmful": ("bool", "whether it matters for an audit (B.4.2)"),
@@ -42,7 +52,17 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "exclusivity_blinded": ("float64", "the same, the judge not told which model is which"),
     "steering_interpretability": ("float64", "1 to 5: how clear its effect on its own model is"),
     "exclusivity_status": ("string", "scored, not_interpretable or unanswered; none if not asked"),
-    "sampled": ("string", "why its exclusivity was asked for: flagged, or one of a sample"),
+    "likeness": (
+        "float64",
+        "-1 to 1, without a judge: correlation of what steering does to the next words of its own "
+        "model with what its stitched image does to the other's; 1 is shared",
+    ),
+    "likeness_spread": ("float64", "standard deviation of that over the prompts"),
+    "effect": ("float64", "change of its own model's next token by that steering (KL, nats)"),
+    "sampled": (
+        "string",
+        "why its exclusivity was looked at: flagged, kept by the filter, or one of a sample",
+    ),
 }
 """Columns of features.parquet: type and meaning, which the file also has."""
 
@@ -52,11 +72,12 @@ def features(
     crosscoder: Crosscoder,
     filtered: Mapping[str, Any] | None = None,
     exclusivity: Mapping[int, Mapping[str, Any]] | None = None,
+    described: Mapping[int, Mapping[str, str | None]] | None = None,
 ) -> Table:
     """One row per latent, in order.
 
     `filtered` is what `filter_command.judge` returned; `exclusivity` has, by latent, values of the
-    columns from "exclusivity" on.
+    columns from "exclusivity" on, `described` those that `descriptions.table_columns` gives.
     """
     import pyarrow as pa
 
@@ -67,7 +88,8 @@ def features(
 
     statistics = autointerp.cache.statistics
     flags = flagging.load_flags(autointerp.folder)
-    decisions = interpretability.load(autointerp.scores)
+    scores = autointerp.scores
+    decisions = interpretability.load(scores) if scores.exists() else {}
     categories = load_categories(autointerp.folder)
     tokens = autointerp.cache.writer.num_tokens
     sources = {
@@ -97,6 +119,7 @@ def features(
                     "frequency": int(statistics.firings[latent]) / tokens,
                     "dead": bool(statistics.dead[latent]),
                     "s_max": float(statistics.max_activation[latent]),
+                    **(described or {}).get(latent, {}),
                     "explanation": flag and flagging.load_explanation(autointerp.folder, name),
                     "flag_status": flag and flag.status,
                     "harmful": flag and flag.harmful,

@@ -17,19 +17,25 @@ if TYPE_CHECKING:
     from delphi.clients import Client
 
 GOES_ON = "the same command goes on, and no answer is asked for twice"
+NO_JUDGE = "none"
+"""The judge's name where nobody is asked."""
+
 USUAL_ANSWER = 200  # tokens, for the likely cost
+_OF_A_JUDGE = ("provider", "max_cost", "prices", "batch", "answers", "max_tokens")
 
 
-def add_judge_options(parser: Any, *, required: bool = True) -> None:
+def add_judge_options(parser: Any, *, required: bool = True, default: str | None = None) -> None:
     """Options that say who judges, what it may cost and how much is asked at a time.
 
     For a parser or a group of its options, which needs an option `--device` too, for a local judge.
     """
     parser.add_argument(
         "--judge",
-        required=required,
+        required=required and default is None,
+        default=default,
         help="a Claude model, asked through the API with the key in ANTHROPIC_API_KEY, or the "
-        "folder or name of a local chat model",
+        "folder or name of a local chat model"
+        + ("" if default is None else f"; none: nobody is asked ({default})"),
     )
     parser.add_argument(
         "--provider",
@@ -56,14 +62,16 @@ def make_client(args: argparse.Namespace, folder: Path) -> Client | None:
     Its answers are kept in `--answers`, else below `folder`. Raises ValueError for options that do
     not fit the judge, for a Claude model without `--max_cost`, and without a key.
     """
+    check_judge(args)
+    if args.judge == NO_JUDGE:
+        raise ValueError("This is what a judge is asked for: name one with --judge.")
     from .clients import AnthropicClient, BatchAnthropicClient
     from .clients.anthropic_client import MissingAPIKey
 
     for name in ("max_tokens", "concurrency", "max_concurrent"):
         if (value := getattr(args, name, None)) is not None and value < 1:
             raise ValueError(f"--{name} must be at least 1, got {value}.")
-    provider = args.provider or ("anthropic" if args.judge.startswith("claude") else "transformers")
-    if provider == "transformers":
+    if is_local(args):
         from .clients import TransformersClient
 
         for option in ("batch", "max_cost", "prices"):
@@ -92,6 +100,21 @@ def make_client(args: argparse.Namespace, folder: Path) -> Client | None:
         )
     except MissingAPIKey as error:
         raise ValueError(str(error)) from None
+
+
+def is_local(args: argparse.Namespace) -> bool:
+    """Whether the judge is a model on the own machine."""
+    if args.provider is not None:
+        return args.provider == "transformers"
+    return not str(args.judge).startswith("claude")
+
+
+def check_judge(args: argparse.Namespace) -> None:
+    """Raises ValueError for options of a judge where there is none."""
+    if args.judge == NO_JUDGE:
+        for option in _OF_A_JUDGE:
+            if getattr(args, option):
+                raise ValueError(f"--{option} goes with a judge: name one with --judge.")
 
 
 def fitting(client: Client) -> int:

@@ -29,12 +29,14 @@ def summarise(
     crosscoder: Crosscoder,
     latents: Sequence[int],
     filtered: Mapping[str, Any] | None = None,
+    described: Mapping[int, Mapping[str, str | None]] | None = None,
 ) -> dict[str, Any]:
     """Write the tables, print a summary of these latents and return it as JSON values.
 
-    `filtered` is what `filter_command.judge` returned.
+    `filtered` is what `filter_command.judge` returned, `described` what
+    `descriptions.table_columns` did.
     """
-    table = features(autointerp, crosscoder, filtered)
+    table = features(autointerp, crosscoder, filtered, described=described)
     write_features(table, autointerp.folder / "features.parquet")
     return summarise_table(autointerp, crosscoder, latents, table, filtered)
 
@@ -53,6 +55,7 @@ def summarise_table(
     result: dict[str, Any] = {
         "latents": len(latents),
         "dead": len(latents) - len(rows),
+        "described": sum(row["characteristic_words"] is not None for row in rows),
         "flags": dict(Counter(row["flag_status"] or "not asked" for row in rows)),
         "explained": sum(row["explanation"] is not None for row in rows),
         "harmful": sum(bool(row["harmful"]) for row in rows),
@@ -63,12 +66,18 @@ def summarise_table(
     if filtered is not None:
         result["verdicts"] = filtered["verdicts"]
         filter_command.show(dict(filtered), names)
-    print(
-        f"{len(rows):,} alive latents: {result['explained']:,} explained, "
-        f"{result['harmful']:,} flagged, {result['scored']:,} scored, "
-        f"{result['interpretable']:,} interpretable (detection score of at least "
-        f"{autointerp.cfg.threshold:g}), {result['unanswered']:,} examples without an answer"
-    )
+    if autointerp.judged:
+        print(
+            f"{len(rows):,} alive latents: {result['explained']:,} explained, "
+            f"{result['harmful']:,} flagged, {result['scored']:,} scored, "
+            f"{result['interpretable']:,} interpretable (detection score of at least "
+            f"{autointerp.cfg.threshold:g}), {result['unanswered']:,} examples without an answer"
+        )
+    else:
+        print(
+            f"{len(rows):,} alive latents, {result['described']:,} of them with characteristic "
+            "words; no judge: no explanation was written, nothing was flagged"
+        )
     result["categories"] = _categories(folder, rows, names)
     result["similar"] = []
     for first, second in combinations(range(len(names)), 2):

@@ -16,6 +16,7 @@ from sparsify_crosscoder.interventions.steering import Steering
 from sparsify_crosscoder.interventions.stitching import Stitching
 
 from .. import flagging, interpretability
+from ..interpretability import Interpretability
 from .explain_stages import alive, explained_latents, filtered
 from .workspace import Workspace
 
@@ -56,8 +57,8 @@ def directions_to_verify(work: Workspace) -> tuple[list[Direction], dict[str, An
 
     Verified are latents that are exclusive by their norm: the flagged ones, then others that the
     filter keeps, each in the order of how exclusive it calls them, and a random sample of the rest
-    that is interpretable. Nulls are of the same models: shared latents, and random directions as
-    long as the latents' own.
+    that is interpretable. Without a judge none is flagged, and the sample is of all the rest. Nulls
+    are of the same models: shared latents, and random directions as long as the latents' own.
     """
     owners = {
         int(latent): s
@@ -65,15 +66,15 @@ def directions_to_verify(work: Workspace) -> tuple[list[Direction], dict[str, An
         for latent in some
     }
     autointerp = work.autointerp()
-    flags = flagging.load_flags(work.folder("explain"))
-    decisions = interpretability.load(work.folder("score"))
+    flags = flagging.load_flags(work.folder("explain")) if work.judged else {}
+    decisions = interpretability.load(work.folder("score")) if work.judged else {}
     rows = filtered(work)["latents"]
     scores = {row["latent"]: row["score"] for row in rows}
     explained = [latent for latent in explained_latents(work) if latent in owners]
     names = {latent: autointerp.name(latent) for latent in explained}
 
     explained.sort(key=lambda latent: (-scores.get(latent, 0.0), latent))
-    flagged = [latent for latent in explained if flags[names[latent]].harmful]
+    flagged = [i for i in explained if (flag := flags.get(names[i])) is not None and flag.harmful]
     passed = {row["latent"] for row in rows if row["verdict"] == "kept"}
     kept = [latent for latent in explained if latent in passed and latent not in flagged]
     candidates: list[tuple[int, Why]] = [(latent, "flagged") for latent in flagged]
@@ -81,7 +82,7 @@ def directions_to_verify(work: Workspace) -> tuple[list[Direction], dict[str, An
         candidates.append((latent, "kept"))
     verified = candidates[: work.args.verify]
     others = sorted({*explained} - {*flagged, *kept})
-    readable = [latent for latent in others if decisions[names[latent]].interpretable]
+    readable = [latent for latent in others if _readable(decisions.get(names[latent]))]
     draw = random.Random(f"sample {work.args.audit_seed}")
     pool = readable or others
     sample = sorted(draw.sample(pool, min(work.args.sample, len(pool))))
@@ -97,18 +98,19 @@ def directions_to_verify(work: Workspace) -> tuple[list[Direction], dict[str, An
         "kept": len(kept),
         "verified": len(verified),
         "sample": len(sample),
-        "sampled_from": "interpretable" if readable else "explained",
+        "sampled_from": "interpretable"
+        if readable
+        else "explained"
+        if work.judged
+        else "described",
         "pool": len(pool),
     }
     return [*found, *nulls], facts
 
 
 def _nulls(work: Workspace, source: int, found: Sequence[Direction]) -> list[Direction]:
-    draw = random.Random(f"nulls {work.args.audit_seed} {source}")
-    norms = work.crosscoder.relative_decoder_norm(source)
-    shared = ((norms < EXCLUSIVE_NORM) & (norms > 1 - EXCLUSIVE_NORM)).nonzero()[:, 0].tolist()
-    shared = alive(work, shared)
-    drawn = sorted(draw.sample(shared, min(work.args.nulls, len(shared))))
+    draw = _null_draw(work, source)
+    drawn = _drawn_shared(work, source, draw)
     nulls = [
         _of_latent(work, latent, source, f"shared-{source}-{latent}", "shared") for latent in drawn
     ]
@@ -119,6 +121,31 @@ def _nulls(work: Workspace, source: int, found: Sequence[Direction]) -> list[Dir
         vector = length * torch.nn.functional.normalize(vector, dim=0)
         nulls.append(Direction(f"random-{source}-{number}", "random", source, vector, 1.0))
     return nulls
+
+
+def shared_nulls(work: Workspace, source: int) -> list[int]:
+    """The shared latents that a source's exclusive ones are compared with."""
+    return _drawn_shared(work, source, _null_draw(work, source))
+
+
+def _null_draw(work: Workspace, source: int) -> random.Random:
+    return random.Random(f"nulls {work.args.audit_seed} {source}")
+
+
+def _drawn_shared(work: Workspace, source: int, draw: random.Random) -> list[int]:
+    norms = work.crosscoder.relative_decoder_norm(source)
+    shared = ((norms < EXCLUSIVE_NORM) & (norms > 1 - EXCLUSIVE_NORM)).nonzero()[:, 0].tolist()
+    shared = alive(work, shared)
+    return sorted(draw.sample(shared, min(work.args.nulls, len(shared))))
+
+
+def load_stitching(work: Workspace) -> Stitching:
+    """The maps that directions are carried by."""
+    return Stitching.load(work.args.stitching or work.folder("stitch") / "stitching")
+
+
+def _readable(decision: Interpretability | None) -> bool:
+    return decision is not None and bool(decision.interpretable)
 
 
 def _of_latent(work: Workspace, latent: int, source: int, name: str, why: Why) -> Direction:

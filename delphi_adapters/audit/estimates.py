@@ -6,7 +6,6 @@ short trial. They say whether to wait minutes or days; a stage that was done say
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +15,6 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from sparsify_crosscoder.activations.manifest import is_store
-from sparsify_crosscoder.activations.sources import pick_model_dtype
 from sparsify_crosscoder.activations.store import ActivationStore
 from sparsify_crosscoder.activations.windows import prepare_windows
 from sparsify_crosscoder.evaluation.false_exclusives import called_exclusive
@@ -24,9 +22,11 @@ from sparsify_crosscoder.interventions.command_parts import read_prompts
 from sparsify_crosscoder.training.artifacts import load_run_texts, run_revisions
 
 from ..flagging_prompt import few_shots, system_prompt
-from ..judge_options import USUAL_ANSWER, estimate_costs, make_client
+from ..judge_options import USUAL_ANSWER, estimate_costs, is_local, make_client
+from ..judge_time import JudgeSpeed, computed, duration, named_cautions
 from ..judges.exclusivity import SteeredAnswers, requests
 from ..judges.rubrics import Rubric
+from ..machine_speed import bytes_per_second, operations_per_second
 from .plan import STAGES, WHAT
 from .stages import Record, state
 from .workspace import Workspace
@@ -34,7 +34,9 @@ from .workspace import Workspace
 PROBED_TEXTS = 64
 EFFICIENCY = 0.5  # of a large product, which the parts of a model reach
 CHARACTERS = 4  # in a token
+PROMPT_TOKENS = 40  # with a chat template
 DETECTION_REQUESTS = 4  # of a latent
+_SAID_APART = ("seconds", "left_out")
 _STORED_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "int8": 1}
 
 
@@ -47,8 +49,6 @@ def estimate(work: Workspace, wanted: Sequence[str]) -> dict[str, Any]:
     result: dict[str, Any] = {"out": str(work.out), "stages": {}, "stopped": None}
     seconds = 0.0
     for stage in wanted:
-        if stage in ("explain", "score", "exclusivity") and not work.args.judge:
-            break
         known = all(name in work.records for name in STAGES[: STAGES.index(stage)])
         what = state(work.out / stage, inputs_of(work, table, stage)) if known else "to do"
         row: dict[str, Any] = {"state": what}
@@ -57,16 +57,26 @@ def estimate(work: Workspace, wanted: Sequence[str]) -> dict[str, Any]:
             assert record is not None
             work.records[stage] = record
             row["took"] = record.seconds
-            print(f"{stage:<12} done, {_time(record.seconds)}: {WHAT[stage]}")
+            print(f"{stage:<12} done, {duration(record.seconds)}: {WHAT[stage]}")
         else:
             counts = getattr(left, stage)()
             row |= counts
             seconds += counts.get("seconds") or 0.0
-            said = ", ".join(_counted(k, v) for k, v in counts.items() if k != "seconds" and v)
-            print(f"{stage:<12} {what}, about {_time(counts.get('seconds', 0.0))}: {said}")
+            said = ", ".join(
+                _counted(k, v) for k, v in counts.items() if k not in _SAID_APART and v
+            )
+            about = "left out, no judge" if counts.get("left_out") else None
+            about = about or f"{what}, about {duration(counts.get('seconds', 0.0))}"
+            print(f"{stage:<12} {about}: {said or WHAT[stage]}")
         result["stages"][stage] = row
-    print(f"In all about {_time(seconds)} on {work.device}, computed from a short trial of it.")
+    print(f"In all about {duration(seconds)} on {work.device}, computed from a short trial of it.")
     result["seconds"] = seconds
+    if work.judged and left.local_judge:
+        print(
+            f"What {work.args.judge} takes is computed from its size; it is timed on a few tokens "
+            "before it is asked, and the time said again."
+        )
+        print("\n".join(named_cautions(work.args.judge)))
     costs = [row["cost"] for row in result["stages"].values() if row.get("cost")]
     if costs:
         result["likely_cost"] = sum(costs)
@@ -76,10 +86,11 @@ def estimate(work: Workspace, wanted: Sequence[str]) -> dict[str, Any]:
 
 @dataclass
 class Model:
-    """What one model takes: parameters up to its hookpoint, and in all."""
+    """What one model takes: parameters up to its hookpoint, in all, and of its unembedding."""
 
     read: int
     whole: int
+    unembedding: int
 
 
 class Left:
@@ -93,26 +104,12 @@ class Left:
     @cached_property
     def flops(self) -> float:
         """Operations a second of a large product in the models' precision."""
-        dtype = pick_model_dtype(self.work.device, "auto")
-        a = torch.randn(1024, 1024, device=self.work.device, dtype=dtype)
-        return 2 * 1024**3 / self._trial(lambda: a @ a)
+        return operations_per_second(self.work.device)
 
     @cached_property
     def bandwidth(self) -> float:
         """Bytes a second that are read and written."""
-        x = torch.zeros(2**24, device=self.work.device)
-        return 2 * x.nbytes / self._trial(lambda: x.add_(1.0))
-
-    def _trial(self, do: Any) -> float:
-        do()
-        turns = []
-        for _ in range(5):
-            begun = time.perf_counter()
-            do()
-            if self.work.device.type == "cuda":
-                torch.cuda.synchronize()
-            turns.append(time.perf_counter() - begun)
-        return sorted(turns)[2]
+        return bytes_per_second(self.work.device)
 
     @cached_property
     def names(self) -> list[str]:
@@ -141,7 +138,7 @@ class Left:
             place = options.hookpoints[s] if options.hookpoints else f"layers.{layers // 2}"
             depth = next((int(p) for p in place.split(".") if p.isdecimal()), layers - 1) + 1
             embedding = model.get_input_embeddings().weight.numel()
-            found.append(Model(int((whole - embedding) * depth / layers), whole))
+            found.append(Model(int((whole - embedding) * depth / layers), whole, embedding))
         return found
 
     @cached_property
@@ -245,13 +242,25 @@ class Left:
         operations = 2 * width * (2 * width + latents) * pairs
         return {"seconds": operations / (self.flops * EFFICIENCY), "pairs": pairs}
 
+    def describe(self) -> dict[str, Any]:
+        count = self.latents + 2 * self.args.nulls
+        # Each direction through an unembedding, and each model read once from the disk.
+        products = sum(2 * count * model.unembedding for model in self.models)
+        read = sum(4 * model.whole for model in self.models)
+        seconds = products / (self.flops * EFFICIENCY) + read / self.bandwidth
+        return {"seconds": seconds, "latents": count}
+
     def explain(self) -> dict[str, Any]:
+        if not self.work.judged:
+            return {"seconds": 0.0, "left_out": True}
         fixed = len(system_prompt()) + sum(len(shot["content"]) for shot in few_shots(True))
         cfg = self.work.judging_config
         shown = cfg.num_examples * cfg.example_ctx_len * CHARACTERS * 2  # text and activations
         return self._asking([fixed + shown], self.latents)
 
     def score(self) -> dict[str, Any]:
+        if not self.work.judged:
+            return {"seconds": 0.0, "left_out": True}
         cfg = self.work.judging_config
         fixed = len(system_prompt()) // 2
         shown = cfg.n_examples_shown * cfg.example_ctx_len * CHARACTERS
@@ -266,6 +275,10 @@ class Left:
 
     def exclusivity(self) -> dict[str, Any]:
         args, prompts = self.args, read_prompts(self.args)
+        if not self.work.judged:
+            rows = len(prompts) * (len(args.strengths) - 1) * self.directions
+            read = sum(2 * model.whole for model in self.models) * rows * PROMPT_TOKENS
+            return {"seconds": read / (self.flops * EFFICIENCY), "directions": self.directions}
         text = "word " * (args.max_new_tokens * CHARACTERS // 5)
         answers = [[text] * len(args.strengths)] * len(prompts)
         asked = requests(
@@ -320,16 +333,19 @@ class Left:
             prompts = ["x" * size for size in sizes]
             costs = estimate_costs(self._client, prompts, items, quiet=True)
             result["cost"] = costs.get("likely_cost")
-        elif not str(self.args.judge).startswith("claude"):
-            whole = self._judge_size
-            work = 2 * whole * (tokens + count * USUAL_ANSWER) / (self.flops * EFFICIENCY)
-            result["seconds"] = work + count * USUAL_ANSWER * 2 * whole / self.bandwidth
+        elif self.local_judge:
+            result["seconds"] = self._judge_speed.seconds(tokens, count * USUAL_ANSWER)
         return result
+
+    @property
+    def local_judge(self) -> bool:
+        """Whether the judge is a model on the own machine."""
+        return is_local(self.args)
 
     @cached_property
     def _client(self) -> Any:
         args = self.args
-        if not str(args.judge).startswith("claude") or args.provider == "transformers":
+        if self.local_judge:
             return None
         try:
             return make_client(args, self.work.out)
@@ -338,20 +354,11 @@ class Left:
             return None
 
     @cached_property
-    def _judge_size(self) -> int:
-        config = AutoConfig.from_pretrained(self.args.judge)
-        with torch.device("meta"):
-            return sum(p.numel() for p in AutoModel.from_config(config).parameters())
+    def _judge_speed(self) -> JudgeSpeed:
+        return computed(self.args.judge, self.flops, self.bandwidth)
 
 
 def _counted(name: str, value: Any) -> str:
     if name == "cost":
         return f"${value:,.2f}"
     return f"{value:,.1f} {name}" if isinstance(value, float) else f"{value:,} {name}"
-
-
-def _time(seconds: float) -> str:
-    for unit, size in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:,.1f} {unit}"
-    return f"{seconds:,.0f} s"

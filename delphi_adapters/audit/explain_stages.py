@@ -15,10 +15,15 @@ import torch
 from sparsify_crosscoder.evaluation.false_exclusives import called_exclusive
 
 from .. import flagging, interpretability
-from ..judge_options import fitting, interruptible
+from ..clients import TransformersClient
+from ..judge_options import NO_JUDGE, fitting, interruptible
+from ..judge_time import say_time
 from ..result_files import file_name
 from .stages import Outcome
 from .workspace import Workspace
+
+TIMED = 4  # latents whose prompts an estimate of time looks at
+LEFT_OUT = "no judge: no explanation was written"
 
 
 class Stopped(Exception):
@@ -75,21 +80,36 @@ def cache(work: Workspace, folder: Path) -> Outcome:
     )
 
 
+def choosing_inputs(work: Workspace) -> dict[str, Any]:
+    """What says which latents are looked at."""
+    return {name: getattr(work.args, name) for name in ("latents", "explain_limit", "audit_seed")}
+
+
 def explain_inputs(work: Workspace) -> dict[str, Any]:
-    names = ("latents", "explain_limit", "audit_seed")
+    if not work.judged:
+        return {"judge": NO_JUDGE, **choosing_inputs(work)}
     return {
         **judge_inputs(work),
-        **{name: getattr(work.args, name) for name in names},
+        **choosing_inputs(work),
         "judging": asdict(work.judging_config),
     }
 
 
 def explain(work: Workspace, folder: Path) -> Outcome:
-    """Explain and flag, and sort what is flagged into categories."""
+    """Explain and flag, and sort what is flagged into categories; nothing without a judge."""
     latents = chosen_latents(work)
+    if not work.judged:
+        return Outcome({"latents": latents, "left_out": LEFT_OUT}, identity=latents)
     autointerp = work.autointerp()
     todo = autointerp.unexplained(latents)
     print(f"{len(latents):,} latents to explain, {len(todo):,} of them not explained yet")
+    if isinstance(work.client, TransformersClient):
+        sample = todo[:: max(len(todo) // TIMED, 1)][:TIMED]
+        scale, what = (
+            len(todo) / max(len(sample), 1),
+            f"explaining and scoring {len(todo):,} latents",
+        )
+        say_time(work.client, autointerp.prompts(sample), scale, what)
     ask(work, autointerp.explain(work.client, latents, at_once(work)))
     ask(work, autointerp.sort(work.client, latents, at_once(work)))
     names = {file_name(autointerp.name(latent)) for latent in latents}
@@ -109,11 +129,13 @@ def explain(work: Workspace, folder: Path) -> Outcome:
 
 
 def score_inputs(work: Workspace) -> dict[str, Any]:
-    return judge_inputs(work)
+    return judge_inputs(work) if work.judged else {"judge": NO_JUDGE}
 
 
 def score(work: Workspace, folder: Path) -> Outcome:
-    """Test whether explanations tell texts apart (B.4.4)."""
+    """Test whether explanations tell texts apart (B.4.4); nothing without a judge."""
+    if not work.judged:
+        return Outcome({"left_out": LEFT_OUT}, identity=None)
     autointerp = work.autointerp()
     explained = explained_latents(work)
     ask(work, autointerp.run(work.client, explained, at_once(work)))
@@ -180,9 +202,11 @@ def alive(work: Workspace, latents: Sequence[int]) -> list[int]:
 
 
 def explained_latents(work: Workspace) -> list[int]:
-    """Latents with an explanation and a flag."""
-    autointerp = work.autointerp()
+    """Latents with an explanation and a flag; without a judge, all that are described."""
     latents = work.records["explain"].result["latents"]
+    if not work.judged:
+        return latents
+    autointerp = work.autointerp()
     unexplained = set(autointerp.unexplained(latents))
     return [latent for latent in latents if latent not in unexplained]
 

@@ -11,7 +11,7 @@ from sparsify_crosscoder.endings import prepare
 from sparsify_crosscoder.evaluation.scorability import FILTER_PAIRS
 from sparsify_crosscoder.subcommands import add_token_option
 
-from ..judge_options import add_judge_options
+from ..judge_options import NO_JUDGE, add_judge_options, check_judge
 from .plan import STAGES
 
 PROG = "python -m delphi_adapters audit"
@@ -120,21 +120,23 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         args.strengths = [0.0, *args.strengths]
     if len(set(args.strengths)) < 2:
         parser.error("--strengths needs one besides 0.")
-    if args.judge is None and args.until not in STAGES[: STAGES.index("explain")]:
-        parser.error(
-            "name a judge: a Claude model, or the folder or name of a local chat model, which "
-            "works offline. Or stop before one is needed, with --until null."
-        )
+    try:
+        check_judge(args)
+    except ValueError as error:
+        parser.error(str(error))
+    if args.judge == NO_JUDGE and args.rubrics:
+        parser.error("--rubrics are rated by a judge: name one with --judge.")
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The audit's own options."""
     parser = argparse.ArgumentParser(
         prog=PROG,
-        usage=f"{PROG} MODEL_A MODEL_B --dataset D --judge JUDGE [options] [options of training]",
+        usage=f"{PROG} MODEL_A MODEL_B --dataset D [--judge J] [options] [options of training]",
         description="What differs between two language models, from their names to a report: "
-        "harvest, train, filter, explain and flag with a judge, verify by steering both models, "
-        "report. Every stage is a folder in --out; what is there already is not done again. "
+        "harvest, train, filter, describe by words and tokens, with a judge also explain and flag, "
+        "verify by steering both models, report. Every stage is a folder in --out; what is there "
+        "already is not done again. "
         "Options of `sparsify --arch ...`, such as --arch, --hookpoints, --num_latents, --k and "
         "--max_steps, are passed on to training.",
         allow_abbrev=False,
@@ -174,7 +176,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
 
     group = parser.add_argument_group("judge")
-    add_judge_options(group, required=False)
+    add_judge_options(group, default=NO_JUDGE)
     group.add_argument(
         "--latents",
         nargs="+",

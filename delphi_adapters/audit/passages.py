@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from tqdm.auto import tqdm
 
 from sparsify_crosscoder.crosscoders import SparseCode
 
@@ -29,7 +30,8 @@ def passages(cache: CrosscoderLatentCache, latents: Iterable[int]) -> dict[int, 
             if window >= 0:
                 wanted[window].append((latent, place, pair))
     placed: dict[int, dict[int, Context]] = defaultdict(dict)
-    for window, places in sorted(wanted.items()):
+    everything = sorted(wanted.items())
+    for window, places in tqdm(everything, desc="Reading texts", unit="window", delay=1):
         code = cache._encode(text.read(window, window + 1))
         row = text.windows[window]
         for latent, place, pair in places:

@@ -8,12 +8,13 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "cache": ("train",),
     "filter": ("train",),
     "null": ("harvest", "train"),
+    "describe": ("cache", "filter"),
     "explain": ("cache", "filter"),
     "score": ("explain",),
     "stitch": ("train",),
     "exclusivity": ("filter", "score", "stitch"),
     "rubrics": ("exclusivity",),
-    "report": ("null", "exclusivity", "rubrics"),
+    "report": ("null", "describe", "exclusivity", "rubrics"),
 }
 """Stages whose outputs each reads; what these read counts as well."""
 
@@ -25,6 +26,7 @@ WHAT = {
     "cache": "where its latents fire, in delphi's files",
     "filter": "which exclusive latents stand for a difference",
     "null": "the same of a model against itself, where nothing differs",
+    "describe": "words and tokens of latents, counted and computed",
     "explain": "what latents stand for, and which of them matter",
     "score": "whether explanations tell texts apart",
     "stitch": "affine maps between the two residual streams",

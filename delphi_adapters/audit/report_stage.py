@@ -15,7 +15,9 @@ from sparsify_crosscoder.evaluation.top import source_labels
 from sparsify_crosscoder.files import atomic_write_json
 
 from .. import flagging
+from ..descriptions import table_columns
 from ..features import features
+from ..judge_options import NO_JUDGE
 from ..judges import exclusivity as exclusivity_files
 from ..judges.exclusivity import Exclusivity
 from ..judges.rating import Rating
@@ -31,8 +33,11 @@ from ..report.data import (
     ReportData,
     SteeredOutputs,
 )
+from ..report.first import first_entries
 from ..summary import summarise_table
+from .describe_stage import load_descriptions
 from .explain_stages import filtered
+from .likeness_stage import DirectionLikeness, load_likeness
 from .passages import passages
 from .rubric_stage import rubric_curves
 from .stages import Outcome, fingerprint
@@ -54,6 +59,7 @@ def report(work: Workspace, folder: Path) -> Outcome:
     """Bring everything together and write the page and the tables."""
     data = report_data(work, folder)
     write_report(data, work.out)
+    print("\n".join(first_entries(data)))
     written = [work.out / name for name in ("report.html", "report.md", "features.parquet")]
     return Outcome(
         {"features": data.features.num_rows, "detailed": len(data.detailed)},
@@ -66,15 +72,18 @@ def report_data(work: Workspace, folder: Path) -> ReportData:
     """All that the report says, from the folders of the other stages."""
     latents = work.records["explain"].result["latents"]
     autointerp, filters = work.autointerp(), filtered(work)
-    verified = _verified(work)
+    verified, measured = _verified(work), load_likeness(work.folder("exclusivity"))
     exclusivity = {
         direction["latent"]: _columns(result, direction["why"])
         for direction, result in verified
         if result.kind == "feature"
     }
-    table = features(autointerp, work.crosscoder, filters, exclusivity)
+    exclusivity |= {one.latent: _likeness(one) for one in measured if one.kind == "feature"}
+    described = table_columns(load_descriptions(work))
+    table = features(autointerp, work.crosscoder, filters, exclusivity, described)
     summary = summarise_table(autointerp, work.crosscoder, latents, table, filters)
-    details = Details(work, latents, filters, by_latent(verified))
+    compared = {one.latent: one for one in measured if one.latent is not None}
+    details = Details(work, latents, filters, by_latent(verified), compared)
     return ReportData(
         title=" and ".join(source_names(work.crosscoder.sources)) + ": what differs",
         created=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
@@ -86,7 +95,10 @@ def report_data(work: Workspace, folder: Path) -> ReportData:
         detailed=details.latents,
         categories=summary["categories"],
         nulls=_null_rates(work),
-        null_scores=[_null_score(result) for _, result in verified if result.kind != "feature"],
+        null_scores=[
+            *(_null_score(result) for _, result in verified if result.kind != "feature"),
+            *(_null_likeness(one) for one in measured if one.kind != "feature"),
+        ],
         stitching=work.records["stitch"].result["report"],
         filter=filters,
         stability=_stability(work, folder),
@@ -112,9 +124,10 @@ class Details:
         latents: Sequence[int],
         filters: Mapping[str, Any],
         verified: Mapping[int, Exclusivity],
+        measured: Mapping[int, DirectionLikeness],
     ):
         self.work, self.latents = work, list(latents)
-        self.verified = verified
+        self.verified, self.measured = verified, measured
         self.autointerp = work.autointerp()
         self.flags = flagging.load_flags(work.folder("explain"))
         self.rows = {row["latent"]: row for row in filters["latents"]}
@@ -125,6 +138,8 @@ class Details:
         flag = self.flags.get(self.autointerp.name(latent))
         result = self.verified.get(latent)
         outputs, curves = self._steered(result)
+        if latent in self.measured:
+            curves = self._compared(self.measured[latent])
         return FeatureDetail(
             latent,
             self.contexts[latent],
@@ -158,6 +173,16 @@ class Details:
         ]
         return outputs, [*curves, *rubric_curves(self.work, result.name)]
 
+    def _compared(self, one: DirectionLikeness) -> list[Curve]:
+        names = [Path(self.work.ends[s].model).name for s in (one.source, 1 - one.source)]
+        curves = [
+            Curve(name, MEASURES["kl"], one.strengths, [statistics.fmean(row) for row in values])
+            for name, values in zip(names, one.kl, strict=True)
+        ]
+        both = [statistics.fmean(row) for row in one.correlation]
+        label = "likeness of both models' changes (correlation)"
+        return [*curves, Curve(" and ".join(names), label, one.strengths, both)]
+
     def _duplicates(self, latent: int) -> list[Duplicate]:
         found = []
         for pair in self.pairs:
@@ -184,7 +209,9 @@ def judgements(result: Exclusivity) -> list[Judgement]:
 
 
 def _verified(work: Workspace) -> list[tuple[dict[str, Any], Exclusivity]]:
-    """Every direction that was steered, and what the judge said of it."""
+    """Every direction that was steered, and what the judge said of it; nothing without one."""
+    if not work.judged:
+        return []
     results = exclusivity_files.load(work.folder("exclusivity"))
     listed = work.records["exclusivity"].result["directions"]
     return [(direction, results[direction["name"]]) for direction in listed]
@@ -213,6 +240,25 @@ def _null_score(result: Exclusivity) -> dict[str, Any]:
     return {name: getattr(result, name) for name in (*names, "interpretability")}
 
 
+def _likeness(one: DirectionLikeness) -> dict[str, Any]:
+    return {
+        "likeness": one.likeness,
+        "likeness_spread": one.spread,
+        "effect": one.effect,
+        "sampled": one.why,
+    }
+
+
+def _null_likeness(one: DirectionLikeness) -> dict[str, Any]:
+    names = ("name", "kind", "source", "likeness", "effect")
+    return {
+        **{name: getattr(one, name) for name in names},
+        "likeness_spread": one.spread,
+        "status": "measured",
+        "score": None,
+    }
+
+
 def _null_rates(work: Workspace) -> list[NullRate]:
     found = work.records["null"].result
     if "kept" not in found:
@@ -228,6 +274,8 @@ def _null_rates(work: Workspace) -> list[NullRate]:
 
 
 def _judge(work: Workspace) -> dict[str, Any]:
+    if not work.judged:
+        return {"name": NO_JUDGE, "provider": None, "offline": True, "cost": None, "requests": None}
     name = str(work.args.judge)
     offline = work.args.provider == "transformers" or (
         work.args.provider is None and not name.startswith("claude")
@@ -269,6 +317,15 @@ def _warnings(work: Workspace) -> list[str]:
         for stage, record in work.records.items()
         if record.unfinished
     ]
+    if not work.judged:
+        found.append(
+            "There was no judge: no explanation was written, no latent was flagged or sorted into "
+            "a category, and no answer was rated. Latents are described by words and tokens, "
+            "counted and computed; exclusivity is the likeness of what steering does to both "
+            "models. The same command with --judge adds the rest."
+        )
+    left_out = work.records["describe"].result["left_out"]
+    found += [f"No promoted tokens of {model}: {why}." for model, why in left_out.items()]
     chosen = work.records["exclusivity"].result
     if chosen["sampled_from"] == "explained" and chosen["sample"]:
         found.append(

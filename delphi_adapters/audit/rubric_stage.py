@@ -16,10 +16,9 @@ from ..judges.rubric_runs import Answers, RubricResult, evaluate
 from ..judges.rubrics import Rubric
 from ..report.data import Curve
 from ..result_files import file_name
-from .directions import Direction, directions_to_verify
+from .directions import Direction, directions_to_verify, load_stitching
 from .explain_stages import ask, at_once, judge_inputs, ledger
 from .stages import Outcome
-from .verify_stages import load_stitching
 from .workspace import Workspace
 
 RESULT = "result.json"

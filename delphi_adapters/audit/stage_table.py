@@ -6,7 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import build_stages, explain_stages, report_stage, rubric_stage, verify_stages
+from . import (
+    build_stages,
+    describe_stage,
+    explain_stages,
+    report_stage,
+    rubric_stage,
+    verify_stages,
+)
 from .stages import Outcome
 from .workspace import Workspace
 
@@ -28,6 +35,7 @@ def stage_table() -> dict[str, Stage]:
         "cache": Stage(explain_stages.cache_inputs, explain_stages.cache),
         "filter": Stage(build_stages.filter_inputs, build_stages.filter_latents),
         "null": Stage(build_stages.null_inputs, build_stages.null),
+        "describe": Stage(describe_stage.describe_inputs, describe_stage.describe_latents),
         "explain": Stage(explain_stages.explain_inputs, explain_stages.explain),
         "score": Stage(explain_stages.score_inputs, explain_stages.score),
         "stitch": Stage(verify_stages.stitch_inputs, verify_stages.stitch),

@@ -20,11 +20,14 @@ from sparsify_crosscoder.interventions.effects import dose_response
 from sparsify_crosscoder.interventions.generation import Sampling
 from sparsify_crosscoder.interventions.stitching import Stitching, StitchingConfig
 
+from ..judge_time import say_time
 from ..judges import exclusivity as exclusivity_files
-from ..judges.exclusivity import Exclusivity, ExclusivityJudge, SteeredAnswers
+from ..judges.exclusivity import Exclusivity, ExclusivityJudge, SteeredAnswers, requests
+from ..progress import progress
 from ..result_files import file_name
-from .directions import Direction, directions_to_verify
+from .directions import Direction, directions_to_verify, load_stitching
 from .explain_stages import ask, at_once, judge_inputs, ledger
+from .likeness_stage import likeness_inputs, measure_likeness
 from .stages import Outcome
 from .workspace import Workspace
 
@@ -74,6 +77,8 @@ def stitch(work: Workspace, folder: Path) -> Outcome:
 
 
 def exclusivity_inputs(work: Workspace) -> dict[str, Any]:
+    if not work.judged:
+        return likeness_inputs(work)
     names = ("verify", "sample", "nulls", "audit_seed", "chat", "no_blinded")
     return {
         **judge_inputs(work),
@@ -85,7 +90,12 @@ def exclusivity_inputs(work: Workspace) -> dict[str, Any]:
 
 
 def exclusivity(work: Workspace, folder: Path) -> Outcome:
-    """Steer both models with every direction, and have the answers judged."""
+    """Steer both models with every direction, and have the answers judged.
+
+    Without a judge nothing is written: what steering does to the next words is compared.
+    """
+    if not work.judged:
+        return measure_likeness(work, folder)
     directions, facts = directions_to_verify(work)
     for source in range(2):
         steer(work, folder / STEERED, directions, source)
@@ -161,17 +171,19 @@ def sampling(work: Workspace) -> Sampling:
     return Sampling(args.max_new_tokens, temperature, args.top_p, args.generation_seed)
 
 
-def load_stitching(work: Workspace) -> Stitching:
-    """The maps that directions are carried by."""
-    return Stitching.load(work.args.stitching or work.folder("stitch") / "stitching")
-
-
 def _settled(result: Exclusivity | None) -> bool:
     """Whether the judge answered, be it unreadably."""
     if result is None:
         return False
     asked = [r for p in result.prompts for r in (p.interpretability, p.similarity, p.blinded)]
     return all(rating.status != "failed" for rating in asked if rating is not None)
+
+
+def _answers(folder: Path, one: Direction) -> SteeredAnswers:
+    original, partner = read_steered(folder / STEERED, one.name)
+    return SteeredAnswers(
+        original["prompts"], original["strengths"], original["answers"], partner["answers"]
+    )
 
 
 def _judged(
@@ -183,25 +195,21 @@ def _judged(
 
     async def all_of_them() -> None:
         slots = asyncio.Semaphore(at_once(work))
-        progress = tqdm(total=len(todo), desc="Judging steered answers", disable=not todo)
 
         async def one_of_them(one: Direction) -> None:
             async with slots:
-                original, partner = read_steered(folder / STEERED, one.name)
-                answers = SteeredAnswers(
-                    original["prompts"],
-                    original["strengths"],
-                    original["answers"],
-                    partner["answers"],
-                )
+                answers = _answers(folder, one)
                 result = await judge(one.name, one.kind, one.source, answers)
                 exclusivity_files.save(result, folder)
-                progress.update()
+                bar.update()
 
-        await asyncio.gather(*map(one_of_them, todo))
-        progress.close()
+        async with progress(len(todo), "Judging steered answers", "direction") as bar:
+            await asyncio.gather(*map(one_of_them, todo))
 
     if todo:
+        first = _answers(folder, todo[0])
+        prompts = requests(first, blinded=not work.args.no_blinded)
+        say_time(work.client, prompts, len(todo), f"rating {len(todo):,} directions")
         ask(work, all_of_them())
     found = exclusivity_files.load(folder)
     return {one.name: found[one.name] for one in directions}

@@ -20,7 +20,7 @@ from sparsify_crosscoder.interventions.command_parts import End, check_model, en
 
 from ..autointerp import Autointerp, JudgingConfig
 from ..crosscoder_cache import CrosscoderLatentCache
-from ..judge_options import make_client
+from ..judge_options import NO_JUDGE, make_client
 from ..run_text import RunText
 from .stages import Record
 
@@ -126,6 +126,11 @@ class Workspace:
     @cached_property
     def judging_config(self) -> JudgingConfig:
         return JudgingConfig()
+
+    @property
+    def judged(self) -> bool:
+        """Whether there is a judge to ask."""
+        return self.args.judge != NO_JUDGE
 
     @cached_property
     def client(self) -> Client:

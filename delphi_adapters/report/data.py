@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..judge_options import NO_JUDGE
+
 if TYPE_CHECKING:
     from pyarrow import Table
 
@@ -170,8 +172,8 @@ class ReportData:
     """The run folder's summary.json."""
 
     judge: dict[str, Any]
-    """`name`, `provider`, `offline` (whether it is a model on the own machine), `cost` in dollars
-    (None if unknown) and `requests`."""
+    """`name` ("none" if nobody was asked), `provider`, `offline` (whether it is a model on the own
+    machine), `cost` in dollars (None if unknown) and `requests`."""
 
     features: Table
     """A row per latent with the columns of `features.COLUMNS`."""
@@ -190,7 +192,8 @@ class ReportData:
 
     null_scores: list[dict[str, Any]] = field(default_factory=list)
     """Exclusivity of what is not exclusive: `name`, `kind` ("shared" or "random"), `source`,
-    `status`, `score`, `blinded_score`, `spread` and `interpretability`."""
+    `status`, `score`, `blinded_score`, `spread` and `interpretability`; without a judge `likeness`,
+    `likeness_spread` and `effect`."""
 
     stitching: dict[str, Any] = field(default_factory=dict)
     """`Stitching.report`: `directions` with `from`, `to`, `r2`, `r2_closed_form` and, if known,
@@ -210,6 +213,11 @@ class ReportData:
 
     warnings: list[str] = field(default_factory=list)
     """What a reader must know first."""
+
+    @property
+    def judged(self) -> bool:
+        """Whether a judge was asked."""
+        return self.judge.get("name") != NO_JUDGE
 
     def __post_init__(self) -> None:
         from ..features import COLUMNS

@@ -36,6 +36,10 @@ GROUP = 1 << 18  # characters of details that are unpacked together
 LEVEL = 6  # of gzip
 DIGITS = 6  # of numbers, where more would only make the file larger
 NOT_SHOWN = ("name",)
+NULL_VALUES = (
+    *("score", "blinded_score", "spread", "interpretability"),
+    *("likeness", "likeness_spread", "effect"),
+)
 
 
 def html_report(data: ReportData) -> Iterator[str]:
@@ -77,15 +81,13 @@ def _facts(data: ReportData) -> dict[str, Any]:
         "title": data.title,
         "created": data.created,
         "models": model_names(data),
+        "judged": data.judged,
         "warnings": data.warnings,
         "overview": [_sheet(one) for one in overview(data)],
         "trust": [asdict(one) for one in statements(data)],
         "nulls": [
             {
-                kind: {
-                    what: null_values(data, s, kind, what)
-                    for what in ("score", "blinded_score", "spread", "interpretability")
-                }
+                kind: {what: null_values(data, s, kind, what) for what in NULL_VALUES}
                 for kind in KINDS
             }
             for s in range(len(data.models))

@@ -7,6 +7,7 @@ from typing import Any
 
 from .data import FeatureDetail, ReportData
 from .overview import Cell, Latent, overview
+from .ranking import description, ranked
 from .statements import KINDS, model_names, null_values, spread, statements
 from .text import block, inline
 
@@ -14,6 +15,18 @@ LISTED = 1_000  # latents in the table
 PAGES = 50  # latents with a page
 CONTEXTS = 3
 
+_UNJUDGED = {
+    "latent": "latent",
+    "source": "model",
+    "fires_on": "fires on",
+    "characteristic_words": "words around",
+    "promoted_0": "promotes in the first model",
+    "promoted_1": "promotes in the second",
+    "likeness": "likeness",
+    "effect": "effect",
+    "filter_verdict": "filter",
+    "filter_score": "filter score",
+}
 _COLUMNS = {
     "latent": "latent",
     "source": "model",
@@ -25,6 +38,18 @@ _COLUMNS = {
     "filter_verdict": "filter",
     "filter_score": "filter score",
 }
+
+_JUDGED_RESULTS = (
+    ("exclusivity", "exclusivity", "score"),
+    ("exclusivity, judge blinded", "exclusivity_blinded", "blinded_score"),
+    ("spread over prompts", "exclusivity_spread", "spread"),
+    ("clarity of its effect", "steering_interpretability", "interpretability"),
+)
+_UNJUDGED_RESULTS = (
+    ("likeness of effects", "likeness", "likeness"),
+    ("spread over prompts", "likeness_spread", "likeness_spread"),
+    ("effect on its own model (KL)", "effect", "effect"),
+)
 
 
 def markdown_report(data: ReportData) -> Iterator[str]:
@@ -54,23 +79,6 @@ def markdown_report(data: ReportData) -> Iterator[str]:
             yield from _page(data, row, detail)
 
 
-def ranked(data: ReportData) -> list[dict[str, Any]]:
-    """Rows of latents that are flagged, kept by the filter or scored: flagged and exclusive first.
-
-    A latent without an exclusivity score comes behind those that have one.
-    """
-    rows = [
-        row
-        for row in data.features.to_pylist()
-        if row["harmful"] or row["filter_verdict"] == "kept" or row["exclusivity"] is not None
-    ]
-
-    def rank(row: dict[str, Any]) -> tuple[float, ...]:
-        return (-bool(row["harmful"]), -(row["exclusivity"] or 0), -(row["filter_score"] or 0))
-
-    return sorted(rows, key=rank)
-
-
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table of cells that are Markdown already."""
     lines = [list(head), ["---"] * len(head), *rows]
@@ -82,21 +90,23 @@ def _cell(cell: Cell) -> str:
 
 
 def _list(data: ReportData, chosen: Sequence[dict[str, Any]]) -> Iterator[str]:
-    yield "\n## Latents that are flagged, kept by the filter or scored\n\n"
+    which = "flagged, kept by the filter or scored" if data.judged else "kept or compared"
+    yield f"\n## Latents that are {which}\n\n"
     if not chosen:
         yield "None.\n"
         return
     if len(chosen) > LISTED:
         yield f"The first {LISTED:,} of {len(chosen):,}; features.parquet has all latents.\n\n"
     names = model_names(data)
+    columns = _COLUMNS if data.judged else _UNJUDGED
     rows = []
     for row in chosen[:LISTED]:
         cells = {**row, "source": "shared" if row["source"] is None else names[row["source"]]}
         cells["explanation"] = ("**flagged** " if row["harmful"] else "") + inline(
             row["explanation"] or "", 300
         )
-        rows.append([cells[k] if k == "explanation" else _value(cells[k]) for k in _COLUMNS])
-    yield table(list(_COLUMNS.values()), rows)
+        rows.append([cells[k] if k == "explanation" else _value(cells[k]) for k in columns])
+    yield table(list(columns.values()), rows)
 
 
 def _value(value: Any) -> str:
@@ -111,7 +121,9 @@ def _page(data: ReportData, row: dict[str, Any], detail: FeatureDetail) -> Itera
     if row["source"] is not None:
         own = f"exclusive to {inline(names[row['source']])} by its norm"
     yield f"\n## Latent {row['latent']}\n\n{own}, block {inline(row['partition'])}\n\n"
-    yield f"**Explanation.** {inline(row['explanation'] or 'none')}\n\n"
+    yield from (f"**{what}.** {inline(text)}\n\n" for what, text in description(data, row))
+    if data.judged:
+        yield f"**Explanation.** {inline(row['explanation'] or 'none')}\n\n"
     if row["reason"]:
         what = "Flagged" if row["harmful"] else "Not flagged"
         category = f" ({inline(row['category'])})" if row["category"] else ""
@@ -134,12 +146,7 @@ def _page(data: ReportData, row: dict[str, Any], detail: FeatureDetail) -> Itera
 def _results(data: ReportData, row: dict[str, Any]) -> str:
     """The scores beside those of shared latents and random directions of the same model."""
     rows = []
-    for label, column, what in (
-        ("exclusivity", "exclusivity", "score"),
-        ("exclusivity, judge blinded", "exclusivity_blinded", "blinded_score"),
-        ("spread over prompts", "exclusivity_spread", "spread"),
-        ("clarity of its effect", "steering_interpretability", "interpretability"),
-    ):
+    for label, column, what in _JUDGED_RESULTS if data.judged else _UNJUDGED_RESULTS:
         beside = [spread(null_values(data, row["source"], kind, what)) for kind in KINDS]
         some = [
             "-"
@@ -148,7 +155,9 @@ def _results(data: ReportData, row: dict[str, Any]) -> str:
             for one in beside
         ]
         rows.append([label, _value(row[column]) or "-", *some])
-    rows.append(["detection score", _value(row["detection_score"]) or "-", *["0.50 by chance"] * 2])
+    if data.judged:
+        detection = _value(row["detection_score"]) or "-"
+        rows.append(["detection score", detection, *["0.50 by chance"] * 2])
     verdict = inline((row["filter_verdict"] or "-").replace("_", " "))
     rates = "; ".join(f"{one.what}: {one.count:,} of {one.of:,}" for one in data.nulls) or "-"
     rows.append(["filter", verdict, inline(rates), ""])

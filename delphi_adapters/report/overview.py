@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 from .chance import rate_interval
 from .data import ReportData
-from .statements import KINDS, column, model_names, null_values, scores_of, spread
+from .ranking import description, ranked
+from .statements import KINDS, column, likeness_of, model_names, null_values, scores_of, spread
 
+FIRST = 10  # latents
 SIMILAR = 20  # pairs of explanations that are listed
 
 
@@ -54,6 +56,8 @@ def share(value: float | None) -> str:
 def _sheets(data: ReportData) -> Iterator[Sheet]:
     names = model_names(data)
     yield _models(data, names)
+    if not data.judged:
+        yield _first(data, names)
     yield _crosscoder(data)
     yield _judge(data)
     yield _verdicts(data, names)
@@ -75,6 +79,7 @@ def _sheets(data: ReportData) -> Iterator[Sheet]:
     )
     yield _judged(data, names)
     yield _exclusivity(data, names)
+    yield _likeness(data, names)
     yield from _categories(data)
     yield _stitching(data, names)
     yield _stability(data, names)
@@ -159,6 +164,43 @@ def _judged(data: ReportData, names: list[str]) -> Sheet:
         "Latents by the model that their norm calls them exclusive to.",
         ["latents of", "latents", "explained", "flagged", "scored", "interpretable"],
         table,
+    )
+
+
+def _first(data: ReportData, names: list[str]) -> Sheet:
+    rows: list[list[Cell]] = []
+    for row in ranked(data)[:FIRST]:
+        told = "; ".join(f"{what}: {text}" for what, text in description(data, row))
+        own = "shared" if row["source"] is None else names[row["source"]]
+        verdict = (row["filter_verdict"] or "-").replace("_", " ")
+        rows.append([Latent(row["latent"]), own, told or "-", verdict, number(row["likeness"])])
+    return Sheet(
+        "What stands first",
+        "Latents that the filter scores highest, then those whose effects are least alike in both "
+        "models. Words are counted in a latent's strongest texts against the corpus; tokens are "
+        "those that its direction makes likelier by itself.",
+        ["latent", "model", "what was counted and computed", "filter", "likeness"],
+        rows,
+    )
+
+
+def _likeness(data: ReportData, names: list[str]) -> Sheet:
+    rows: list[list[Cell]] = []
+    for s, name in enumerate(names):
+        groups = [("exclusive latents", likeness_of(data, s))]
+        for kind, label in zip(KINDS, ("shared latents", "random directions"), strict=True):
+            groups.append((label, null_values(data, s, kind, "likeness")))
+        for label, values in groups:
+            if some := spread(values):
+                cells = [number(some.number), number(some.mean)]
+                rows.append([name, label, *cells, f"{some.low:.2f} to {some.high:.2f}"])
+    return Sheet(
+        "Likeness of effects, beside what is not exclusive",
+        "Correlation of what steering with a direction does to the next words of its model with "
+        "what its image does to the other's: 1 is the same, 0 nothing in common. Computed, without "
+        "a judge.",
+        ["from", "what", "compared", "mean", "range"],
+        rows,
     )
 
 
@@ -265,7 +307,7 @@ def _similar(data: ReportData, names: list[str]) -> Iterator[Sheet]:
 
 def _judge(data: ReportData) -> Sheet:
     facts = [
-        ("name", data.judge.get("name")),
+        ("name", data.judge.get("name") if data.judged else "none: nobody was asked"),
         ("provider", data.judge.get("provider")),
         ("requests", number(data.judge.get("requests"))),
         (

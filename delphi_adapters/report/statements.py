@@ -65,6 +65,12 @@ def scores_of(data: ReportData, source: int) -> list[float]:
     return [score for own, score in rows if own == source and score is not None]
 
 
+def likeness_of(data: ReportData, source: int) -> list[float]:
+    """Likeness of the effects of the latents that are called exclusive to a source."""
+    rows = zip(column(data, "source"), column(data, "likeness"), strict=True)
+    return [value for own, value in rows if own == source and value is not None]
+
+
 def prompts_per_score(data: ReportData) -> int | None:
     """How many prompts an exclusivity score is usually the mean of; None if that is not known."""
     counts = []
@@ -80,7 +86,8 @@ def _statements(data: ReportData) -> Iterator[Statement]:
     yield trust.judge(data.judge)
     yield from filter(None, _of_judging(data))
     yield from map(trust.null_rate, data.nulls)
-    yield from filter(None, _of_exclusivity(data))
+    compared = _of_exclusivity if data.judged else _of_likeness
+    yield from filter(None, compared(data))
     yield from filter(None, _of_training(data))
     yield trust.stability(data.stability)
 
@@ -125,6 +132,19 @@ def _of_exclusivity(data: ReportData) -> Iterator[Statement | None]:
         yield trust.spread(first, second, prompts_per_score(data))
     both = [(score, blinded) for score, _, blinded in rows if None not in (score, blinded)]
     yield trust.blinding([a for a, _ in both], [b for _, b in both])
+    yield from _of_stitching(data, names)
+
+
+def _of_likeness(data: ReportData) -> Iterator[Statement | None]:
+    names = model_names(data)
+    for s, name in enumerate(names):
+        for kind in KINDS:
+            nulls = null_values(data, s, kind, "likeness")
+            yield trust.likeness_against_null(name, kind, likeness_of(data, s), nulls)
+    yield from _of_stitching(data, names)
+
+
+def _of_stitching(data: ReportData, names: list[str]) -> Iterator[Statement]:
     for direction in data.stitching.get("directions", []):
         yield trust.stitching(names[direction["from"]], names[direction["to"]], direction)
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..judge_options import NO_JUDGE
 from .chance import (
     difference_interval,
     rank_correlation,
@@ -59,6 +60,16 @@ def judge(facts: Mapping[str, Any]) -> Statement:
     about = "The judge"
     if not facts.get("name"):
         return Statement(about, "caution", "not known", "No judge is named: see which one it was.")
+    if name == NO_JUDGE:
+        return Statement(
+            about,
+            "caution",
+            "none was asked",
+            "No explanation was written and nothing was flagged, sorted or rated: words, promoted "
+            "tokens and likeness are counted and computed, and what they mean is for the reader to "
+            "say. Tokens that a direction promotes are read off the unembedding at once, as if no "
+            "later layer changed it.",
+        )
     if facts.get("offline"):
         return Statement(
             about,
@@ -159,6 +170,37 @@ def against_null(
         return Statement(about, "good", number, meaning)
     meaning = f"The score does not tell them from {what}: a high one is no evidence here."
     return Statement(about, "caution" if difference > 0 else "bad", number, meaning)
+
+
+def likeness_against_null(
+    model: str, kind: Literal["shared", "random"], values: Sequence[float], nulls: Sequence[float]
+) -> Statement | None:
+    """Whether effects of exclusive latents are less alike in both models than those of what is
+    not exclusive; None without any."""
+    what = {"shared": "shared latents", "random": "random directions"}[kind]
+    about = f"Likeness of effects: {model}'s latents against {what}"
+    if not values:
+        return None
+    if not nulls:
+        meaning = f"No {what} were compared, so that nobody knows which likeness is low."
+        return Statement(about, "caution", f"{len(values):,} latents, no {what}", meaning)
+    difference = mean(values) - mean(nulls)
+    number = (
+        f"mean {mean(values):.2f} of {len(values):,} against {mean(nulls):.2f} of {len(nulls):,}; "
+        f"less alike in {superiority(nulls, values):.0%} of pairs"
+    )
+    if min(len(nulls), len(values)) < ENOUGH_NULLS:
+        return Statement(about, "caution", number, "Too few to tell them apart from chance.")
+    low, high = difference_interval(values, nulls)
+    number += f"; difference {difference:+.2f} ({low:+.2f} to {high:+.2f})"
+    if high < 0:
+        meaning = (
+            f"What they do is carried over less than what {what} do, beyond chance; as a group, "
+            "not each of them."
+        )
+        return Statement(about, "good", number, meaning)
+    meaning = f"Likeness does not tell them from {what}: a low one is no evidence here."
+    return Statement(about, "caution" if difference < 0 else "bad", number, meaning)
 
 
 def spread(

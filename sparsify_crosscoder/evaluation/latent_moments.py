@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from ..activations.normalization import within_norm
 from ..activations.stream import ActivationStream, every_pair
@@ -182,8 +183,11 @@ def encoded(
     place[latents.to(crosscoder.device)] = torch.arange(len(latents), device=crosscoder.device)
     if stream.num_pairs < 1 or (num_pairs is not None and num_pairs < 1):
         raise ValueError(f"There are no pairs to look at: {num_pairs} of {stream.num_pairs:,}.")
+    total = min(num_pairs or stream.num_pairs, stream.num_pairs)
+    bar = tqdm(total=total, desc="Measuring latents", unit="pair", delay=1)
     try:
         for batch in every_pair(stream, BATCH_PAIRS, num_pairs, NUM_FOLDS):
+            bar.update(len(batch[0]))
             batch = [part.to(crosscoder.device) for part in batch]
             keep = within_norm(batch, outlier_multiple, medians=crosscoder.median_norms)
             raw = torch.cat([part[keep].to(crosscoder.dtype) for part in batch], 1)
@@ -191,6 +195,7 @@ def encoded(
             x_hat = crosscoder.normalize(crosscoder.decode_sparse(code)) if decode else raw[:0]
             yield crosscoder.normalize(raw), restricted(code, place, len(latents)), x_hat
     finally:
+        bar.close()
         crosscoder.train(was_training)
 
 

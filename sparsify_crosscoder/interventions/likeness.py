@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from ..activations.limits import check_texts
 from .effects import log_probabilities
@@ -18,6 +19,7 @@ from .prompts import Prompt, encode_prompt
 from .steering import Steering, steered
 
 MOST_LIKELY = 2_000  # words of each prompt that are compared; of rarer ones only noise is seen
+ROWS = 16  # of a batch
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,17 @@ class Changes:
 
     probability: Tensor
     """Without steering, `[P, W]`."""
+
+
+@dataclass(frozen=True)
+class Pushes:
+    """What each of F directions does, used one at a time at K strengths."""
+
+    changes: list[list[Changes]]
+    """`changes[f][k]`."""
+
+    kl: Tensor
+    """Of the next token from that of the unsteered model, in nats, `[F, K, P]`."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +97,58 @@ def word_changes(
     return Changes(torch.stack(change), torch.stack(probability))
 
 
+@torch.inference_mode()
+def pushes(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    steering: Sequence[Steering],
+    strengths: Sequence[float],
+    tokens: Tensor,
+    *,
+    chat: bool | None = None,
+    description: str | None = None,
+) -> Pushes:
+    """As `word_changes` of each direction alone at each strength, several in one batch.
+
+    Directions act on every token. A `description` stands before a bar of progress.
+    """
+    doses = torch.tensor(list(strengths), dtype=torch.float32)
+    at_once = max(ROWS // len(doses), 1)
+    change = torch.zeros(len(steering), len(doses), len(prompts), len(tokens))
+    kl = torch.zeros(len(steering), len(doses), len(prompts))
+    probability = []
+    total = len(steering) * len(prompts)
+    with tqdm(
+        total=total, desc=description, unit="direction", disable=description is None
+    ) as progress:
+        for p, prompt in enumerate(prompts):
+            ids = torch.tensor([encode_prompt(tokenizer, prompt, chat)], device=model.device)
+            plain = log_probabilities(model, ids)[0, 0]
+            probability.append(plain.cpu()[tokens].exp())
+            for start in range(0, len(steering), at_once):
+                some = steering[start : start + at_once]
+                rows = torch.block_diag(*[doses[:, None]] * len(some))
+                with steered(model, some, rows):
+                    pushed = log_probabilities(model, ids.expand(len(rows), -1))[:, 0]
+                divergence = (pushed.exp() * (pushed - plain)).sum(-1).cpu()
+                moved = pushed.cpu()[:, tokens] - plain.cpu()[tokens]
+                these = slice(start, start + len(some))
+                kl[these, :, p] = divergence.view(len(some), -1)
+                change[these, :, p] = moved.view(len(some), len(doses), -1)
+                progress.update(len(some))
+    before = torch.stack(probability)
+    return Pushes([[Changes(one, before) for one in of] for of in change], kl)
+
+
 def likeness(first: Changes, second: Changes) -> Likeness:
     """Compare two changes over the same words after the same prompts."""
+    correlations, sizes = likeness_of_prompts(first, second)
+    return Likeness(float(correlations.mean()), float(sizes.mean()))
+
+
+def likeness_of_prompts(first: Changes, second: Changes) -> tuple[Tensor, Tensor]:
+    """`correlation` and `size` of `Likeness` after each prompt, `[P]` each."""
     correlations, sizes = [], []
     for p in range(len(first.change)):
         likely = first.probability[p] + second.probability[p]
@@ -95,4 +158,4 @@ def likeness(first: Changes, second: Changes) -> Likeness:
         # A push of strength 0 changes nothing, and is like nothing.
         correlations.append((a @ b) / (a.norm() * b.norm()).clamp_min(1e-30))
         sizes.append(b.norm() / a.norm().clamp_min(1e-30))
-    return Likeness(float(torch.stack(correlations).mean()), float(torch.stack(sizes).mean()))
+    return torch.stack(correlations), torch.stack(sizes)

@@ -17,7 +17,8 @@ function featureView(latent, detail) {
     steppers(row),
     el("h1", { tabindex: "-1" }, `Latent ${latent}`),
     chips(row, get),
-    explanationOf(get, detail),
+    descriptionOf(get),
+    facts.judged ? explanationOf(get, detail) : null,
     resultsOf(get),
     detail ? null : el("p", { class: "note" }, "No texts and answers were kept for this latent."),
     detail && detail.outputs ? outputsOf(detail.outputs) : null,
@@ -57,11 +58,33 @@ function chips(row, get) {
     { class: "chips" },
     chip(source === null ? "shared by its norm" : `exclusive to ${modelOf(row)} by its norm`, source === null ? "" : `m${source % 4}`),
     chip(`block: ${get("partition")}`),
-    get("harmful") === null ? chip("no flag asked or read") : get("harmful") ? chip("flagged", "flagged") : chip("not flagged"),
+    !facts.judged ? null : get("harmful") === null ? chip("no flag asked or read") : get("harmful") ? chip("flagged", "flagged") : chip("not flagged"),
     get("category") ? chip(get("category")) : null,
     verdict ? chip(`filter: ${verdict.replaceAll("_", " ")}`) : null,
     get("interpretable") === null ? null : chip(get("interpretable") ? "interpretable" : "not interpretable"),
     get("dead") ? chip("dead", "flagged") : null,
+  );
+}
+
+function descriptionOf(get) {
+  const model = (s) => facts.models[s] || `model ${s}`;
+  const rows = [
+    ["Fires on", get("fires_on")],
+    ["Words around it", get("characteristic_words")],
+    ...[0, 1].flatMap((s) => [
+      [`Promotes in ${model(s)}`, get(`promoted_${s}`)],
+      [`Suppresses in ${model(s)}`, get(`suppressed_${s}`)],
+    ]),
+  ].filter(([, text]) => text !== null);
+  if (!rows.length) return facts.judged ? null : section("Words and tokens", el("p", {}, "It was not described."));
+  return section(
+    "Words and tokens",
+    el(
+      "p",
+      { class: "note" },
+      "Counted in its strongest texts against the corpus, and read off the unembedding, as if no later layer changed it.",
+    ),
+    sheetTable(["", ""], rows.map(([what, text]) => [inline(what, 100), said(text, 600)])),
   );
 }
 
@@ -86,21 +109,29 @@ function resultsOf(get) {
     if (!values.length) return "-";
     const mean = values.reduce((a, b) => a + b, 0) / values.length;
     const range = `${number(mean)} (${number(Math.min(...values))} to ${number(Math.max(...values))})`;
-    if (value === null || what === "spread") return `${range} of ${values.length}`;
-    return `${range}; ${values.filter((v) => v >= value).length} of ${values.length} as high`;
+    if (value === null || what.endsWith("spread")) return `${range} of ${values.length}`;
+    const low = what === "likeness";
+    const beyond = values.filter((v) => (low ? v <= value : v >= value)).length;
+    return `${range}; ${beyond} of ${values.length} as ${low ? "low" : "high"}`;
   };
-  const scored = [
+  const judged = [
     ["Exclusivity, 1 to 5", "exclusivity", "score"],
     ["Exclusivity, judge blinded", "exclusivity_blinded", "blinded_score"],
     ["Its spread over prompts", "exclusivity_spread", "spread"],
     ["Clarity of its effect, 1 to 5", "steering_interpretability", "interpretability"],
-  ].map(([label, name, what]) => {
+  ];
+  const unjudged = [
+    ["Likeness of effects, -1 to 1", "likeness", "likeness"],
+    ["Its spread over prompts", "likeness_spread", "likeness_spread"],
+    ["Effect on its own model, nats", "effect", "effect"],
+  ];
+  const scored = (facts.judged ? judged : unjudged).map(([label, name, what]) => {
     const value = get(name);
     return [label, number(value), beside("shared", what, value), beside("random", what, value)];
   });
   const detection = get("detection_score");
   const why = get("not_scorable");
-  const rest = [
+  const rest = !facts.judged ? [] : [
     [
       "Detection score",
       detection === null ? (why ? said(`not scorable: ${why}`, 200) : "-") : number(detection),
@@ -116,8 +147,14 @@ function resultsOf(get) {
     el(
       "p",
       { class: "note" },
-      status ? `Exclusivity: ${status.replaceAll("_", " ")}. ` : "Its exclusivity was not asked for. ",
-      get("sampled") ? `Why it was asked for: ${visible(get("sampled"))}. ` : "",
+      status
+        ? `Exclusivity: ${status.replaceAll("_", " ")}. `
+        : facts.judged
+          ? "Its exclusivity was not asked for. "
+          : get("likeness") === null
+            ? "Its effects were not compared. "
+            : "Likeness 1: both models' next words change alike; 0: they have nothing in common. ",
+      get("sampled") ? `Why it was looked at: ${visible(get("sampled"))}. ` : "",
       "Means, with the range in brackets.",
     ),
     rates.length ? el("p", { class: "note" }, "Where nothing differs: ", said(rates.join("; "), 1000)) : null,
@@ -275,9 +312,14 @@ function duplicatesOf(duplicates) {
     latentLink(one.latent),
     one.source === null ? "shared" : inline(facts.models[one.source] ?? String(one.source), 60),
     number(one.correlation),
-    table.place.has(one.latent) ? inline(table.at(table.place.get(one.latent), "explanation") ?? "") : "",
+    table.place.has(one.latent) ? inline(wordsOf(one.latent)) : "",
   ]);
-  return section("Latents that fire together with it", sheetTable(["latent", "exclusive to", "correlation", "explanation"], rows));
+  return section("Latents that fire together with it", sheetTable(["latent", "exclusive to", "correlation", "about"], rows));
+}
+
+function wordsOf(latent) {
+  const row = table.place.get(latent);
+  return table.at(row, "explanation") ?? table.at(row, "characteristic_words") ?? table.at(row, "fires_on") ?? "";
 }
 
 function columnsOf(row) {

@@ -3,29 +3,42 @@
 const ROW = 36;
 const BEYOND = 8;
 const PRINTED = 200;
-const MAIN = [
-  ["latent", "latent"],
-  ["source", "model"],
+const JUDGED = [
   ["explanation", "explanation"],
   ["harmful", "flag"],
   ["category", "category"],
   ["exclusivity", "exclusivity"],
   ["exclusivity_blinded", "blinded"],
   ["detection_score", "detection"],
+];
+const UNJUDGED = [
+  ["fires_on", "fires on"],
+  ["characteristic_words", "words around"],
+  ["promoted_0", "promotes in the first"],
+  ["promoted_1", "promotes in the second"],
+  ["likeness", "likeness"],
+  ["effect", "effect"],
+];
+const MAIN = [
+  ["latent", "latent"],
+  ["source", "model"],
+  ...(facts.judged ? JUDGED : UNJUDGED),
   ["filter_verdict", "filter"],
   ["filter_score", "filter score"],
   ["relative_decoder_norm", "norm share"],
   ["firings", "firings"],
 ];
-const NARROW = ["latent", "explanation", "exclusivity", "harmful"];
-const WIDE_ONES = new Set(["explanation", "reason"]);
+const NARROW = facts.judged ? ["latent", "explanation", "exclusivity", "harmful"] : ["latent", "characteristic_words", "likeness"];
+const DESCRIBING = ["fires_on", "characteristic_words", "promoted_0", "promoted_1", "suppressed_0", "suppressed_1"];
+const WIDE_ONES = new Set(["explanation", "reason", ...DESCRIBING]);
 const CHECKS = [
   ["flagged", "flagged", (row) => table.at(row, "harmful") === true],
   ["kept", "kept by the filter", (row) => table.at(row, "filter_verdict") === "kept"],
   ["interpretable", "interpretable", (row) => table.at(row, "interpretable") === true],
   ["scored", "with exclusivity", (row) => table.at(row, "exclusivity") !== null],
+  ["compared", "compared in both models", (row) => table.at(row, "likeness") !== null],
   ["alive", "not dead", (row) => table.at(row, "dead") !== true],
-];
+].filter(([name]) => !(facts.judged ? ["compared"] : ["flagged", "interpretable", "scored"]).includes(name));
 
 const keysOf = new Map();
 let haystack = null;
@@ -45,12 +58,12 @@ function sortKeys(name) {
 
 function firstDirection(name) {
   const kind = table.columns[name].kind;
-  return kind === "string" || name === "latent" || name === "source" ? "asc" : "desc";
+  return kind === "string" || ["latent", "source", "likeness"].includes(name) ? "asc" : "desc";
 }
 
 function defaultSort() {
   const given = (name) => table.columns[name].values.some((v) => v !== null);
-  return ["exclusivity", "filter_score"].find(given) || "latent";
+  return ["exclusivity", "filter_score", "likeness"].find(given) || "latent";
 }
 
 function sorted(rows, name, direction) {
@@ -76,7 +89,7 @@ function matches(query) {
   }
   if (text) {
     haystack ??= Array.from({ length: table.rows }, (_, row) =>
-      ["explanation", "reason", "category"].map((name) => table.at(row, name) || "").join("\n").toLowerCase(),
+      ["explanation", "reason", "category", ...DESCRIBING].map((name) => table.at(row, name) || "").join("\n").toLowerCase(),
     );
     const latent = /^#?\d+$/.test(text) ? Number(text.replace("#", "")) : null;
     tests.push((row) => haystack[row].includes(text) || table.at(row, "latent") === latent);

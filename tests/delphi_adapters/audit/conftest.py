@@ -1,10 +1,10 @@
 """An audit of two tiny models with a judge on the loopback server."""
 
 import json
-import random
 
 import pytest
 from audit_judge import AuditJudge
+from audit_texts import write_other_texts
 
 PRICES = {"claude-test": {"input": 1.0, "output": 10.0}}
 TRAINING = (
@@ -30,12 +30,3 @@ def options(run, server, tmp_path, monkeypatch):
     judge = ["--judge", "claude-test", "--prices", str(tmp_path / "prices.json")]
     stitching = ["--stitch_dataset", str(tmp_path / "others.jsonl")]
     return [*models, *places, *judge, *stitching, *f"{TRAINING} {AUDITING}".split()]
-
-
-def write_other_texts(path):
-    """Texts that no run has seen, to fit the maps between two models to."""
-    draw = random.Random(1)
-    words = ["river", "tower", "apple", "night", "paper", "stone", "music", "seven", "winter"]
-    with open(path, "w", encoding="utf-8") as file:
-        for _ in range(200):
-            file.write(json.dumps({"text": " ".join(draw.choices(words, k=20))}) + "\n")

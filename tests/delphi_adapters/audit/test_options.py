@@ -42,7 +42,10 @@ def test_the_unpushed_model_is_always_among_the_strengths():
     [
         ([*JUDGE], "name the two models"),
         (["a", *JUDGE], "name the two models"),
-        (["a", "b"], "name a judge"),
+        (["a", "b", "--max_cost", "3"], "--max_cost goes with a judge"),
+        (["a", "b", "--judge", "none", "--batch"], "--batch goes with a judge"),
+        (["a", "b", "--provider", "transformers"], "--provider goes with a judge"),
+        (["a", "b", "--rubrics", "ccp_alignment"], "--rubrics are rated by a judge"),
         (["a", "b", *JUDGE, "--cache", "c"], "--cache is set by the audit"),
         (["a", "b", *JUDGE, "--resume"], "--resume is set by the audit"),
         (["a", "b", *JUDGE, "--run", "r"], "--run is trained already"),
@@ -77,8 +80,10 @@ def test_a_file_that_makes_no_sense_is_refused(tmp_path, text, said, capsys):
     assert said in capsys.readouterr().err
 
 
-def test_no_judge_is_needed_before_the_stage_that_asks_one():
-    assert read_options(["a", "b", "--until", "null"]).judge is None
+@pytest.mark.parametrize("until", ["null", "exclusivity", "report"])
+def test_nobody_is_asked_unless_a_judge_is_named(until):
+    assert read_options(["a", "b", "--until", until]).judge == "none"
+    assert read_options(["a", "b", "--judge", "none"]).judge == "none"
 
 
 @pytest.mark.parametrize("latents", [[0], [0, 5], [5, 63]])
