@@ -134,10 +134,10 @@ def audit(run: Path) -> None:
     if done.returncode:
         raise SystemExit(done.returncode)
     print(
-        "\nNo judge was asked, so no sentence in the report is a model's: words are counted in the "
-        "texts on which\na latent is strongest, tokens are those that its direction makes likelier, "
-        "and likeness says whether\nsteering moves both models alike. What that means is for you to "
-        f"read: {run}-audit/report.html"
+        "\nNo judge was asked, so no sentence in the report is a model's. Words are counted in\n"
+        "the texts on which a latent is strongest, tokens are those that its direction makes\n"
+        "likelier, and likeness says whether steering moves both models alike. What that means\n"
+        f"is for you to read: {run}-audit/report.html"
     )
 
 

@@ -92,16 +92,21 @@ def main() -> None:
 
 
 def show(folder: Path, cosines: Tensor) -> None:
-    """Print the latents that were verified, the most exclusive first."""
+    """Print the latents that were verified, the most exclusive first.
+
+    Without a judge by the likeness of what steering does to both models, the least first.
+    """
     import pyarrow.parquet as pq
 
     rows = pq.read_table(folder / "features.parquet").to_pylist()
-    scored = [row for row in rows if row["exclusivity"] is not None]
-    scored.sort(key=lambda row: (-row["exclusivity"], -(row["filter_score"] or 0.0)))
-    print("\nlatent  exclusivity  filter  cosine with what was planted")
+    scored, name, sign = [row for row in rows if row["exclusivity"] is not None], "exclusivity", -1
+    if not scored:
+        scored, name, sign = [row for row in rows if row["likeness"] is not None], "likeness", 1
+    scored.sort(key=lambda row: (sign * row[name], -(row["filter_score"] or 0.0)))
+    print(f"\nlatent  {name:>11}  filter  cosine with what was planted")
     for row in scored:
         cosine, kept = float(cosines[row["latent"]]), row["filter_score"] or 0.0
-        print(f"{row['latent']:>6}  {row['exclusivity']:>11.2f}  {kept:>6.3f}  {cosine:>6.3f}")
+        print(f"{row['latent']:>6}  {row[name]:>11.2f}  {kept:>6.3f}  {cosine:>6.3f}")
 
 
 if __name__ == "__main__":

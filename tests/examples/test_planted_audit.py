@@ -46,8 +46,9 @@ def test_the_demos_audit_has_options_that_there_are():
         for name, value in zip(argv, values, strict=True)
         for token in (name, *(value if isinstance(value, list) else [value]))
     ]
-    args = read_options(["--run", "runs/demo", "--judge", "model", *tokens])
+    args = read_options(["--run", "runs/demo", *tokens])
     assert not args.train
+    assert args.judge == "none"
     assert args.strengths == demo_script.AUDIT_OPTIONS["strengths"]
 
 
