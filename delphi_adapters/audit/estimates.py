@@ -6,6 +6,7 @@ short trial. They say whether to wait minutes or days; a stage that was done say
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -149,7 +150,8 @@ class Left:
     def pairs(self) -> int:
         """Pairs of the text: known from a store, or from a sample of the texts."""
         if self.args.run:
-            return self.work.records["train"].result["summary"]["pairs"]
+            summary = json.loads((self.work.run / "summary.json").read_text(encoding="utf-8"))
+            return summary["pairs"]
         options = self.work.harvest_options
         place = options.dataset if is_store(options.dataset) else options.cache
         if place is not None and is_store(place):
@@ -176,7 +178,7 @@ class Left:
         args = self.args
         if args.latents[0].isdecimal():
             count = len(args.latents)
-        elif "train" in self.work.records:
+        elif self._trained:
             exclusive = sum(len(some) for some in called_exclusive(self.work.crosscoder))
             every = self.work.crosscoder.num_latents
             count = every if args.latents == ["all"] else exclusive
@@ -193,15 +195,21 @@ class Left:
         args = self.args
         return min(args.verify + args.sample, self.latents) + 2 * 2 * args.nulls
 
+    @property
+    def _trained(self) -> bool:
+        return bool(self.args.run) or "train" in self.work.records
+
     def _sae(self) -> tuple[int, int]:
         """Latents and width of the dictionary."""
-        if "train" in self.work.records:
+        if self._trained:
             return self.work.crosscoder.num_latents, self.work.crosscoder.d_in
         return self.work.harvest_options.sae.resolve_num_latents(self.widths), sum(self.widths)
 
     # Stages
 
     def harvest(self) -> dict[str, Any]:
+        if self.args.run:
+            return {"seconds": 0.0}
         options = self.work.harvest_options
         if is_store(options.dataset):
             return {"seconds": 0.0, "pairs": self.pairs}
@@ -214,7 +222,9 @@ class Left:
         }
 
     def train(self) -> dict[str, Any]:
-        return self._training(self.args.models and self.work.harvest_options.max_steps)
+        if self.args.run:
+            return {"seconds": 0.0}
+        return self._training(self.work.harvest_options.max_steps)
 
     def null(self) -> dict[str, Any]:
         if self.args.null_steps == 0:

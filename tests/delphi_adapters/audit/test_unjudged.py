@@ -1,6 +1,7 @@
 """An audit without a judge: described, compared and reported, with nothing made up."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -153,6 +154,15 @@ def test_a_judge_that_is_named_later_redoes_only_what_it_changes(
     text = (tmp_path / "audit" / "report.md").read_text(encoding="utf-8")
     assert "There was no judge" not in text
     assert "**Promotes in llama.**" in text
+
+
+def test_a_dry_run_says_what_is_left_out(unjudged, tmp_path, capsys):
+    _, argv = unjudged
+    main([*argv, "--out", str(tmp_path / "new"), "--dry_run"])
+    said = capsys.readouterr().out
+    assert re.search(r"explain +left out, no judge", said)
+    assert re.search(r"exclusivity +to do, about .*directions", said)
+    assert not (tmp_path / "new").exists()
 
 
 def test_explain_without_a_judge_asks_nobody(run, tmp_path, capsys):
