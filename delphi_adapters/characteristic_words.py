@@ -27,7 +27,7 @@ _UNSPACED = r"\p{Han}\p{Hiragana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 _LETTER = rf"[[\p{{L}}\p{{M}}\p{{N}}_]--[{_UNSPACED}]]"
 _WORD = regex.compile(
     rf"(?P<unspaced>[{_UNSPACED}]+)"
-    rf"|{_LETTER}+(?:['\u2019]{_LETTER}+)*"
+    rf"|{_LETTER}+(?:(?:['\u2019]|(?<=\p{{N}})[.,](?=\p{{N}})){_LETTER}+)*"
     r"|[^\s\p{L}\p{M}\p{N}_]+"
     r"|(?P<ends>\s*\n\s*)",
     regex.V1,

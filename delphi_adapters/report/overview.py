@@ -77,8 +77,9 @@ def _sheets(data: ReportData) -> Iterator[Sheet]:
             for one in data.nulls
         ],
     )
-    yield _judged(data, names)
-    yield _exclusivity(data, names)
+    if data.judged:
+        yield _judged(data, names)
+        yield _exclusivity(data, names)
     yield _likeness(data, names)
     yield from _categories(data)
     yield _stitching(data, names)

@@ -84,7 +84,8 @@ def prompts_per_score(data: ReportData) -> int | None:
 
 def _statements(data: ReportData) -> Iterator[Statement]:
     yield trust.judge(data.judge)
-    yield from filter(None, _of_judging(data))
+    if data.judged:
+        yield from filter(None, _of_judging(data))
     yield from map(trust.null_rate, data.nulls)
     compared = _of_exclusivity if data.judged else _of_likeness
     yield from filter(None, compared(data))

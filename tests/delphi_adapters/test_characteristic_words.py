@@ -19,7 +19,7 @@ from delphi_adapters.characteristic_words import PRIOR, Corpus, characteristic, 
         ("ภาษาไทย", ["ภา", "าษ", "ษา", "าไ", "ไท", "ทย"]),
         ("이 문장은", ["이", "문장은"]),
         ("Straße ÉTÉ", ["Straße", "ÉTÉ"]),
-        ("👩‍👩‍👧 3.5", ["👩‍👩‍👧", "3", ".", "5"]),
+        ("👩‍👩‍👧 3.5", ["👩‍👩‍👧", "3.5"]),
         (" \t ", []),
     ],
 )
@@ -47,30 +47,28 @@ def test_the_score_is_that_of_the_formula():
 
 def test_words_of_the_passages_stand_out_and_those_of_all_texts_do_not():
     corpus = Corpus()
-    corpus.add(["the cat and the dog and the bird"] * 40 + ["the Harbour of the north"] * 4)
+    corpus.add(["the cat and the dog and the bird"] * 400 + ["the Harbour of the north"] * 4)
     passages = [words("the harbour and the ship"), words("a Harbour, the ship"), words("Harbour")]
     found = characteristic(passages, corpus.counts)
-    assert [(one.word, one.passages, one.corpus) for one in found] == [
-        ("ship", 2, 0),
-        ("Harbour", 3, 4),
-    ] or [(one.word, one.passages, one.corpus) for one in found] == [
+    assert {(one.word, one.passages, one.corpus) for one in found} == {
         ("Harbour", 3, 4),
         ("ship", 2, 0),
-    ]
+    }
+    assert [one.z for one in found] == sorted((one.z for one in found), reverse=True)
     assert all(one.z >= 2 for one in found)
 
 
 def test_what_one_passage_repeats_counts_once():
     corpus = Corpus()
-    corpus.add(["a plain text of many words"] * 50)
+    corpus.add(["a plain text of many words"] * 500)
     passages = [words("ox ox ox ox ox"), words("an elk"), words("an elk")]
-    assert [one.word for one in characteristic(passages, corpus.counts)][:1] != ["ox"]
-    assert "ox" not in [one.word for one in characteristic(passages, corpus.counts)]
+    found = [one.word for one in characteristic(passages, corpus.counts)]
+    assert set(found) == {"an", "elk"}
 
 
 def test_order_of_passages_and_words_does_not_matter():
     corpus = Corpus()
-    corpus.add(["one two three four five six seven eight"] * 30)
+    corpus.add(["one two three four five six seven eight"] * 300)
     passages = [words("alpha beta gamma"), words("gamma Alpha beta"), words("beta gamma alpha")]
     found = characteristic(passages, corpus.counts)
     turned = [passage[::-1] for passage in passages[::-1]]

@@ -21,8 +21,8 @@ from delphi_adapters.features import COLUMNS
 from sparsify_crosscoder import Crosscoder
 
 OWN = (
-    "--cache_ctx_len 32 --min_firings 20 --verify 4 --sample 2 --nulls 2 --strengths 0 2 4 "
-    "--null_steps 0 --stitch_pairs 2000 --stitch_held_out_pairs 200 --explain_limit 12"
+    "--cache_ctx_len 32 --min_firings 20 --verify 4 --sample 6 --nulls 2 --strengths 0 2 4 "
+    "--null_steps 0 --stitch_pairs 2000 --stitch_held_out_pairs 200 --explain_limit 5"
 )
 OF_A_JUDGE = ("explanation", "flag_status", "harmful", "reason", "category", "detection_score")
 OF_A_JUDGE += ("interpretable", "exclusivity", "exclusivity_status", "steering_interpretability")
@@ -65,7 +65,7 @@ def test_latents_are_described_and_shared_ones_in_both_models(unjudged, run):
     audit, _ = unjudged
     found, rows = Descriptions.load(audit / "describe"), rows_of(audit)
     chosen = records(audit)["explain"]["result"]["latents"]
-    assert len(chosen) == 12
+    assert len(chosen) == 5
     assert set(chosen) <= set(found.latents)
     assert len(found.latents) > len(chosen)  # shared ones to compare with
     assert found.left_out == {}
@@ -76,7 +76,7 @@ def test_latents_are_described_and_shared_ones_in_both_models(unjudged, run):
         for source in (0, 1):
             assert bool(rows[latent][f"promoted_{source}"]) == (source in written_to(latent))
     assert {len(written_to(latent)) for latent in found.latents} == {1, 2}
-    assert sum(bool(rows[latent]["fires_on"]) for latent in chosen) > 6
+    assert all(rows[latent]["fires_on"] for latent in chosen)
     assert sum(bool(rows[latent]["characteristic_words"]) for latent in chosen) > 3
 
 
