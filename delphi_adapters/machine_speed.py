@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sparsify_crosscoder.activations.sources import pick_model_dtype
+from sparsify_crosscoder.hardware import pick_model_dtype
 
 
 def operations_per_second(device: torch.device) -> float:
