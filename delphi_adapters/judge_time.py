@@ -16,7 +16,7 @@ from .machine_speed import bytes_per_second, operations_per_second
 if TYPE_CHECKING:
     from .clients import TransformersClient
 
-READ_TOKENS = 32  # of each row of the trial
+READ_TOKENS = 16  # of each row of the trial
 WRITTEN_TOKENS = 3
 EFFICIENCY = 0.5  # of a large product, which the parts of a model reach
 SMALL = 1_000_000_000
@@ -36,28 +36,38 @@ class JudgeSpeed:
 
 @torch.inference_mode()
 def timed(client: TransformersClient) -> JudgeSpeed:
-    """Time a judge on one short batch, as large as those that it will get.
+    """Time a judge on short batches of as many rows as it answers together.
 
-    Takes as long as reading some hundred tokens and writing a few, which is seconds also where a
-    whole answer would take minutes.
+    Takes as long as reading a few hundred tokens and writing a few, which is seconds also where a
+    whole answer takes minutes.
     """
+    from transformers import GenerationConfig
+
+    from sparsify_crosscoder.interventions.prompts import end_tokens
+
     model, rows = client.language_model, client.batch_size
     size = model.config.get_text_config().vocab_size
     ids = torch.arange(rows * READ_TOKENS, device=model.device).view(rows, -1) % size
-    model(input_ids=ids[:1, :2], use_cache=False)  # what is done once is not timed
-    begun = time.perf_counter()
-    out = model(input_ids=ids, use_cache=True, logits_to_keep=1)
-    float(out.logits.sum())
-    between = time.perf_counter()
-    for _ in range(WRITTEN_TOKENS):
-        following = out.logits[:, -1:].argmax(-1)
-        out = model(input_ids=following, past_key_values=out.past_key_values, use_cache=True)
-    float(out.logits.sum())
-    ended = time.perf_counter()
-    return JudgeSpeed(
-        ids.numel() / max(between - begun, 1e-9),
-        rows * WRITTEN_TOKENS / max(ended - between, 1e-9),
-    )
+
+    def seconds(new_tokens: int) -> float:
+        begun = time.perf_counter()
+        model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=GenerationConfig(
+                max_new_tokens=new_tokens,
+                min_new_tokens=new_tokens,
+                eos_token_id=sorted(end_tokens(model, client.tokenizer)) or None,
+                pad_token_id=0,
+                do_sample=False,
+            ),
+        )
+        return time.perf_counter() - begun
+
+    seconds(1)  # what is done once is not timed
+    reading = seconds(1)
+    writing = max(seconds(1 + WRITTEN_TOKENS) - reading, 1e-3)
+    return JudgeSpeed(ids.numel() / reading, rows * WRITTEN_TOKENS / writing)
 
 
 def computed(name: str, operations: float, bandwidth: float) -> JudgeSpeed:

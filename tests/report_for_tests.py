@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -243,6 +244,45 @@ def small_report(**changes: Any) -> ReportData:
     return ReportData(**{**values, **changes})
 
 
+def unjudged_report(**changes: Any) -> ReportData:
+    """The same latents where nobody was asked."""
+    described = {
+        0: {"characteristic_words": "harbour (9 of 10), sails (4 of 10)", "likeness": 0.1},
+        1: {"characteristic_words": "frost (3 of 10)", "likeness": 0.6},
+        3: {"fires_on": "law (10 of 10)", "promoted_1": "\u201c court\u201d"},
+    }
+    told = {"fires_on": "ship (7 of 10)", "promoted_0": "\u201c sea\u201d, \u201c boat\u201d"}
+    of_a_judge = ("explanation", "flag_status", "harmful", "reason", "category", "detection_score")
+    of_a_judge += ("interpretable", "unanswered", *scored(1))
+    rows = []
+    for one in ROWS:
+        kept = {name: value for name, value in one.items() if name not in of_a_judge}
+        kept |= described.get(one["latent"], {})
+        if "likeness" in kept:
+            kept |= {**told, "likeness_spread": 0.05, "effect": 2.0, "sampled": "kept"}
+        rows.append(kept)
+
+    def details(latent: int) -> FeatureDetail:
+        whole = detail(latent)
+        curves = [Curve("alpha and beta", "likeness", STRENGTHS[1:], [0.2, 0.0])]
+        return replace(whole, outputs=None, judgements=[], curves=curves, flag_raw=None)
+
+    nulls = [
+        {"kind": kind, "source": 0, "status": "measured", "score": None, "likeness": value}
+        | {"name": f"{kind}-{n}", "likeness_spread": 0.1, "effect": 1.0}
+        for n, (kind, value) in enumerate([("shared", 0.8), ("shared", 0.5), ("random", 0.2)])
+    ]
+    values: dict[str, Any] = {
+        "judge": {"name": "none", "provider": None, "offline": True, "cost": None},
+        "features": pa.Table.from_pylist(rows, schema=schema()),
+        "details": details,
+        "categories": {},
+        "null_scores": nulls,
+        "similar": [],
+    }
+    return small_report(**{**values, **changes})
+
+
 def hostile_report() -> ReportData:
     """Every text that comes from a model or a corpus means harm."""
     everything = "\n".join(HARMFUL)
@@ -264,7 +304,10 @@ def hostile_report() -> ReportData:
 
     texts = {
         name: everything
-        for name in ("explanation", "reason", "category", "not_scorable", "partition", "sampled")
+        for name in (
+            *("explanation", "reason", "category", "not_scorable", "partition", "sampled"),
+            *("fires_on", "characteristic_words", "promoted_0", "suppressed_0", "promoted_1"),
+        )
     }
     rows = [{**one, **texts, "filter_verdict": HARMFUL[0]} for one in ROWS]
     models = [{"name": f"{halves}{s}", "hookpoint": halves, "width": 8} for s in (0, 1)]

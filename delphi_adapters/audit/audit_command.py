@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if not args.dry_run and _nothing_to_do(out, asked, wanted):
         print(f"Nothing to do: every stage up to {args.until} is there, from the same inputs.")
         return _show(out, wanted)
+    print(f"Audit in '{out}': loading ...", flush=True)
     # Heavy imports, which nothing to do does without.
     from .explain_stages import Stopped
     from .stage_table import stage_table

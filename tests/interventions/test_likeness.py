@@ -9,6 +9,7 @@ from sparsify_crosscoder.interventions.likeness import (
     Changes,
     common_words,
     likeness,
+    pushes,
     word_changes,
 )
 from sparsify_crosscoder.interventions.steering import Steering
@@ -80,3 +81,23 @@ def test_a_model_and_its_copy_change_alike_and_another_does_not():
         handle.remove()
     found = push(model, vector)
     torch.testing.assert_close(found.change[0], (pushed - plain)[words], atol=1e-4, rtol=1e-4)
+
+
+def test_directions_in_one_batch_do_what_each_does_alone():
+    tokenizer = byte_level_tokenizer()
+    model = tiny_model("llama", causal_lm=True, vocab_size=len(tokenizer))
+    generator = torch.Generator().manual_seed(4)
+    steering = [
+        Steering(torch.randn(32, generator=generator), "layers.1", scale) for scale in (1.0, 3.0, 2)
+    ]
+    tokens, strengths = torch.arange(20), [0.5, -2.0]
+    found = pushes(model, tokenizer, PROMPTS, steering, strengths, tokens)
+    assert found.kl.shape == (3, 2, 2)
+    assert (found.kl > 0).all()
+    for f, one in enumerate(steering):
+        for k, strength in enumerate(strengths):
+            alone = word_changes(model, tokenizer, PROMPTS, [one], [strength], tokens)
+            torch.testing.assert_close(
+                found.changes[f][k].change, alone.change, atol=1e-4, rtol=1e-4
+            )
+            torch.testing.assert_close(found.changes[f][k].probability, alone.probability)

@@ -10,12 +10,22 @@ from html.parser import HTMLParser
 import pyarrow.parquet as pq
 import pytest
 from markdown_it import MarkdownIt
-from report_for_tests import HARMFUL, ROWS, SURROGATE, detail, hostile_report, small_report
+from report_for_tests import (
+    HARMFUL,
+    ROWS,
+    SURROGATE,
+    detail,
+    hostile_report,
+    small_report,
+    unjudged_report,
+)
 
 from delphi_adapters.features import COLUMNS
 from delphi_adapters.report import write_report
+from delphi_adapters.report.first import first_entries
 from delphi_adapters.report.html import escaped_json, html_report
-from delphi_adapters.report.markdown import markdown_report, ranked
+from delphi_adapters.report.markdown import markdown_report
+from delphi_adapters.report.ranking import ranked
 from delphi_adapters.report.text import block, cut, inline, visible
 
 NAMES = ("features.parquet", "report.html", "report.md")
@@ -200,6 +210,34 @@ def test_the_markdown_report_has_everything_a_reader_needs():
     ):
         assert expected in text
     assert "## Latent 1\n" not in text  # it has no details
+
+
+def test_without_a_judge_the_least_alike_come_first_and_are_described():
+    data = unjudged_report()
+    assert [row["latent"] for row in ranked(data)] == [0, 3, 1]  # by the filter, then by likeness
+    text = "".join(markdown_report(data))
+    for expected in (
+        "## What stands first",
+        "**Words around.** harbour (9 of 10), sails (4 of 10)",
+        "**Promotes in alpha.** “ sea”, “ boat”",
+        "| likeness of effects | 0.10 | 0.65 (0.50 to 0.80) of 2 | 0.20 (0.20 to 0.20) of 1 |",
+        "| alpha | exclusive latents | 2 | 0.35 | 0.10 to 0.60 |",
+        "none: nobody was asked",
+    ):
+        assert expected in text
+    for unexpected in ("Explanation", "detection", "flagged", "## Exclusivity", "What the judge"):
+        assert unexpected not in text
+
+
+def test_a_terminal_is_told_in_a_few_lines_what_stands_first():
+    lines = first_entries(unjudged_report(), 2)
+    assert lines[0] == "What stands first:"
+    assert lines[1] == "  latent 0, of alpha, filter: kept, likeness 0.10"
+    assert "    words around: harbour (9 of 10), sails (4 of 10)" in lines
+    assert not any("latent 1" in line for line in lines)
+    assert any("explanation: The sea" in line for line in first_entries(small_report()))
+    hidden = first_entries(hostile_report())
+    assert not any(set("\x00\x1b\u202e") & set(line) for line in hidden)
 
 
 def test_the_markdown_report_is_inert_whatever_it_quotes():

@@ -5,7 +5,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from report_for_tests import HARMFUL, LONG, SURROGATE, hostile_report, small_report
+from report_for_tests import (
+    HARMFUL,
+    LONG,
+    SURROGATE,
+    hostile_report,
+    small_report,
+    unjudged_report,
+)
 
 from delphi_adapters.report import write_report
 
@@ -51,7 +58,8 @@ class Opened:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reports")
-    for name, data in (("small", small_report()), ("hostile", hostile_report())):
+    reports = {"small": small_report(), "hostile": hostile_report(), "unjudged": unjudged_report()}
+    for name, data in reports.items():
         write_report(data, folder / name)
     empty = {name: {} for name in ("summary", "judge", "filter", "stitching", "categories")}
     empty |= {name: [] for name in ("nulls", "null_scores", "similar", "detailed", "warnings")}
@@ -377,3 +385,42 @@ def test_printing_shows_whole_rows_without_controls(open_report):
 
 def _links(page):
     return page.evaluate("[...document.querySelectorAll('a')].map((a) => a.getAttribute('href'))")
+
+
+def test_without_a_judge_words_and_tokens_stand_where_explanations_did(open_report):
+    report = open_report("unjudged")
+    page = report.go("features")
+    heads = page.locator("th").all_inner_texts()
+    assert "words around" in heads and "likeness" in heads
+    assert not {"explanation", "flag", "exclusivity"} & set(heads)
+    page.get_by_label("Search").fill("harbour")
+    assert report.numbers() == [0]
+    page.get_by_label("Search").fill("")
+    page.get_by_label("compared in both models").check()
+    assert report.numbers() == [0, 1]
+    assert page.get_by_label("flagged").count() == 0
+    text = report.go("feature/0").locator("main").inner_text()
+    for expected in (
+        "harbour (9 of 10)",
+        "ship (7 of 10)",
+        "\u201c sea\u201d",
+        "Promotes in alpha",
+    ):
+        assert expected in text
+    assert "Explanation" not in text and "Detection score" not in text
+    rows = [
+        row.inner_text().split("\t")
+        for row in report.page.locator("section:has-text('beside') tr").all()
+    ]
+    assert ["Likeness of effects, -1 to 1", "0.10", "0.65 (0.50 to 0.80); 0 of 2 as low"] in [
+        row[:3] for row in rows
+    ]
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+@pytest.mark.parametrize("view", ["overview", "features", "feature/0", "trust"])
+def test_without_a_judge_no_view_is_wider_than_the_window(open_report, view, width):
+    page = open_report("unjudged", width=width).go(view)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    text = page.locator("main").inner_text()
+    assert "undefined" not in text and "NaN" not in text

@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 import pytest
-from report_for_tests import ROWS, detail, null_score, row, scored, small_report
+from report_for_tests import ROWS, detail, null_score, row, scored, small_report, unjudged_report
 
 from delphi_adapters.features import schema
 from delphi_adapters.report import FeatureDetail, Judgement, NullRate, trust
@@ -32,6 +32,31 @@ def test_a_local_judge_asks_for_caution():
     assert "small" in trust.judge({"name": "small", "offline": True}).number
     assert trust.judge({"name": "claude", "offline": False}).level == "good"
     assert trust.judge({}).number == "not known"
+
+
+def test_without_a_judge_nothing_is_said_of_answers_and_scores():
+    found = about(unjudged_report())
+    assert found["The judge"].number == "none was asked"
+    assert not [what for what in found if "Answers" in what or "blinded" in what]
+    assert "Exclusivity scores" not in found
+    against = found["Likeness of effects: alpha's latents against shared latents"]
+    assert against.level == "caution"  # too few
+    assert against.number.startswith("mean 0.35 of 2 against 0.65 of 2; less alike in 75% of pairs")
+
+
+@pytest.mark.parametrize(
+    "values, level",
+    [
+        ([0.1, 0.15, 0.2, 0.1, 0.12, 0.2], "good"),
+        ([0.5, 0.75, 0.6, 0.85, 0.65, 0.7], "caution"),
+        ([0.9, 0.95, 0.9, 0.92, 0.9, 0.97], "bad"),
+    ],
+)
+def test_effects_have_to_be_less_alike_than_those_of_what_is_not_exclusive(values, level):
+    nulls = [0.6, 0.75, 0.7, 0.8, 0.7, 0.65]
+    assert trust.likeness_against_null("alpha", "shared", values, nulls).level == level
+    assert trust.likeness_against_null("alpha", "shared", [], nulls) is None
+    assert trust.likeness_against_null("alpha", "random", values, []).level == "caution"
 
 
 def test_questions_that_were_not_asked_are_not_unanswered():
