@@ -231,7 +231,7 @@ def _promoted(
             continue
         decoder = crosscoder.decoder(source)[torch.tensor(mine)].detach().float().cpu()
         directions = decoder / float(crosscoder.factors[source])
-        print(f"Reading the unembedding of model {source}", file=sys.stderr, flush=True)
+        print(f"Loading model {source} for its unembedding", file=sys.stderr, flush=True)
         try:
             model, tokenizer = language_model(source)
             for latent, sides in zip(

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from sparsify_crosscoder.activations.sources import first_tensor, layer_list
 
@@ -57,7 +58,8 @@ def promoted_tokens(
     found: list[tuple[list[Promoted], list[Promoted]]] = []
     nothing = head(torch.zeros(1, len(scale), dtype=dtype, device=model.device)).float().cpu()
     kept = kept[kept < nothing.shape[1]]
-    for some in directions.split(max(AT_ONCE // nothing.shape[1], 1)):
+    parts = directions.split(max(AT_ONCE // nothing.shape[1], 1))
+    for some in tqdm(parts, desc="Reading the unembedding", unit="part", delay=1):
         some = torch.nn.functional.normalize(some.float(), dim=1)
         if centred:
             some = some - some.mean(1, keepdim=True)

@@ -60,8 +60,8 @@ LARGE = {
 AUDIT_OPTIONS = {
     "judge": "none",
     "null_steps": 100,
-    "stitch_pairs": 10_000,
-    "stitch_held_out_pairs": 2_000,
+    "stitch_pairs": 8_000,
+    "stitch_held_out_pairs": 1_000,
     "verify": 10,
     "sample": 5,
     "nulls": 5,
