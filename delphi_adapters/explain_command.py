@@ -38,7 +38,7 @@ from .judge_options import (
     interruptible,
     make_client,
 )
-from .judge_time import say_computed, say_time
+from .judge_time import say_computed
 from .run_text import RunText
 from .summary import summarise
 
@@ -93,10 +93,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     )
     sample = pending[:: max(len(pending) // SAMPLED, 1)][:SAMPLED]
     prompts, scale = autointerp.prompts(sample), len(pending) / max(len(sample), 1)
-    estimate = estimate_costs(client, prompts, scale)
-    if client is not None:
-        say_time(client, prompts, scale, f"{len(pending):,} latents")
-    elif prompts:
+    estimate = estimate_costs(client, prompts, scale, what=f"{len(pending):,} latents")
+    if client is None and prompts:
         say_computed(args.judge, device, prompts, scale)
     if args.dry_run:
         return {"pending": len(pending), "estimate": estimate, "stopped": None}

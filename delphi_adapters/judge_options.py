@@ -185,11 +185,13 @@ def estimate_costs(
     prompts: Sequence[str | Sequence[Mapping[str, Any]]],
     scale: float = 1.0,
     *,
+    what: str | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Requests, tokens and dollars of `scale` times as many prompts as these; printed too.
 
-    A client without a price, or none, gives the number of requests alone.
+    A judge on the own machine is timed, and the seconds are said, for `what` or these requests. No
+    client gives the number of requests alone.
     """
     from .clients import AnthropicClient, Usage
 
@@ -218,5 +220,10 @@ def estimate_costs(
                 f"${result['most_cost']:,.2f} if all have {client.max_tokens:,}"
             )
     if not quiet:
+        from .judge_time import say_time
+
         print(line, flush=True)
+        what = what or f"{result['requests']:,} requests"
+        if (seconds := say_time(client, prompts, scale, what)) is not None:
+            result["seconds"] = seconds
     return result
