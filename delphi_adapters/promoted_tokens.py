@@ -12,7 +12,6 @@ D width, V vocabulary, F directions.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -134,9 +133,8 @@ def _weight_of_norm(norm: nn.Module, example: Tensor) -> tuple[Tensor, bool]:
 
 def _vocabulary(tokenizer: Any) -> tuple[list[str], Tensor]:
     """Every token as text, and which are of whole characters and not special."""
-    texts = tokenizer.batch_decode(
-        [[token] for token in range(len(tokenizer))], clean_up_tokenization_spaces=False
-    )
+    every = [[token] for token in range(len(tokenizer))]
+    texts: list[str] = list(tokenizer.batch_decode(every, clean_up_tokenization_spaces=False))
     special = set(tokenizer.all_special_ids)
     kept = [
         token
@@ -146,7 +144,7 @@ def _vocabulary(tokenizer: Any) -> tuple[list[str], Tensor]:
     return texts, torch.tensor(kept, dtype=torch.long)
 
 
-def _strongest(z: Tensor, kept: Tensor, texts: Sequence[str], most: int) -> list[Promoted]:
+def _strongest(z: Tensor, kept: Tensor, texts: list[str], most: int) -> list[Promoted]:
     # Rounded before they are put in order: the last bits differ from machine to machine.
     top = z.topk(min(4 * most, len(z)))
     found = [

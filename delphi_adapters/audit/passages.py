@@ -30,13 +30,14 @@ def passages(cache: CrosscoderLatentCache, latents: Iterable[int]) -> dict[int, 
             if window >= 0:
                 wanted[window].append((latent, place, pair))
     placed: dict[int, dict[int, Context]] = defaultdict(dict)
+    pieces: list[dict[int, str]] = [{} for _ in text.tokenizers]
     everything = sorted(wanted.items())
     for window, places in tqdm(everything, desc="Reading texts", unit="window", delay=1):
         code = cache._encode(text.read(window, window + 1))
         row = text.windows[window]
         for latent, place, pair in places:
             strengths = _of_latent(code, latent)
-            placed[latent][place] = _context(row, text.tokenizers, strengths, pair)
+            placed[latent][place] = _context(row, text.tokenizers, pieces, strengths, pair)
     return {latent: [placed[latent][i] for i in sorted(placed[latent])] for latent in found}
 
 
@@ -49,8 +50,13 @@ def _of_latent(code: SparseCode, latent: int) -> list[float]:
 
 
 def _context(
-    row: dict[str, Any], tokenizers: Sequence[Any], strengths: Sequence[float], peak: int
+    row: dict[str, Any],
+    tokenizers: Sequence[Any],
+    pieces: Sequence[dict[int, str]],
+    strengths: Sequence[float],
+    peak: int,
 ) -> Context:
+    """A passage; `pieces` are the texts of tokens that were decoded already, of each source."""
     tokens, activations = [], []
     for source, tokenizer in enumerate(tokenizers):
         ids, pairs = row[f"input_ids_{source}"], row[f"pairs_{source}"]
@@ -59,6 +65,10 @@ def _context(
         of_tokens = [0.0] * len(ids)
         for position, strength in zip(pairs, strengths, strict=True):
             of_tokens[position] = strength
-        tokens.append(tokenizer.batch_decode([[token] for token in shown]))
+        known = pieces[source]
+        if new := [token for token in dict.fromkeys(shown) if token not in known]:
+            texts = tokenizer.batch_decode([[token] for token in new])
+            known.update(zip(new, texts, strict=True))
+        tokens.append([known[token] for token in shown])
         activations.append(of_tokens[first : first + len(shown)])
     return Context(strengths[peak], int(row["text_id"]), tokens, activations)
