@@ -13,7 +13,7 @@ WIDTH = 160  # characters of a description
 
 def first_entries(data: ReportData, count: int = FIRST) -> list[str]:
     """Lines that say what the first latents are about."""
-    rows, names = ranked(data)[:count], model_names(data)
+    rows, names = ranked(data)[:count], [_line(name) for name in model_names(data)]
     if not rows:
         return ["No latent is flagged, kept by the filter or compared."]
     lines = ["What stands first:"]
@@ -21,7 +21,7 @@ def first_entries(data: ReportData, count: int = FIRST) -> list[str]:
         own = "shared" if row["source"] is None else f"of {names[row['source']]}"
         facts = [f"latent {row['latent']}, {own}"]
         if row["filter_verdict"]:
-            facts.append(f"filter: {row['filter_verdict'].replace('_', ' ')}")
+            facts.append(f"filter: {_line(row['filter_verdict']).replace('_', ' ')}")
         if row["likeness"] is not None:
             facts.append(f"likeness {row['likeness']:.2f}")
         if row["exclusivity"] is not None:
@@ -31,5 +31,10 @@ def first_entries(data: ReportData, count: int = FIRST) -> list[str]:
         told.append(("words around", row["characteristic_words"]))
         for s, name in enumerate(names[:2]):
             told.append((f"promotes in {name}", row[f"promoted_{s}"]))
-        lines += [f"    {what}: {cut(visible(text), WIDTH)}" for what, text in told if text]
+        lines += [f"    {what}: {_line(text)}" for what, text in told if text]
     return lines
+
+
+def _line(text: str) -> str:
+    """Text of models and corpora, on one line, in which nothing is hidden."""
+    return " ".join(visible(cut(text, WIDTH)).split())

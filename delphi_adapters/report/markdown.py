@@ -121,7 +121,7 @@ def _page(data: ReportData, row: dict[str, Any], detail: FeatureDetail) -> Itera
     if row["source"] is not None:
         own = f"exclusive to {inline(names[row['source']])} by its norm"
     yield f"\n## Latent {row['latent']}\n\n{own}, block {inline(row['partition'])}\n\n"
-    yield from (f"**{what}.** {inline(text)}\n\n" for what, text in description(data, row))
+    yield from (f"**{inline(what)}.** {inline(text)}\n\n" for what, text in description(data, row))
     if data.judged:
         yield f"**Explanation.** {inline(row['explanation'] or 'none')}\n\n"
     if row["reason"]:
