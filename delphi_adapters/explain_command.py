@@ -20,7 +20,7 @@ from sparsify_crosscoder.evaluation.filter_command import (
     judge,
 )
 from sparsify_crosscoder.files import atomic_write_json
-from sparsify_crosscoder.interventions.command_parts import ends_of
+from sparsify_crosscoder.interventions.command_parts import check_model, ends_of
 
 from . import compat  # noqa: F401
 from .autointerp import RAW, Autointerp, JudgingConfig
@@ -131,11 +131,15 @@ def _described(
     if args.dry_run:
         return {"pending": 0, "estimate": {"requests": 0}, "stopped": None}
     ends = ends_of(options, crosscoder)
+    for end in ends:
+        check_model(end.model, end.revision, end.checkpoint)
 
     def language_model(source: int) -> tuple[Any, Any]:
-        model, revision, _ = ends[source]
         return load_language_model(
-            model, device=crosscoder.device, revision=revision, token=options.hf_token
+            ends[source].model,
+            device=crosscoder.device,
+            revision=ends[source].revision,
+            token=options.hf_token,
         )
 
     found = describe(autointerp.cache, crosscoder, alive, language_model)

@@ -10,8 +10,6 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from sparsify_crosscoder.files import atomic_write_json
 from sparsify_crosscoder.interventions.command_parts import CHAT, read_prompts
 from sparsify_crosscoder.interventions.likeness import (
@@ -112,9 +110,6 @@ def _pushed(
 ) -> Pushes:
     """What the model's own directions, and the images of the other's, do to its next words."""
     hookpoint, stitching = work.ends[source].hookpoint, load_stitching(work)
-    tokenizers = [
-        AutoTokenizer.from_pretrained(end.model, revision=end.revision) for end in work.ends[:2]
-    ]
     model, tokenizer = work.language_model(source)
     found = pushes(
         model,
@@ -125,9 +120,9 @@ def _pushed(
             for one in directions
         ],
         strengths,
-        common_words(*tokenizers)[source],
+        common_words(*work.text.tokenizers[:2])[source],
         chat=CHAT[work.args.chat],
-        description=f"Steering {Path(work.ends[source].model).name}",
+        description=f"Steering {work.model_name(source)}",
     )
     del model
     gc.collect()

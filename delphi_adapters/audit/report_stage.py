@@ -174,7 +174,7 @@ class Details:
         return outputs, [*curves, *rubric_curves(self.work, result.name)]
 
     def _compared(self, one: DirectionLikeness) -> list[Curve]:
-        names = [Path(self.work.ends[s].model).name for s in (one.source, 1 - one.source)]
+        names = [self.work.model_name(s) for s in (one.source, 1 - one.source)]
         curves = [
             Curve(name, MEASURES["kl"], one.strengths, [statistics.fmean(row) for row in values])
             for name, values in zip(names, one.kl, strict=True)

@@ -107,7 +107,7 @@ def test_descriptions_depend_on_neither_order_nor_threads(unjudged, run, tmp_pat
     crosscoder = Crosscoder.load_one(run)
     text = RunText.of_run(run, torch.device("cpu"))
     folder = audit / "cache" / "latents"
-    cache = CrosscoderLatentCache(crosscoder, text, folder, ctx_len=32, name=run.name)
+    cache = CrosscoderLatentCache(crosscoder, text, folder, ctx_len=32)
     latents = list(Descriptions.load(audit / "describe").latents)
     threads = torch.get_num_threads()
     torch.set_num_threads(3)

@@ -225,7 +225,7 @@ def test_without_a_judge_the_least_alike_come_first_and_are_described():
         "none: nobody was asked",
     ):
         assert expected in text
-    for unexpected in ("Explanation", "detection", "**flagged**", "## Exclusivity", "What the judge"):
+    for unexpected in ("Explanation", "detection", "**flagged**", "## Exclusivity", "judge says"):
         assert unexpected not in text
 
 
