@@ -14,8 +14,8 @@ const JUDGED = [
 const UNJUDGED = [
   ["fires_on", "fires on"],
   ["characteristic_words", "words around"],
-  ["promoted_0", "promotes in the first"],
-  ["promoted_1", "promotes in the second"],
+  ["promoted_0", "promotes (1)"],
+  ["promoted_1", "promotes (2)"],
   ["likeness", "likeness"],
   ["effect", "effect"],
 ];
@@ -72,7 +72,9 @@ function sorted(rows, name, direction) {
   const sign = direction === "asc" ? 1 : -1;
   const present = rows.filter((row) => keys[row] !== null);
   const absent = rows.filter((row) => keys[row] === null);
-  const tied = (a, b) => (score[b] ?? -1) - (score[a] ?? -1) || a - b;
+  const likeness = table.columns.likeness.values;
+  const tied = (a, b) =>
+    (score[b] ?? -1) - (score[a] ?? -1) || (likeness[a] ?? 2) - (likeness[b] ?? 2) || a - b;
   present.sort((a, b) => (keys[a] < keys[b] ? -sign : keys[a] > keys[b] ? sign : tied(a, b)));
   return present.concat(absent.sort(tied));
 }

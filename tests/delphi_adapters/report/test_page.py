@@ -390,6 +390,7 @@ def _links(page):
 def test_without_a_judge_words_and_tokens_stand_where_explanations_did(open_report):
     report = open_report("unjudged")
     page = report.go("features")
+    assert report.numbers()[:3] == [0, 3, 1]  # by the filter's score, then by likeness
     heads = page.locator("th").all_inner_texts()
     assert "words around" in heads and "likeness" in heads
     assert not {"explanation", "flag", "exclusivity"} & set(heads)
