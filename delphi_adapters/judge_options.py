@@ -113,7 +113,8 @@ def check_judge(args: argparse.Namespace) -> None:
     """Raises ValueError for options of a judge where there is none."""
     if args.judge == NO_JUDGE:
         for option in _OF_A_JUDGE:
-            if getattr(args, option):
+            given = getattr(args, option)
+            if given is not None and given is not False:
                 raise ValueError(f"--{option} goes with a judge: name one with --judge.")
 
 

@@ -43,6 +43,7 @@ def test_the_unpushed_model_is_always_among_the_strengths():
         ([*JUDGE], "name the two models"),
         (["a", *JUDGE], "name the two models"),
         (["a", "b", "--max_cost", "3"], "--max_cost goes with a judge"),
+        (["a", "b", "--max_cost", "0"], "--max_cost goes with a judge"),
         (["a", "b", "--judge", "none", "--batch"], "--batch goes with a judge"),
         (["a", "b", "--provider", "transformers"], "--provider goes with a judge"),
         (["a", "b", "--rubrics", "ccp_alignment"], "--rubrics are rated by a judge"),
