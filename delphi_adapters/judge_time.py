@@ -45,7 +45,8 @@ def timed(client: TransformersClient) -> JudgeSpeed:
 
     from sparsify_crosscoder.interventions.prompts import end_tokens
 
-    model, rows = client.language_model, client.batch_size
+    model: Any = client.language_model
+    rows = client.batch_size
     size = model.config.get_text_config().vocab_size
     ids = torch.arange(rows * READ_TOKENS, device=model.device).view(rows, -1) % size
 

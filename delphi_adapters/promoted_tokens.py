@@ -151,4 +151,4 @@ def _strongest(z: Tensor, kept: Tensor, texts: list[str], most: int) -> list[Pro
         (-round(value, 2), token)
         for value, token in zip(top.values.tolist(), kept[top.indices].tolist(), strict=True)
     ]
-    return [Promoted(texts[token], -value) for value, token in sorted(found)[:most]]
+    return [Promoted(texts[int(token)], -value) for value, token in sorted(found)[:most]]
