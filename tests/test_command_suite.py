@@ -126,7 +126,7 @@ def run_all(folder: Path, output: Path, *, relative: bool = False, **surrounding
 
 
 def test_few_open_files_and_an_ascii_terminal(models, tmp_path):
-    folder = prepare(tmp_path / "all of them 😀 %s", models)
+    folder = prepare(tmp_path / "all of [them] 😀 %s", models)
     run_all(folder, tmp_path / "out", open_files=64, encoding="ascii", relative=True)
 
 
