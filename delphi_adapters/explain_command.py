@@ -63,13 +63,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     device = pick_device(args.device)
     folder = args.out or args.run / "delphi"
-    options = load_run_config(args.run, args.hf_token)
+    options = load_run_config(args.run, args.hf_token, trust_remote_code=args.trust_remote_code)
     crosscoder = Crosscoder.load_one(args.run, args.seed, device)
     latents = _chosen(args.latents, crosscoder)
     check_judge(args)
     client = make_client(args, folder) if args.judge != NO_JUDGE else None
 
-    text = RunText.of_run(args.run, device, args.hf_token)
+    text = RunText.of_run(args.run, device, args.hf_token, trust_remote_code=args.trust_remote_code)
     cache = CrosscoderLatentCache(
         crosscoder,
         text,

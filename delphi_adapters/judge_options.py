@@ -81,7 +81,10 @@ def make_client(args: argparse.Namespace, folder: Path) -> Client | None:
         if args.dry_run:
             return None
         return TransformersClient(
-            args.judge, max_new_tokens=args.max_tokens or 512, device=args.device
+            args.judge,
+            max_new_tokens=args.max_tokens or 512,
+            device=args.device,
+            trust_remote_code=getattr(args, "trust_remote_code", False),
         )
     if args.max_cost is None and not args.dry_run:
         raise ValueError(

@@ -36,7 +36,14 @@ class RunText:
     """Changes with the texts, the tokenizers and how windows are cut."""
 
     @classmethod
-    def of_run(cls, run: Path, device: torch.device, token: str | None = None) -> RunText:
+    def of_run(
+        cls,
+        run: Path,
+        device: torch.device,
+        token: str | None = None,
+        *,
+        trust_remote_code: bool = False,
+    ) -> RunText:
         """The texts of a run, from its store if there is one, or else by running its models.
 
         `token` is the hub's. Raises FileNotFoundError if the folder holds no run, ValueError if
@@ -53,11 +60,17 @@ class RunText:
         )
         from sparsify_crosscoder.training.provenance import load_run_tokenizers
 
-        args = load_run_config(run, token)
+        args = load_run_config(run, token, trust_remote_code=trust_remote_code)
         described = Crosscoder.load_one(run).sources
         models = [args.model, *args.partners]
         hookpoints = [
-            delphi_hookpoint(model, source["hookpoint"], revision, token)
+            delphi_hookpoint(
+                model,
+                source["hookpoint"],
+                revision,
+                token,
+                trust_remote_code=trust_remote_code,
+            )
             for model, source, revision in zip(models, described, run_revisions(args), strict=True)
         ]
         store = run_store(args)
@@ -85,16 +98,23 @@ class RunText:
 
 
 def delphi_hookpoint(
-    model: str, hookpoint: str, revision: str | None = None, token: str | None = None
+    model: str,
+    hookpoint: str,
+    revision: str | None = None,
+    token: str | None = None,
+    *,
+    trust_remote_code: bool = False,
 ) -> str:
     """The name of a hookpoint in the whole model, as delphi and `named_modules` spell it.
 
     sparsify counts from the base model (`layers.15`), which has a name of its own in the model
     with its head (`model.layers.15`).
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(model, revision=revision, token=token)
+    from sparsify_crosscoder.activations.loading import ModelName, load_config
+
+    config = load_config(ModelName(model, revision, token, trust_remote_code))
     with_head = AutoModelForCausalLM._model_mapping.get(type(config), None)  # type: ignore[attr-defined]
     prefix = getattr(with_head, "base_model_prefix", "")
     return f"{prefix}.{hookpoint}" if prefix else hookpoint

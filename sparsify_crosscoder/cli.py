@@ -193,10 +193,13 @@ def parse_run_config(argv: Sequence[str]) -> RunConfig:
         raise SystemExit(WRONG_USE) from None
 
 
-def load_run_config(folder: Path, token: str | None = None) -> RunConfig:
+def load_run_config(
+    folder: Path, token: str | None = None, *, trust_remote_code: bool = False
+) -> RunConfig:
     """The options that a run was started with, from its folder.
 
-    `token` is the hub's, for the run's models, which no run keeps. Raises FileNotFoundError if the
+    `token` is the hub's, for the run's models, which no run keeps; nor is it taken from there that
+    their code may run, which has to be said each time. Raises FileNotFoundError if the
     folder holds no run.
     """
     file = folder / "config.json"
@@ -209,7 +212,7 @@ def load_run_config(folder: Path, token: str | None = None) -> RunConfig:
         raise FileNotFoundError(f"'{folder}' holds no run: there is no config.json in it.{hint}")
     options = json.loads(file.read_text(encoding="utf-8"))
     options.pop("environment", None)
-    options["trust_remote_code"] = False  # to be allowed each time
+    options["trust_remote_code"] = trust_remote_code
     options["trained_on"] = options.get("trained_on") or {}
     run = run_config_class(get_architecture(options["arch"])).from_dict(options)
     run.hf_token = token

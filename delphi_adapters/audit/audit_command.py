@@ -86,7 +86,7 @@ def inputs_of(work: Any, table: Any, stage: str) -> dict[str, Any]:
 
 def _asked(args: argparse.Namespace) -> dict[str, Any]:
     """What was asked for, and what of it lies on the disk, as far as that is quick to tell."""
-    left_out = ("out", "until", "dry_run", "json", "config", "hf_token")
+    left_out = ("out", "until", "dry_run", "json", "config", "hf_token", "trust_remote_code")
     options = {k: str(v) for k, v in sorted(vars(args).items()) if k not in left_out}
     named = [*args.models, args.dataset, args.stitching]
     named += [token for token in args.train if not token.startswith("--")]

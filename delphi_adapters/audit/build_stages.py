@@ -33,7 +33,7 @@ from .workspace import Workspace
 # Options that change nothing in what is trained, or that the audit sets.
 _NOT_TRAINING = (
     *("cache", "json", "log_to_wandb", "wandb_log_frequency", "log_every", "resume", "run_name"),
-    *("save_dir", "save_every", "device", "devices", "device_map", "hf_token"),
+    *("save_dir", "save_every", "device", "devices", "device_map", "hf_token", "trust_remote_code"),
 )
 _OF_HARVEST = (
     *("model", "partners", "dataset", "split", "data_args", "text_column", "extra_datasets"),

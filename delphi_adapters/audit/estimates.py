@@ -13,8 +13,9 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoModel
 
+from sparsify_crosscoder.activations.loading import ModelName, load_config, load_tokenizer
 from sparsify_crosscoder.activations.manifest import is_store
 from sparsify_crosscoder.activations.store import ActivationStore
 from sparsify_crosscoder.activations.windows import prepare_windows
@@ -123,7 +124,7 @@ class Left:
         """Configurations of the models."""
         options = self.work.run_options if self.args.run else self.work.harvest_options
         return [
-            AutoConfig.from_pretrained(name, revision=revision, token=options.hf_token)
+            load_config(ModelName(name, revision, options.hf_token, options.trust_remote_code))
             for name, revision in zip(self.names, run_revisions(options), strict=True)
         ]
 
@@ -163,7 +164,9 @@ class Left:
         windows = prepare_windows(
             probe,
             [
-                AutoTokenizer.from_pretrained(name, revision=revision, token=options.hf_token)
+                load_tokenizer(
+                    ModelName(name, revision, options.hf_token, options.trust_remote_code)
+                )
                 for name, revision in zip(self.names, run_revisions(options), strict=True)
             ],
             ctx_len=options.ctx_len,

@@ -9,7 +9,7 @@ from typing import Any
 
 from sparsify_crosscoder.endings import prepare
 from sparsify_crosscoder.evaluation.scorability import FILTER_PAIRS
-from sparsify_crosscoder.subcommands import add_token_option
+from sparsify_crosscoder.subcommands import add_hub_options
 
 from ..judge_options import NO_JUDGE, add_judge_options, check_judge
 from .plan import STAGES
@@ -217,7 +217,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--stitch_held_out_pairs", type=int, default=8_192, help="to judge by (8,192)"
     )
     group.add_argument("--rubrics", nargs="+", default=[], help="rubrics, by name or file")
-    add_token_option(parser)
+    add_hub_options(parser)
     group.add_argument(
         "--rubric_features", type=int, default=3, help="most exclusive latents for them (3)"
     )

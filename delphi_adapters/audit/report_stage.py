@@ -301,6 +301,7 @@ def _stability(work: Workspace, folder: Path) -> dict[str, Any] | None:
             runs=[work.run, *work.args.stability_runs],
             device=str(work.device),
             hf_token=work.args.hf_token,
+            trust_remote_code=work.args.trust_remote_code,
             pairs=cfg.pairs,
             predictability=cfg.predictability,
             shadow=cfg.shadow,

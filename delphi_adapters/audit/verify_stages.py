@@ -67,6 +67,7 @@ def stitch(work: Workspace, folder: Path) -> Outcome:
             seed=0,
             device=str(work.device),
             hf_token=work.args.hf_token,
+            trust_remote_code=work.args.trust_remote_code,
         )
     )
     made = folder / "stitching"

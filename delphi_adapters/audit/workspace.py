@@ -59,6 +59,8 @@ class Workspace:
         argv = [model, str(self.args.dataset), "--partners", partner, *self.args.train]
         if self.args.hf_token is not None:
             argv += ["--hf_token", self.args.hf_token]
+        if self.args.trust_remote_code:
+            argv += ["--trust_remote_code"]
         if not is_store(self.args.dataset):
             argv += ["--cache", str(self.folder("harvest") / "store")]
         return parse_run_config(argv)
@@ -90,7 +92,9 @@ class Workspace:
 
     @cached_property
     def run_options(self) -> RunConfig:
-        return load_run_config(self.run, self.args.hf_token)
+        return load_run_config(
+            self.run, self.args.hf_token, trust_remote_code=self.args.trust_remote_code
+        )
 
     @cached_property
     def crosscoder(self) -> Crosscoder:
@@ -109,7 +113,12 @@ class Workspace:
 
     @cached_property
     def text(self) -> RunText:
-        return RunText.of_run(self.run, self.device, self.args.hf_token)
+        return RunText.of_run(
+            self.run,
+            self.device,
+            self.args.hf_token,
+            trust_remote_code=self.args.trust_remote_code,
+        )
 
     @cached_property
     def cache(self) -> CrosscoderLatentCache:
@@ -169,6 +178,7 @@ class Workspace:
             dtype=options.model_dtype,
             revision=end.revision,
             token=options.hf_token,
+            trust_remote_code=options.trust_remote_code,
         )
         check_model(end.model, end.revision, end.checkpoint)
         return loaded

@@ -204,9 +204,15 @@ def load_base_model(
     return load_pretrained(ModelName(name, revision, token), place=torch.device("cpu"), dtype=dtype)
 
 
-def load_fast_tokenizer(name: str, *, revision: str | None = None, token: str | None = None) -> Any:
+def load_fast_tokenizer(
+    name: str,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    trust_remote_code: bool = False,
+) -> Any:
     """A model's fast tokenizer; raises ValueError if it cannot be loaded, or is a slow one."""
-    tokenizer = load_tokenizer(ModelName(name, revision, token))
+    tokenizer = load_tokenizer(ModelName(name, revision, token, trust_remote_code))
     _check_fast(name, tokenizer)
     return tokenizer
 

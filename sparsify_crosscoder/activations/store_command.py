@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..subcommands import add_token_option, execute
+from ..subcommands import add_hub_options, execute
 from .model_identity import revision_suffix, source_names
 from .sources import load_fast_tokenizer
 from .store import ActivationStore
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--drop_unfinished", action="store_true", help="give up what an append left unfinished"
     )
-    add_token_option(parser)
+    add_hub_options(parser)
     parser.add_argument("--json", type=Path, help="also write what is shown to this file")
     execute(parser, run, argv)
 
@@ -53,7 +53,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     held = describe(store)
     print_description(held, verified=args.verify)
     if args.show:
-        held["shown"] = [show_pair(store, number, args.hf_token) for number in args.show]
+        held["shown"] = [
+            show_pair(store, number, args.hf_token, trust_remote_code=args.trust_remote_code)
+            for number in args.show
+        ]
         for pair in held["shown"]:
             print(
                 f"\npair {pair['pair']}  text {pair['text_id']} of {pair['dataset']}, characters "
@@ -100,7 +103,13 @@ def print_description(held: dict[str, Any], *, verified: bool) -> None:
             print("  from " + ", ".join([origin["dataset"], *origin["extra_datasets"]]))
 
 
-def show_pair(store: ActivationStore, number: int, token: str | None = None) -> dict[str, Any]:
+def show_pair(
+    store: ActivationStore,
+    number: int,
+    token: str | None = None,
+    *,
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
     """Where a pair is from, and the text around it in every model's own tokens."""
     from ..evaluation.top import mark_tokens
 
@@ -119,7 +128,10 @@ def show_pair(store: ActivationStore, number: int, token: str | None = None) -> 
                 {pair.position: 1.0},
                 pair.position,
                 load_fast_tokenizer(
-                    store.sources[s]["name"], revision=store.sources[s].get("revision"), token=token
+                    store.sources[s]["name"],
+                    revision=store.sources[s].get("revision"),
+                    token=token,
+                    trust_remote_code=trust_remote_code,
                 ),
             )
             for s, (letter, name) in enumerate(

@@ -11,7 +11,7 @@ from typing import Any
 from ..activations.model_identity import source_names
 from ..activations.stream import ActivationStream
 from ..crosscoders import Crosscoder
-from ..subcommands import add_token_option, execute
+from ..subcommands import add_hub_options, execute
 from .clusters import clusters, duplicates
 from .false_exclusives import FilterConfig, FilteredLatents, Verdict, filter_exclusives
 from .scorability import rarity, rarity_line
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..training.artifacts import load_pairs
 
     device = pick_device(args.device)
-    options = load_run_config(args.run, args.hf_token)
+    options = load_run_config(args.run, args.hf_token, trust_remote_code=args.trust_remote_code)
     crosscoder = Crosscoder.load_one(args.run, args.seed, device)
     cfg = filter_config(args, options.outlier_multiple)
     result = {"run": str(args.run), **judge(crosscoder, load_pairs(options, device), cfg)}
@@ -145,5 +145,5 @@ def add_filter_options(parser: argparse.ArgumentParser) -> None:
         help=f"pairs on which a latent must fire to be scorable ({default.min_firings})",
     )
     parser.add_argument("--device", default=None, help="device to run on")
-    add_token_option(parser)
+    add_hub_options(parser)
     parser.add_argument("--json", type=Path, help="also write everything to this file")

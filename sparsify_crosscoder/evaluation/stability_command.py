@@ -34,7 +34,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if len(args.runs) < 2:
         raise ValueError("Stability compares two runs or more; name several run folders.")
     device = pick_device(args.device)
-    options = [load_run_config(run, args.hf_token) for run in args.runs]
+    options = [
+        load_run_config(run, args.hf_token, trust_remote_code=args.trust_remote_code)
+        for run in args.runs
+    ]
     pairs = load_pairs(options[0], device)
     found, verdicts = [], {}
     for name, (run, own) in tqdm(

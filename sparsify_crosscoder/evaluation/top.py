@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from ..activations.model_identity import source_names
 from ..activations.normalization import within_norm
 from ..crosscoders import Crosscoder, SparseCode
-from ..subcommands import add_token_option, execute
+from ..subcommands import add_hub_options, execute
 from .latent_moments import DENSE_FRACTION
 
 if TYPE_CHECKING:
@@ -280,7 +280,12 @@ def print_reports(
 
 
 def run_pairs(
-    run: Path, pairs: int, device: torch.device, token: str | None = None
+    run: Path,
+    pairs: int,
+    device: torch.device,
+    token: str | None = None,
+    *,
+    trust_remote_code: bool = False,
 ) -> tuple[Iterator[tuple[list[Tensor], Tensor, Tensor]], datasets.Dataset, list[Any]]:
     """Pairs of the texts that a run was trained on, from its store or by running its models.
 
@@ -291,7 +296,7 @@ def run_pairs(
     from ..training.artifacts import load_run_sources, load_windows, run_store
     from ..training.provenance import load_run_tokenizers
 
-    args = load_run_config(run, token)
+    args = load_run_config(run, token, trust_remote_code=trust_remote_code)
     store = run_store(args)
     if store is not None:
         tokenizers = load_run_tokenizers(args, store)
@@ -334,7 +339,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--pairs", type=int, default=100_000, help="pairs to search (100,000)")
     parser.add_argument("--seed", type=int, default=None, help="which of several --init_seeds")
     parser.add_argument("--device", default=None, help="device to run on")
-    add_token_option(parser)
+    add_hub_options(parser)
     parser.add_argument("--json", type=Path, help="also write what is shown to this file")
     execute(parser, show_top, argv)
 
@@ -349,7 +354,9 @@ def show_top(args: argparse.Namespace) -> list[dict[str, Any]]:
     for latent in args.latents or ():
         if not 0 <= latent < crosscoder.num_latents:
             raise ValueError(f"There are latents 0..{crosscoder.num_latents - 1}, not {latent}.")
-    chunks, windows, tokenizers = run_pairs(args.run, args.pairs, device, args.hf_token)
+    chunks, windows, tokenizers = run_pairs(
+        args.run, args.pairs, device, args.hf_token, trust_remote_code=args.trust_remote_code
+    )
     outlier_multiple = load_run_config(args.run).outlier_multiple
     found = collect_occurrences(crosscoder, chunks, outlier_multiple)
     latents = args.latents

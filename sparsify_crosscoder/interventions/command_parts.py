@@ -12,7 +12,7 @@ import torch
 from ..activations.model_identity import checkpoint_digest, same_model, same_name
 from ..activations.sources import load_language_model, pick_device
 from ..crosscoders import Crosscoder
-from ..subcommands import add_token_option
+from ..subcommands import add_hub_options
 from .generation import PROMPTS, Sampling
 from .vectors import SteeringVector
 
@@ -28,10 +28,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model_dtype", default="auto", help="auto, float32, bfloat16 or float16 (auto)"
     )
-    add_token_option(parser)
-    parser.add_argument(
-        "--trust_remote_code", action="store_true", help="run the code that comes with a model"
-    )
+    add_hub_options(parser)
     parser.add_argument("--json", type=Path, help="also write everything to this file")
 
 

@@ -109,7 +109,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _common_words(args: argparse.Namespace, targets: Sequence[Target]) -> tuple[Tensor, Tensor]:
     return common_words(
-        *(load_fast_tokenizer(t.name, revision=t.revision, token=args.hf_token) for t in targets)
+        *(
+            load_fast_tokenizer(
+                t.name,
+                revision=t.revision,
+                token=args.hf_token,
+                trust_remote_code=args.trust_remote_code,
+            )
+            for t in targets
+        )
     )
 
 

@@ -17,7 +17,7 @@ from ..activations.harvest import run_harvest
 from ..activations.model_identity import source_names
 from ..activations.sources import Source
 from ..activations.stream import TensorStream
-from ..subcommands import add_token_option, execute
+from ..subcommands import add_hub_options, execute
 from .command_parts import device_of
 from .stitching import Stitching, StitchingConfig, check_folder, fit_stitching
 from .unseen_text import unseen_text
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     )
     if args.pairs < 1 or args.held_out_pairs < 1:
         raise ValueError("--pairs and --held_out_pairs must be positive.")
-    options = load_run_config(args.run, args.hf_token)
+    options = load_run_config(args.run, args.hf_token, trust_remote_code=args.trust_remote_code)
     names = [options.model, *options.partners]
     if max(cfg.sources) >= len(names):
         raise ValueError(f"The run has sources 0 to {len(names) - 1}, not {list(cfg.sources)}.")
@@ -202,6 +202,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=int, default=0, help="order of the pairs (0)")
     parser.add_argument("--device", default=None, help="device to run on")
-    add_token_option(parser)
+    add_hub_options(parser)
     parser.add_argument("--json", type=Path, help="also write everything to this file")
     return parser

@@ -88,7 +88,7 @@ def latent_targets(args: argparse.Namespace, latents: Sequence[int]) -> list[Tar
 
     options = steering_options(args)
     device = device_of(args)
-    configured = load_run_config(args.run, args.hf_token)
+    configured = load_run_config(args.run, args.hf_token, trust_remote_code=args.trust_remote_code)
     crosscoder = Crosscoder.load_one(args.run, args.seed, device)
     for latent in latents:
         if not 0 <= latent < crosscoder.num_latents:
@@ -106,11 +106,19 @@ def latent_targets(args: argparse.Namespace, latents: Sequence[int]) -> list[Tar
     if args.s_max is not None:
         largest = torch.full((len(latents),), args.s_max)
         if fit is not None:
-            chunks, _, _ = run_pairs(args.run, min(args.pairs, ENOUGH_PAIRS), device, args.hf_token)
+            chunks, _, _ = run_pairs(
+                args.run,
+                min(args.pairs, ENOUGH_PAIRS),
+                device,
+                args.hf_token,
+                trust_remote_code=args.trust_remote_code,
+            )
             for _ in fit.watch(chunks):
                 pass
     else:
-        chunks, _, _ = run_pairs(args.run, args.pairs, device, args.hf_token)
+        chunks, _, _ = run_pairs(
+            args.run, args.pairs, device, args.hf_token, trust_remote_code=args.trust_remote_code
+        )
         watched = chunks if fit is None else fit.watch(chunks)
         wanted, multiple = torch.tensor(latents), configured.outlier_multiple
         largest = largest_activations(crosscoder, watched, wanted, multiple)

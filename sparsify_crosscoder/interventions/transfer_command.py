@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     vector = SteeringVector.load(args.vector)
     if args.out.exists():
         SteeringVector.load(args.out)  # raises for what must not be overwritten
-    configured = load_run_config(args.run, args.hf_token)
+    configured = load_run_config(args.run, args.hf_token, trust_remote_code=args.trust_remote_code)
     crosscoder = Crosscoder.load_one(args.run, args.seed, device_of(args))
     ends = ends_of(configured, crosscoder)
     source = args.source

@@ -150,7 +150,12 @@ def load_run_tokenizers(args: RunConfig, store: ActivationStore) -> list[Any]:
     names = [args.model, *args.partners]
     tokenizers = []
     for name, source in zip(names, store.manifest["sources"], strict=True):
-        tokenizer = load_fast_tokenizer(name, revision=source.get("revision"), token=args.hf_token)
+        tokenizer = load_fast_tokenizer(
+            name,
+            revision=source.get("revision"),
+            token=args.hf_token,
+            trust_remote_code=args.trust_remote_code,
+        )
         if tokenizer_digest(tokenizer) != source.get("tokenizer", tokenizer_digest(tokenizer)):
             raise ValueError(
                 f"The tokenizer of '{name}' is not the one that the store '{store.path}' was "

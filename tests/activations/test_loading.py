@@ -641,3 +641,4 @@ def test_a_run_does_not_remember_that_code_was_trusted(tmp_path):
     assert json.loads(saved)["trust_remote_code"]
     (tmp_path / "config.json").write_text(saved, encoding="utf-8")
     assert not cli.load_run_config(tmp_path).trust_remote_code
+    assert cli.load_run_config(tmp_path, trust_remote_code=True).trust_remote_code
