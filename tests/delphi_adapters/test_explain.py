@@ -121,7 +121,6 @@ def test_exclusivity_scores_have_columns_of_their_own(options, run, tmp_path):
         RunText.of_run(run, torch.device("cpu")),
         tmp_path / "out" / RAW,
         ctx_len=32,
-        name=run.name,
     )
     autointerp = Autointerp(
         cache, tmp_path / "out", JudgingConfig(example_ctx_len=16), run=run, judge="claude-test"
