@@ -138,8 +138,10 @@ def _described(
         return load_language_model(
             ends[source].model,
             device=crosscoder.device,
+            dtype=options.model_dtype,
             revision=ends[source].revision,
             token=options.hf_token,
+            trust_remote_code=options.trust_remote_code,
         )
 
     found = describe(autointerp.cache, crosscoder, alive, language_model)
