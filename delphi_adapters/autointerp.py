@@ -11,16 +11,16 @@ results_dir/
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
 from sparsify_crosscoder.files import atomic_path, atomic_write_json, remove_leftovers
+from sparsify_crosscoder.records import read_json
 
 from . import compat
 
@@ -298,7 +298,8 @@ class Autointerp:
         questions = {"judge": judge, "hookpoint": self.hookpoint, **asdict(self.cfg)}
         path = self.folder / "run_config.json"
         if path.exists():
-            found = json.loads(path.read_text(encoding="utf-8")).get("questions", {})
+            remedy = f"Restore it, or delete the folder '{self.folder}' and ask again."
+            found = read_json(path, _RunConfigFile, remedy).get("questions", {})
             different = sorted(k for k in {*found, *questions} if found.get(k) != questions.get(k))
             if different:
                 raise ValueError(
@@ -309,6 +310,10 @@ class Autointerp:
         counts = {self.hookpoint: torch.from_numpy(self.cache.statistics.firings)}
         with atomic_path(self.folder / "log" / "hookpoint_firing_counts.pt") as temporary:
             torch.save(counts, temporary)
+
+
+class _RunConfigFile(TypedDict, total=False):
+    questions: dict[str, Any]
 
 
 class Records:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,12 +14,14 @@ from sparsify_crosscoder.activations.sources import load_language_model
 from sparsify_crosscoder.crosscoders import Crosscoder
 from sparsify_crosscoder.evaluation.false_exclusives import called_exclusive
 from sparsify_crosscoder.evaluation.filter_command import (
+    Filtered,
     add_filter_options,
     filter_config,
     judge,
 )
 from sparsify_crosscoder.files import atomic_write_json
 from sparsify_crosscoder.interventions.command_parts import check_model, ends_of
+from sparsify_crosscoder.records import read_json
 
 from . import compat  # noqa: F401
 from .autointerp import RAW, Autointerp, JudgingConfig
@@ -217,8 +218,8 @@ def _filtered(
     settings = {"weights": digest(crosscoder), "filter": asdict(cfg)}
     path = folder / "filter.json"
     if path.exists():
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept["settings"] == settings:
+        kept = read_json(path, Filtered, "Delete it, and the latents are filtered again.")
+        if kept.get("settings") == settings:
             return kept
     result = {"settings": settings, **judge(crosscoder, load_pairs(options, device), cfg)}
     atomic_write_json(path, result)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from sparsify_crosscoder.files import atomic_path, atomic_write_json
+from sparsify_crosscoder.records import check, reading
 
 from . import compat  # noqa: F401
 
@@ -202,7 +203,11 @@ def load(record: LatentRecord, results_dir: str | Path) -> FlaggedResult | None:
 def load_explanation(results_dir: str | Path, latent: Latent | str) -> str | None:
     """The explanation that `save` wrote, or None where there is none that could be read."""
     path = _explanation_path(results_dir, latent)
-    explanation = orjson.loads(path.read_bytes()) if path.exists() else UNPARSED
+    explanation = UNPARSED
+    if path.exists():
+        with reading(path, "Delete it, and the run will ask again."):
+            explanation = orjson.loads(path.read_bytes())
+            check(explanation, str)
     return None if explanation == UNPARSED else explanation
 
 

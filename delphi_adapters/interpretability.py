@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsify_crosscoder.files import atomic_path, atomic_write_json
+from sparsify_crosscoder.records import check
 
 from . import compat  # noqa: F401
 
@@ -244,6 +245,9 @@ def load(results_dir: str | Path) -> dict[str, Interpretability]:
     """
 
     def make(loaded: dict[str, Any]) -> tuple[str, Interpretability]:
-        return loaded.pop("latent"), Interpretability(**loaded)
+        check(loaded, Interpretability)
+        name = loaded.pop("latent")
+        check(name, str, "latent")
+        return name, Interpretability(**loaded)
 
     return dict(read_results(results_dir, "interpretability", make, "a decision"))

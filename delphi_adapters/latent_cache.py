@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from sparsify_crosscoder.crosscoders import SparseCode
 from sparsify_crosscoder.files import atomic_path, atomic_write_json, remove_leftovers
+from sparsify_crosscoder.records import read_json, reading
 
 from .latent_statistics import LatentStatistics
 
@@ -34,6 +35,17 @@ SMALLEST = 1e-5  # delphi keeps no activation below
 _KINDS = {"i": "I", "u": "U", "f": "F"}  # numpy's and safetensors' names of dtypes
 _SETTINGS = "settings.json"
 _STATISTICS = "statistics/latents.safetensors"  # delphi takes all beside its own for splits
+
+_PART_TENSORS = {"tokens", "offsets", "latents", "activations", "starts", "positions"}
+_PART_TENSORS |= {"windows", "pairs"}
+
+
+class _Finished(TypedDict):
+    """What config.json says beside delphi's settings."""
+
+    num_parts: int
+    n_tokens: int
+    settings: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -115,6 +127,10 @@ class LatentCacheWriter:
         return self._statistics
 
     @property
+    def _remedy(self) -> str:
+        return f"Delete the folder '{self.folder}', and the cache is made anew."
+
+    @property
     def _parts(self) -> Path:
         return self.folder / "parts"
 
@@ -122,21 +138,25 @@ class LatentCacheWriter:
         return self._parts / f"{number}.safetensors"
 
     def _open(self) -> None:
-        self._compare(json.loads((self._parts / _SETTINGS).read_text(encoding="utf-8")))
+        self._compare(read_json(self._parts / _SETTINGS, dict, self._remedy))
         remove_leftovers(self._parts)
         remove_leftovers(self.folder)  # delphi would take a half written split for one
         while (path := self._part(self.num_parts)).exists():
-            with safe_open(path, "np") as file:
+            remedy = "Delete it and those with higher numbers, which are then made anew."
+            with reading(path, remedy), safe_open(path, "np") as file:
+                if missing := _PART_TENSORS - set(file.keys()):
+                    raise KeyError(", ".join(sorted(missing)))
                 self.num_tokens += file.get_slice("tokens").get_shape()[0]
             self.num_parts += 1
 
     def _open_finished(self) -> None:
-        config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        config = read_json(self.folder / "config.json", _Finished, self._remedy)
+        statistics = LatentStatistics.load(self.folder / _STATISTICS, self.layout.num_latents)
         self._compare(config.get("settings", {}))
         self._settings = config["settings"]
         shutil.rmtree(self._parts, ignore_errors=True)  # if the process was killed just then
         self.finished = True
-        self._statistics = LatentStatistics.load(self.folder / _STATISTICS)
+        self._statistics = statistics
         self.num_parts, self.num_tokens = config["num_parts"], config["n_tokens"]
 
     def _compare(self, found: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from sparsify_crosscoder.files import atomic_path
+from sparsify_crosscoder.records import reading
 
 NUM_CONTEXTS = 10
 
@@ -96,8 +97,26 @@ class LatentStatistics:
             save_file({k: np.ascontiguousarray(v) for k, v in vars(self).items()}, temporary)
 
     @classmethod
-    def load(cls, path: Path) -> LatentStatistics:
-        return cls(**load_file(path))
+    def load(cls, path: Path, num_latents: int | None = None) -> LatentStatistics:
+        """What `save` wrote, of so many latents if that is known; Damaged for anything else."""
+        cache = path.parents[1]
+        try:
+            with reading(path, f"Delete the folder '{cache}', and the cache is made anew."):
+                found = cls(**load_file(path))
+                empty = cls.empty(
+                    num_latents or len(found.firings), found.context_activations.shape[-1]
+                )
+                for name, array in vars(empty).items():
+                    held = getattr(found, name)
+                    if held.shape != array.shape or held.dtype != array.dtype:
+                        raise ValueError(f"{name} is {held.dtype} {list(held.shape)}")
+                if not np.isfinite(found.max_activation).all():
+                    raise ValueError("an activation is not finite")
+                return found
+        except FileNotFoundError as error:
+            raise ValueError(
+                f"'{path}' is missing: delete the folder '{cache}', and the cache is made anew."
+            ) from error
 
 
 def _strongest_of_each(groups: np.ndarray, acts: np.ndarray) -> np.ndarray:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+
+from sparsify_crosscoder.records import check
 
 T = TypeVar("T")
 
@@ -21,11 +24,17 @@ def read_result(path: Path, make: Callable[[dict[str, Any]], T], what: str) -> T
     Raises ValueError, which names `what` the file should be and what to do, where that fails.
     """
     try:
-        return make(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        made = make(json.loads(path.read_text(encoding="utf-8")))
+        if is_dataclass(made) and not isinstance(made, type):
+            check(asdict(made), type(made))
+        return made
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        said = "nested too deeply" if isinstance(error, RecursionError) else repr(error)
         raise ValueError(
-            f"{path} is not {what} ({error!r}): delete it, and the run will ask again."
+            f"{path} is not {what} ({said}): delete it, and the run will ask again."
         ) from error
+    except IsADirectoryError as error:
+        raise ValueError(f"{path} is a folder, not {what}: remove it.") from error
 
 
 def read_results(

@@ -18,6 +18,7 @@ import numpy as np
 from safetensors import safe_open
 
 from sparsify_crosscoder.evaluation.clusters import SAME
+from sparsify_crosscoder.records import reading
 
 from .flagging import MISSING, UNPARSED
 
@@ -274,7 +275,8 @@ def _activations(folder: Path, latents: np.ndarray) -> tuple[csr_array, int]:
         missing &= ~inside
         numbers = np.full(end - start + 1, -1)
         numbers[latents[inside] - start] = np.flatnonzero(inside)
-        with safe_open(path, "np") as file:
+        remedy = f"Delete the folder '{folder}', and the cache is made anew."
+        with reading(path, remedy), safe_open(path, "np") as file:
             if "tokens" not in file.keys():  # noqa: SIM118
                 raise ValueError(f"{path} has no tokens, so that their number is unknown.")
             shape = file.get_slice("tokens").get_shape()

@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, field, make_dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import torch
 import torch.distributed as dist
@@ -28,6 +28,7 @@ from .crosscoders.checkpoints import CONFIG
 from .endings import WRONG_USE, UsageError, ending, prepare, take_debug, unknown_options
 from .evaluation.scorability import FILTER_PAIRS, MIN_FIRINGS
 from .files import atomic_write_json
+from .records import check, read_json, reading
 from .registry import Architecture, ArchitectureError, architecture_names, get_architecture
 from .surroundings import command_surroundings
 from .training.allocator import keep_freed_memory
@@ -36,6 +37,7 @@ from .training.provenance import is_begun
 from .training.run_folder import RunFolder
 
 _TRAINING_GOES_ON = "the same command with --resume goes on from the newest checkpoint"
+_RESTORE_CONFIG = "Restore it from a copy, or train the run again."
 _HARVEST_GOES_ON = "the same command goes on with what is not in the store yet"
 
 
@@ -193,6 +195,10 @@ def parse_run_config(argv: Sequence[str]) -> RunConfig:
         raise SystemExit(WRONG_USE) from None
 
 
+class _HasArchitecture(TypedDict):
+    arch: str
+
+
 def load_run_config(
     folder: Path, token: str | None = None, *, trust_remote_code: bool = False
 ) -> RunConfig:
@@ -200,7 +206,7 @@ def load_run_config(
 
     `token` is the hub's, for the run's models, which no run keeps; nor is it taken from there that
     their code may run, which has to be said each time. Raises FileNotFoundError if the
-    folder holds no run.
+    folder holds no run, Damaged for options that are none.
     """
     file = folder / "config.json"
     if not file.exists():
@@ -210,11 +216,14 @@ def load_run_config(
                 hint = f" It is a crosscoder of the run '{above}': name that."
                 break
         raise FileNotFoundError(f"'{folder}' holds no run: there is no config.json in it.{hint}")
-    options = json.loads(file.read_text(encoding="utf-8"))
+    options = read_json(file, _HasArchitecture, _RESTORE_CONFIG)
     options.pop("environment", None)
     options["trust_remote_code"] = trust_remote_code
     options["trained_on"] = options.get("trained_on") or {}
-    run = run_config_class(get_architecture(options["arch"])).from_dict(options)
+    cls = run_config_class(get_architecture(options["arch"]))
+    with reading(file, _RESTORE_CONFIG):
+        check(options, cls)
+        run = cls.from_dict(options)
     run.hf_token = token
     return run
 

@@ -7,11 +7,12 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from sparsify_crosscoder import __version__
 from sparsify_crosscoder.endings import ending, take_debug
 from sparsify_crosscoder.files import atomic_write_json
+from sparsify_crosscoder.records import read_json
 
 from ..judge_options import GOES_ON
 from .options import PROG, read_options
@@ -105,10 +106,18 @@ def _nothing_to_do(out: Path, asked: dict[str, Any], wanted: Sequence[str]) -> b
     return all(record is not None and record.intact(out / stage) for stage, record in records)
 
 
+class _Done(TypedDict):
+    asked: dict[str, Any]
+    stages: list[str]
+
+
 def _done(out: Path) -> dict[str, Any]:
-    """What the last audit that came to its end was asked, and which stages are there."""
+    """What the last audit that came to its end was asked, and which stages are there.
+
+    It only saves time: what cannot be read is written anew at the end.
+    """
     try:
-        return json.loads((out / DONE).read_text(encoding="utf-8"))
+        return read_json(out / DONE, _Done, "")
     except (FileNotFoundError, ValueError):
         return {}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from sparsify_crosscoder.evaluation.false_exclusives import called_exclusive
 from sparsify_crosscoder.evaluation.filter_command import judge, show
 from sparsify_crosscoder.evaluation.top import source_labels
 from sparsify_crosscoder.files import atomic_write_json, hash_file
+from sparsify_crosscoder.records import read_json
 from sparsify_crosscoder.registry import get_architecture
 from sparsify_crosscoder.training.artifacts import harvest_run, load_pairs
 from sparsify_crosscoder.training.data import PairedData
@@ -92,7 +92,8 @@ def train_crosscoder(work: Workspace, folder: Path) -> Outcome:
         if not (run / "summary.json").exists():
             options.resume = (run / "config.json").exists()
             train(options, work.device)
-    summary = json.loads((work.run / "summary.json").read_text(encoding="utf-8"))
+    remedy = "Restore it." if work.args.run else "Delete it, and the run is finished again."
+    summary = read_json(work.run / "summary.json", dict, remedy)
     outputs = []
     if not work.args.run:
         weights = [work.run / name / WEIGHTS for name in own_crosscoders(work.run)]

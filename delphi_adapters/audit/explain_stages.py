@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections import Counter
 from collections.abc import Awaitable, Sequence
@@ -13,6 +12,8 @@ from typing import Any
 import torch
 
 from sparsify_crosscoder.evaluation.false_exclusives import called_exclusive
+from sparsify_crosscoder.evaluation.filter_command import Filtered
+from sparsify_crosscoder.records import read_json
 
 from .. import flagging, interpretability
 from ..clients import TransformersClient
@@ -214,7 +215,7 @@ def explained_latents(work: Workspace) -> list[int]:
 def filtered(work: Workspace) -> dict[str, Any]:
     """What the filter said."""
     path = work.folder("filter") / "filter.json"
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_json(path, Filtered, "Delete it, and the stage is done again.")
 
 
 def _files(folder: Path, names: set[str]) -> list[Path]:

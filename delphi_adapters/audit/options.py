@@ -83,7 +83,9 @@ def _read_config(parser: argparse.ArgumentParser, path: Path) -> Iterator[str]:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         parser.error(f"there is no file '{path}' for --config.")
-    except yaml.YAMLError as error:
+    except IsADirectoryError:
+        parser.error(f"'{path}' is a folder; name a YAML file for --config.")
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         parser.error(f"'{path}' is no YAML: {error}")
     if not isinstance(loaded, dict):
         parser.error(f"'{path}' has to name options and their values, such as `k: 200`.")

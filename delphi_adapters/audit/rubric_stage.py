@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from sparsify_crosscoder.files import atomic_write_json
 from sparsify_crosscoder.interventions.command_parts import CHAT
+from sparsify_crosscoder.records import read_json
 
 from ..judges import exclusivity as exclusivity_files
 from ..judges.rubric_answers import steered_answers
@@ -22,6 +22,16 @@ from .stages import Outcome
 from .workspace import Workspace
 
 RESULT = "result.json"
+
+
+class _Dimension(TypedDict):
+    curves: dict[str, dict[str, list[float | None]]]
+
+
+class _Curves(TypedDict):
+    """What of a rubric's result the report draws."""
+
+    dimensions: dict[str, _Dimension]
 
 
 def rubric_inputs(work: Workspace) -> dict[str, Any]:
@@ -66,7 +76,7 @@ def rubric_curves(work: Workspace, name: str) -> list[Curve]:
         if one["latent"] != name:
             continue
         path = work.folder("rubrics") / one["rubric"] / file_name(name) / RESULT
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = read_json(path, _Curves, "Delete it, and the stage is done again.")
         for dimension, values in result["dimensions"].items():
             for model, curve in values["curves"].items():
                 rows = zip(*(curve[k] for k in ("strengths", "mean", "low", "high")), strict=True)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsify_crosscoder.files import atomic_write_json, hash_file
+from sparsify_crosscoder.records import read_json, reading
 
 RECORD = "stage.json"
 SUPERSEDED = "superseded"
@@ -71,12 +72,10 @@ class Record:
         path = folder / RECORD
         if not path.exists():
             return None
-        try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
-            raise ValueError(
-                f"'{path}' is damaged ({error}): delete it, and the stage is taken up again."
-            ) from error
+        remedy = "To mend it, delete it, and the stage is taken up again."
+        kept = read_json(path, cls, remedy)
+        with reading(path, remedy):
+            return cls(**kept)
 
     def write(self, folder: Path) -> None:
         atomic_write_json(folder / RECORD, asdict(self))

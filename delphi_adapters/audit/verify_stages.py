@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from tqdm.auto import tqdm
 
@@ -19,6 +19,7 @@ from sparsify_crosscoder.interventions.command_parts import CHAT, read_prompts
 from sparsify_crosscoder.interventions.effects import dose_response
 from sparsify_crosscoder.interventions.generation import Sampling
 from sparsify_crosscoder.interventions.stitching import Stitching, StitchingConfig
+from sparsify_crosscoder.records import read_json
 
 from ..judge_time import say_time
 from ..judges import exclusivity as exclusivity_files
@@ -32,6 +33,18 @@ from .stages import Outcome
 from .workspace import Workspace
 
 STEERED = "steered"
+
+
+class _Steered(TypedDict):
+    """What the answers of one model to one direction are kept as."""
+
+    model: str
+    prompts: list[str]
+    strengths: list[float]
+    answers: list[list[str]]
+    measures: dict[str, list[list[Any]]]
+
+
 ROLES = ("original", "partner")
 
 
@@ -160,8 +173,9 @@ def steered_file(folder: Path, name: str, role: str) -> Path:
 
 def read_steered(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """What `steer` wrote of a direction: the original's answers, and the partner's."""
+    remedy = "Delete it, and that model is steered again."
     original, partner = (
-        json.loads(steered_file(folder, name, role).read_text(encoding="utf-8")) for role in ROLES
+        read_json(steered_file(folder, name, role), _Steered, remedy) for role in ROLES
     )
     return original, partner
 

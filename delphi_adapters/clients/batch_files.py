@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from sparsify_crosscoder.files import atomic_write_json
+from sparsify_crosscoder.records import check, read_json
 
 
 @dataclass
@@ -52,9 +52,9 @@ class BatchFile:
             if path.name.startswith("."):  # being written, or left so by a kill
                 continue
             try:
-                batches.append(
-                    cls(path, saved=True, **json.loads(path.read_text(encoding="utf-8")))
-                )
+                kept = read_json(path, dict, "")
+                check({**kept, "path": str(path)}, cls)
+                batches.append(cls(path, saved=True, **kept))
             except (ValueError, TypeError) as error:
                 raise ValueError(
                     f"{path} is not the file of a batch ({error}). If you know that the batch is "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
@@ -109,8 +110,10 @@ def load_prices(prices: Mapping[str, Any] | str | Path | None) -> dict[str, Pric
         where = str(prices)
         try:
             prices = json.loads(Path(prices).read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{where} is not JSON: {error}") from None
+        if not isinstance(prices, Mapping):
+            raise ValueError(f"{where} must map names of models to prices.")
     if not isinstance(prices, Mapping | None):
         raise ValueError(f"{where} must map names of models to prices.")
     return {**DEFAULT_PRICES, **{m: _price(where, m, p) for m, p in (prices or {}).items()}}
@@ -128,7 +131,7 @@ def _price(where: str, model: str, value: Any) -> Price:
             f"{where}: the price of {model!r} must be an object with `input` and `output` in "
             f"dollars per million tokens (and at most {sorted(known)}), not {value!r:.120}"
         )
-    if not all(isinstance(v, int | float) and v >= 0 for v in numbers.values()):
+    if not all(type(v) in (int, float) and 0 <= v < math.inf for v in numbers.values()):
         raise ValueError(f"{where}: the price of {model!r} holds what is no price: {value!r:.120}")
     defaults = {"cache_write": 1.25 * numbers["input"], "cache_read": numbers["input"]}
     return Price(**{**defaults, **numbers})

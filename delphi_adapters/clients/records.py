@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from sparsify_crosscoder.records import check
+
 
 @dataclass(frozen=True)
 class Usage:
@@ -65,7 +67,11 @@ class RequestRecord:
 
     @classmethod
     def from_json(cls, obj: dict[str, Any]) -> RequestRecord:
-        """The inverse of `to_json`; unknown fields are ignored, missing ones raise TypeError."""
+        """The inverse of `to_json`; unknown fields are ignored.
+
+        Raises ValueError for missing ones and for values of another type.
+        """
+        check(obj, cls)
         known = {f.name for f in fields(cls)}
         values = {name: value for name, value in obj.items() if name in known}
         return cls(**{**values, "usage": Usage(**values.get("usage", {}))})

@@ -12,6 +12,8 @@ from weakref import WeakValueDictionary, finalize
 
 from .records import RequestRecord
 
+_BEGINNING = b'{"key":"'
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -137,8 +139,8 @@ def _read(path: Path) -> list[RequestRecord]:
             if not end:
                 raise ValueError("the line has no end")
             records.append(RequestRecord.from_json(json.loads(data[start:end])))
-        except (ValueError, TypeError, AttributeError) as error:
-            if end and end < len(data):
+        except (ValueError, RecursionError) as error:
+            if (end and end < len(data)) or not _torn(data[start:]):
                 raise ValueError(
                     f"{path}, line {len(records) + 1}, is not a request record ({error}). Only a "
                     "last line can be torn by a crash: restore the file or remove the line."
@@ -147,6 +149,20 @@ def _read(path: Path) -> list[RequestRecord]:
             break
         start = end
     return records
+
+
+def _torn(line: bytes) -> bool:
+    """Whether a last line is the beginning of one of ours, or empty room that a crash left."""
+    text = line.rstrip(b"\n")
+    if not text.strip(b"\0"):
+        return True
+    if not text.startswith(_BEGINNING) and not _BEGINNING.startswith(text):
+        return False
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return True
+    return text == line  # all but its end
 
 
 def _truncate(path: Path, size: int) -> None:

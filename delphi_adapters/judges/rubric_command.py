@@ -174,7 +174,7 @@ def _kept_config(path: Path) -> dict[str, Any] | None:
         return None
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         kept = None
     if not isinstance(kept, dict) or not isinstance(kept.get("targets"), dict):
         raise ValueError(f"{path} is no config of this command: give another --out.")

@@ -6,12 +6,13 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from datasets import ClassLabel, Dataset, concatenate_datasets, load_from_disk
 from transformers import PreTrainedModel
 
+from ..records import check, read_json, reading
 from .model_identity import checkpoint_digest
 from .shards import damaged
 from .sources import Source, sampled_digest, weights_digest
@@ -20,6 +21,43 @@ FORMAT = "sparsify-crosscoder activations"
 VERSION = 2
 MANIFEST = "manifest.json"
 LOCK = ".lock"
+_RESTORE = "Restore it from a copy, or delete the folder and harvest again."
+
+
+class ShardNote(TypedDict):
+    """What the manifest, and until then a note beside it, says of a shard."""
+
+    file: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+class _Windows(TypedDict):
+    count: int
+    pairs: int
+    sha256: str
+
+
+class _Part(TypedDict):
+    complete: bool
+    windows: _Windows
+    settings: dict[str, Any]
+    origin: dict[str, Any] | None
+    first_text: int
+    first_shard: int
+    shards: list[ShardNote]
+
+
+class _Source(TypedDict):
+    name: str
+    hookpoint: str
+    width: int
+
+
+class _Manifest(TypedDict):
+    sources: list[_Source]
+    parts: list[_Part]
 
 
 def new_manifest(sources: Sequence[Source]) -> dict[str, Any]:
@@ -58,7 +96,7 @@ def is_store(path: str | Path) -> bool:
     """Whether a folder holds a store, of whatever version and in whatever state."""
     try:
         manifest = json.loads((Path(path) / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(manifest, dict) and manifest.get("format") == FORMAT
 
@@ -71,13 +109,7 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     file = path / MANIFEST
     if not file.exists():
         return None
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(
-            f"'{file}' is damaged ({error}). Restore it from a copy, or delete the folder and "
-            "harvest again."
-        ) from error
+    manifest = read_json(file, Any, _RESTORE)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ValueError(f"'{file}' does not describe activations of sparsify-crosscoder.")
     if manifest.get("version") != VERSION:
@@ -85,6 +117,8 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
             f"'{path}' has version {manifest.get('version')} of the format, this program reads "
             f"version {VERSION}; harvest again, or use the program that wrote it."
         )
+    with reading(file, _RESTORE):
+        check(manifest, _Manifest)
     return manifest
 
 

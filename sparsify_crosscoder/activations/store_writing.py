@@ -24,12 +24,14 @@ from datasets import Dataset
 from filelock import FileLock, Timeout
 
 from ..files import atomic_path, atomic_write_json, hash_file, remove_leftovers
+from ..records import read_json
 from ..world import current_world
 from .harvest import HarvestReport, run_harvest
 from .harvest_progress import HarvestProgress
 from .manifest import (
     LOCK,
     MANIFEST,
+    ShardNote,
     hash_windows,
     is_whole,
     load_part_windows,
@@ -313,7 +315,7 @@ def _explained(file: Path) -> Iterator[None]:
 def read_note(file: Path) -> dict[str, Any] | None:
     """What was written of a shard of an unfinished part, None if it is not whole."""
     try:
-        return json.loads(note_of(file).read_text(encoding="utf-8"))
+        return read_json(note_of(file), ShardNote, "")
     except (OSError, ValueError):
         return None
 

@@ -14,17 +14,17 @@ import json
 import re
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from huggingface_hub import HfApi, snapshot_download
 from natsort import natsorted
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from sparsify import SparseCoder, SparseCoderConfig
 from torch import Tensor, nn
 
 from ..files import atomic_path, atomic_write_json, remove_leftovers
+from ..records import check, read_json, reading
 
 if TYPE_CHECKING:
     from .base import Crosscoder
@@ -33,6 +33,18 @@ WEIGHTS = "sae.safetensors"
 CONFIG = "cfg.json"
 OPTIONS = "config.json"
 """Beside the crosscoders of a run, the options that it was started with."""
+_RESTORE = "Restore it, use an earlier checkpoint, or train again."
+
+
+class _Described(TypedDict):
+    """What cfg.json says beside the crosscoder's own configuration."""
+
+    arch: str
+    d_sources: list[int]
+
+
+class _MoreDescribed(_Described, total=False):
+    sources: list[dict[str, Any]]
 
 
 def blocks_to_dense(module: Any, state: dict[str, Tensor], prefix: str, _metadata: Any) -> None:
@@ -118,12 +130,7 @@ def read_config(path: Path) -> dict[str, Any]:
         inside = sorted(p.parent.name for p in path.glob(f"*/{CONFIG}")) if path.is_dir() else []
         hint = f" It holds {inside}: load one of them." if inside else ""
         raise FileNotFoundError(f"'{path}' is no crosscoder checkpoint: no {CONFIG} in it.{hint}")
-    try:
-        cfg = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(
-            f"'{file}' is damaged ({error}); restore it or use an earlier checkpoint."
-        ) from error
+    cfg = read_json(file, dict, _RESTORE)
     absent = {"arch", "d_sources"} - cfg.keys()
     if absent:
         raise ValueError(
@@ -135,27 +142,21 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def load(path: Path, device: str | torch.device = "cpu") -> Crosscoder:
     raw = read_config(path)
+    with reading(path / CONFIG, _RESTORE):
+        check(raw, _MoreDescribed)
     cls = _class_for(raw["arch"])
     weights = path / WEIGHTS
     if not weights.exists():
         raise FileNotFoundError(f"'{weights}' is missing; the checkpoint is not complete.")
-    try:
+    with reading(weights, _RESTORE, "damaged or truncated"):
         state = load_file(str(weights))
-    except SafetensorError as error:
-        raise ValueError(
-            f"'{weights}' is damaged or truncated ({error}); use an earlier checkpoint or train "
-            f"again."
-        ) from error
-    cfg = cls.config_class.from_dict(
-        {k: v for k, v in raw.items() if k in cls.config_class.__dataclass_fields__}
-    )
-    crosscoder = cls(
-        raw["d_sources"],
-        cfg,
-        device=device,
-        dtype=state["b_dec"].dtype,
-        sources=raw.get("sources", ()),
-    )
+        dtype = state["b_dec"].dtype
+    own = {k: v for k, v in raw.items() if k in cls.config_class.__dataclass_fields__}
+    with reading(path / CONFIG, _RESTORE):
+        check(own, cls.config_class)
+        cfg = cls.config_class.from_dict(own)
+        sources = raw.get("sources", ())
+        crosscoder = cls(raw["d_sources"], cfg, device=device, dtype=dtype, sources=sources)
     try:
         crosscoder.load_state_dict(state)
     except RuntimeError as error:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from ..activations.model_identity import source_names
 from ..activations.stream import ActivationStream
@@ -17,6 +17,23 @@ from .false_exclusives import FilterConfig, FilteredLatents, Verdict, filter_exc
 from .scorability import rarity, rarity_line
 
 SHOWN = 10
+
+
+class FilteredLatent(TypedDict):
+    """Of a latent, what is read again."""
+
+    latent: int
+    source: int
+    score: float
+
+
+class Filtered(TypedDict):
+    """What is read again of what `judge` returns, where it was kept as JSON."""
+
+    verdicts: list[dict[str, int]]
+    clusters: list[dict[str, Any]]
+    duplicates: list[dict[str, Any]]
+    latents: list[FilteredLatent]
 
 
 def main(argv: Sequence[str]) -> None:

@@ -10,7 +10,6 @@ L layers, D width.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,11 +21,14 @@ from tqdm.auto import tqdm
 
 from ..activations.limits import check_texts
 from ..activations.sources import first_tensor, layer_list, normalize_hookpoint
+from ..records import check, read_json, reading
 from .effects import surprise
 from .generation import Sampling, generate, parts_of
 from .prompts import encode_prompt
 from .steering import Steering, steered
 from .vectors import SteeringVector
+
+_MEND = "Write it anew; examples/pirate.json is one."
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Persona:
     def from_json(cls, path: str | Path) -> Persona:
         """Read a file `{"trait", "elicit", "suppress", "questions"}`; raises ValueError."""
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = read_json(path, Any, _MEND)
         except (OSError, ValueError) as error:
             raise ValueError(f"Cannot read the persona '{path}': {error}") from error
         known = {"trait", "elicit", "suppress", "questions"}
@@ -65,7 +67,9 @@ class Persona:
                 f"'{path}' must hold an object with trait, elicit, suppress and, unless these are "
                 "texts, questions."
             )
-        return cls(**content)
+        with reading(path, _MEND):
+            check(content["trait"], str, "trait")
+            return cls(**content)
 
 
 class Example(NamedTuple):

@@ -6,22 +6,21 @@ Chen et al. 2025, Transferring features across language models with model stitch
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from ..activations.model_identity import same_model
 from ..activations.stream import ActivationStream
 from ..files import atomic_path, atomic_write_json
+from ..records import check, read_json, reading
 from .affine_maps import (
     AffineMap,
     Normalization,
@@ -37,6 +36,19 @@ from .affine_maps import (
 WEIGHTS = "stitching.safetensors"
 CONFIG = "cfg.json"
 KIND = "stitching"
+_MAKE_ANEW = "Restore it, or delete the folder and make the stitching anew."
+
+
+class _Facts(TypedDict):
+    """What cfg.json holds."""
+
+    config: dict[str, Any]
+    sources: list[dict[str, Any]]
+    text: dict[str, Any]
+    report: dict[str, Any]
+    sha256: str
+
+
 LEAST_HELD_OUT = 100  # pairs; the R2 of fewer says little
 
 
@@ -234,17 +246,13 @@ class Stitching:
         if not weights.exists():
             raise FileNotFoundError(f"'{weights}' is missing; make the stitching anew.")
         data = weights.read_bytes()
-        try:
+        with reading(weights, _MAKE_ANEW):
             if hashlib.sha256(data).hexdigest() != facts["sha256"]:
                 raise ValueError("it is not the file that cfg.json was written for")
             tensors = load(data)
             cfg = StitchingConfig(**facts["config"])
             maps = {s: AffineMap(tensors[f"weight_{s}"], tensors[f"bias_{s}"]) for s in cfg.sources}
             stitching = cls(maps, cfg, facts["sources"], facts["text"], facts["report"])
-        except (SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"The stitching in '{folder}' is damaged ({error}); make it anew."
-            ) from error
         return stitching.to(device)
 
 
@@ -268,12 +276,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
     file = folder / CONFIG
     if not file.exists():
         raise FileNotFoundError(f"'{folder}' holds no stitching: there is no {CONFIG} in it.")
-    try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"'{file}' is damaged ({error}); make the stitching anew.") from error
+    facts = read_json(file, Any, _MAKE_ANEW)
     if not isinstance(facts, dict) or facts.get("kind") != KIND:
         raise ValueError(f"'{folder}' holds something else than a stitching, by its {CONFIG}.")
+    with reading(file, _MAKE_ANEW):
+        check(facts, _Facts)
     return facts
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 from ..activations.order import split_windows
 from ..activations.overlap import SPAN, contents, overlap
 from ..activations.sources import Source
+from ..records import read_json
 from ..training.artifacts import (
     HELD_OUT_SEED,
     align_texts,
@@ -29,6 +29,20 @@ from ..training.artifacts import (
 
 if TYPE_CHECKING:
     from ..cli import RunConfig
+
+
+class _Alignment(TypedDict):
+    texts: int
+    pairs: int
+    tokens: list[int]
+
+
+class _Data(TypedDict):
+    alignment: _Alignment
+
+
+class _Summary(TypedDict):
+    data: _Data
 
 
 @dataclass
@@ -145,7 +159,8 @@ def _reported(run: Path) -> dict[str, Any]:
             f"'{run}' has no summary.json, so what it was trained on cannot be checked; let the "
             f"run finish (--resume)."
         )
-    return json.loads(file.read_text(encoding="utf-8"))["data"]["alignment"]
+    remedy = "Restore it, or delete it and let the run finish again (--resume)."
+    return read_json(file, _Summary, remedy)["data"]["alignment"]
 
 
 def _check_unchanged(run: Path, dataset: str, before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..files import atomic_path
+from ..records import Damaged, check, reading
 from .steering import Steering
 
+_MAKE_ANEW = "Restore it, or make it anew with the command that made it."
 _FORMAT = "sparsify-crosscoder steering vector 1"
 
 
@@ -72,26 +74,29 @@ class SteeringVector:
         path = Path(path)
         if not path.is_file():
             raise ValueError(f"There is no steering vector at '{path}'.")
-        try:
+        with reading(path, _MAKE_ANEW):
             with safe_open(path, framework="pt") as file:
                 described = file.metadata() or {}
                 if described.get("format") != _FORMAT:
-                    raise ValueError(
+                    raise Damaged(
                         f"'{path}' is not a steering vector of `sparsify-crosscoder persona`, "
                         "`transfer` or `SteeringVector.save`."
                     )
                 vector = file.get_tensor("vector")
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"'{path}' is not a whole safetensors file: {error}") from error
-        return cls(
-            vector,
-            described["model"],
-            described["hookpoint"],
-            float(described["scale"]),
-            json.loads(described["provenance"]),
-            described.get("checkpoint"),
-            described.get("revision"),
-        )
+            scale, provenance = float(described["scale"]), json.loads(described["provenance"])
+            check(provenance, dict, "its provenance")
+            check(scale, float, "its scale")
+            if vector.dim() != 1 or not vector.isfinite().all():
+                raise ValueError("its vector is not one row of finite numbers")
+            return cls(
+                vector,
+                described["model"],
+                described["hookpoint"],
+                scale,
+                provenance,
+                described.get("checkpoint"),
+                described.get("revision"),
+            )
 
 
 def cosine(a: Tensor, b: Tensor) -> float:

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from safetensors import SafetensorError
@@ -33,6 +33,7 @@ from safetensors.torch import load_file
 from ..config import CrosscoderTrainConfig
 from ..crosscoders.checkpoints import CONFIG, WEIGHTS
 from ..files import atomic_path, atomic_write_json, remove_leftovers
+from ..records import check, read_json, read_lines, reading
 
 PACKAGES = ("sparsify-crosscoder", "eai-sparsify", "torch", "transformers", "datasets")
 
@@ -60,6 +61,21 @@ SCHEDULE = (
     "threshold_start_step",
     "threshold_decay",
 )
+
+
+class _Logged(TypedDict):
+    step: int
+
+
+class _State(TypedDict):
+    """What a checkpoint's trainer.json and its state files hold together, beside tensors."""
+
+    global_step: int
+    pairs_trained: int
+    seconds: float
+    dropped: Any
+    best_loss: Any
+    num_tokens_since_fired: dict[str, Any]
 
 
 class RunFolder:
@@ -92,10 +108,8 @@ class RunFolder:
                 f"'{self.path}' holds no run to resume; check --save_dir and --run_name, or leave "
                 f"--resume off to begin one."
             )
-        try:
-            before = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"'{file}' is damaged ({error}); it cannot be resumed.") from error
+        before = read_json(file, dict, self.restore)
+        self._logged()
         for name in SCHEDULE:
             if getattr(cfg, name) is None:
                 setattr(cfg, name, before.get(name))
@@ -141,15 +155,23 @@ class RunFolder:
         if not resumed:
             self.check_free()
         self.path.mkdir(parents=True, exist_ok=True)
+        kept = [json.dumps(line) for line in self._logged() if line["step"] <= step]
         options = {**cfg.to_dict(), "environment": environment()}
         if trained_on is not None:
             options["trained_on"] = trained_on
         atomic_write_json(self.path / "config.json", options)
-        metrics = self.path / "metrics.jsonl"
-        lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        with atomic_path(metrics) as temporary:
+        with atomic_path(self.path / "metrics.jsonl") as temporary:
             temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+    def _logged(self) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl`, without a last one that a kill cut off."""
+        remedy = "Restore it, or delete it: the log then begins where the run goes on."
+        return read_lines(self.path / "metrics.jsonl", _Logged, remedy)
+
+    @property
+    def restore(self) -> str:
+        """What to do about a damaged file."""
+        return f"Restore it from a copy, or delete '{self.path}' and begin again."
 
     def log(self, line: dict[str, Any]) -> None:
         """Append one line to `metrics.jsonl`."""
@@ -232,13 +254,19 @@ class RunFolder:
             return torch.load(folder / name, map_location=device, weights_only=True)
 
         def numbered(stem: str) -> list[Any]:
-            return [tensors(f.name) for f in sorted(folder.glob(f"{stem}_[0-9].pt"))]
+            found = []
+            for one in sorted(folder.glob(f"{stem}_[0-9].pt")):
+                with reading(one, self.restore, "damaged or truncated"):
+                    found.append(tensors(one.name))
+                    check(found[-1], dict)
+            return found
 
         file = "trainer.json"
         try:
-            state = json.loads((folder / file).read_text(encoding="utf-8"))
+            state = dict(read_json(folder / file, dict, self.restore))
             for file in ("state.pt", "rank_0_state.pt"):
-                state |= tensors(file)
+                with reading(folder / file, self.restore, "damaged or truncated"):
+                    state |= tensors(file)
             file = "lr_scheduler_*.pt"
             state["lr_schedulers"] = numbered("lr_scheduler")
             file = "optimizer_*.pt"
@@ -246,16 +274,14 @@ class RunFolder:
             state["weights"] = {}
             for name in names:
                 file = f"{name}/{WEIGHTS}"
-                state["weights"][name] = load_file(str(folder / file), device=str(device))
+                with reading(folder / file, self.restore, "damaged or truncated"):
+                    state["weights"][name] = load_file(str(folder / file), device=str(device))
         except FileNotFoundError as error:
             raise ValueError(
-                f"The checkpoint '{folder}' has no {file}; it cannot be resumed."
+                f"The checkpoint '{folder}' has no {file}; it cannot be resumed. {self.restore}"
             ) from error
-        except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
-            raise ValueError(
-                f"'{folder / file}' is damaged or truncated ({error}); the run cannot be resumed "
-                f"from it. Restore the file, or delete '{folder.parent.parent}' and begin again."
-            ) from error
+        with reading(folder, self.restore):
+            check(state, _State)
         return state
 
 

@@ -42,6 +42,7 @@ from ..crosscoders import (
 )
 from ..crosscoders.sparse_ops import squared_distances
 from ..evaluation.metrics import evaluate
+from ..records import reading
 from ..surroundings import wandb_is_set_up
 from ..world import current_world
 from .data import PairedData, check_length
@@ -486,7 +487,14 @@ class CrosscoderTrainer(sparsify.Trainer):
 
         Raises FileNotFoundError if there is none, ValueError if a file of it is damaged.
         """
-        state = RunFolder(Path(path)).load_checkpoint(list(self.saes), self.device)
+        folder = RunFolder(Path(path))
+        state = folder.load_checkpoint(list(self.saes), self.device)
+        with reading(folder.newest_checkpoint() or path, folder.restore):
+            self._take(state)
+        if self.world.rank == 0:
+            print(f"Resuming training at step {self.global_step} from '{path}'")
+
+    def _take(self, state: dict[str, Any]) -> None:
         self.global_step = state["global_step"]
         self.pairs_trained = state["pairs_trained"]
         self.seconds_before = state["seconds"]
@@ -506,8 +514,6 @@ class CrosscoderTrainer(sparsify.Trainer):
             optimizer.load_state_dict(saved)
         for optimizer in schedule_free:
             optimizer.train()
-        if self.world.rank == 0:
-            print(f"Resuming training at step {self.global_step} from '{path}'")
 
 
 @contextmanager

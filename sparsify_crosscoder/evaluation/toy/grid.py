@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -21,7 +21,8 @@ from tqdm.auto import tqdm
 
 from ...config import CrosscoderTrainConfig
 from ...crosscoders import Crosscoder
-from ...files import atomic_write_json
+from ...files import atomic_path, atomic_write_json
+from ...records import read_json, read_lines
 from ...registry import get_architecture
 from ...training.allocator import keep_freed_memory
 from ...training.data import PairedData
@@ -34,6 +35,19 @@ from .stream import ToyStream
 
 ROWS, SETTINGS, SNAPSHOTS = "rows.jsonl", "settings.json", "snapshots.jsonl"
 _TRAINING, _EVALUATION = 1, 2  # seeds of a toy model's streams
+
+
+class _Result(TypedDict):
+    variant: str
+    size: float
+    seed: int
+    scores: dict[str, Any]
+    scores_filtered: dict[str, Any]
+    snapshots: list[dict[str, Any]]
+
+
+class _Snapshot(TypedDict):
+    step: int
 
 
 @dataclass(frozen=True)
@@ -109,11 +123,13 @@ def read_rows(out: Path) -> list[dict[str, Any]]:
     file = out / ROWS
     if not file.exists():
         return []
-    text = file.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        file.write_text(whole, encoding="utf-8")
-    return [json.loads(line) for line in whole.splitlines()]
+    rows = read_lines(file, _Result, "Restore it, or delete it: its runs are then scored again.")
+    data = file.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if whole != data:
+        with atomic_path(file) as temporary:
+            temporary.write_bytes(whole)
+    return rows[: whole.count(b"\n")]
 
 
 def _check_settings(preset: Preset, out: Path) -> None:
@@ -122,7 +138,7 @@ def _check_settings(preset: Preset, out: Path) -> None:
     comparable = {k: v for k, v in settings.items() if k not in ("sizes", "variants", "num_seeds")}
     file = out / SETTINGS
     if file.exists():
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json(file, dict, f"Restore it, or delete the folder '{out}' and run again.")
         different = sorted(k for k in comparable if found.get(k) != comparable[k])
         if different:
             raise ValueError(
@@ -261,14 +277,7 @@ def _train(
 def _read_snapshots(folder: Path, last_step: int) -> list[dict[str, Any]]:
     """The snapshots of a run up to a step, without those of steps that are taken again."""
     file = folder / SNAPSHOTS
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    kept = []
-    for line in lines:
-        try:
-            snapshot = json.loads(line)
-        except ValueError:  # the run was killed while it wrote
-            break
-        if snapshot["step"] <= last_step:
-            kept.append(snapshot)
+    remedy = f"Restore it, or delete the folder '{folder}': the run then begins again."
+    kept = [one for one in read_lines(file, _Snapshot, remedy) if one["step"] <= last_step]
     file.write_text("".join(json.dumps(s) + "\n" for s in kept), encoding="utf-8")
     return kept
