@@ -8,12 +8,14 @@ import re
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 from zipfile import is_zipfile
 
 import torch
 from huggingface_hub import try_to_load_from_cache
 from safetensors import safe_open
+
+from ..records import check
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """The names under which transformers looks for weights, in its order; each may have an index."""
@@ -69,6 +71,41 @@ class Checkpoint:
         return found.group() if found else ""
 
 
+GENERATION = "generation_config.json"
+_Ids = int | list[int] | None
+_Number = int | float | None
+
+
+class _GenerationConfig(TypedDict, total=False):
+    """Settings of generation that transformers reads without a look at what they are."""
+
+    bos_token_id: _Ids
+    eos_token_id: _Ids
+    pad_token_id: _Ids
+    decoder_start_token_id: _Ids
+    suppress_tokens: list[int] | None
+    begin_suppress_tokens: list[int] | None
+    bad_words_ids: list[list[int]] | None
+    forced_bos_token_id: _Ids
+    forced_eos_token_id: _Ids
+    max_length: int | None
+    min_length: int | None
+    max_new_tokens: int | None
+    min_new_tokens: int | None
+    num_beams: int | None
+    num_return_sequences: int | None
+    no_repeat_ngram_size: int | None
+    top_k: int | None
+    temperature: _Number
+    top_p: _Number
+    min_p: _Number
+    typical_p: _Number
+    repetition_penalty: _Number
+    length_penalty: _Number
+    do_sample: bool | None
+    use_cache: bool | None
+
+
 def model_folder(name: str, revision: str | None = None) -> Path | None:
     """The folder of a local model, or of what is here of one from the hub; None if nothing is."""
     if os.path.isdir(name):
@@ -86,9 +123,14 @@ def check_settings(name: str, folder: Path) -> None:
     for file in sorted(folder.iterdir()):
         if file.suffix in _SMALL_FILES and file.is_file():
             _check_content(name, file)
-    for file in ("config.json", "tokenizer_config.json", "generation_config.json"):
+    for file in ("config.json", "tokenizer_config.json", GENERATION):
         if (folder / file).is_file():
-            read_object(name, folder / file)
+            content = read_object(name, folder / file)
+            if file == GENERATION:
+                try:
+                    check(content, _GenerationConfig)
+                except ValueError as error:
+                    raise _damaged(name, folder / file, str(error)) from error
     if (folder / "tokenizer.json").is_file():
         with (folder / "tokenizer.json").open("rb") as stream:
             if not stream.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):

@@ -12,6 +12,7 @@ import torch
 from ..activations.model_identity import checkpoint_digest, same_model, same_name
 from ..activations.sources import load_language_model, pick_device
 from ..crosscoders import Crosscoder
+from ..records import reading
 from ..subcommands import add_hub_options
 from .generation import PROMPTS, Sampling
 from .vectors import SteeringVector
@@ -77,7 +78,8 @@ def read_prompts(args: argparse.Namespace) -> list[str]:
         raise ValueError("Give --prompts or --prompts_file, not both.")
     if args.prompts_file is None:
         return list(args.prompts or PROMPTS)
-    lines = args.prompts_file.read_text(encoding="utf-8").splitlines()
+    with reading(args.prompts_file, "Save it as text in UTF-8, one prompt a line."):
+        lines = args.prompts_file.read_text(encoding="utf-8").splitlines()
     prompts = [line for line in lines if line.strip()]
     if not prompts:
         raise ValueError(f"'{args.prompts_file}' has no prompts; put one on each line.")

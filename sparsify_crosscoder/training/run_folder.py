@@ -67,6 +67,14 @@ class _Logged(TypedDict):
     step: int
 
 
+class _Progress(TypedDict):
+    """What a checkpoint's trainer.json holds."""
+
+    pairs_trained: int
+    seconds: float
+    dropped: Any
+
+
 class _State(TypedDict):
     """What a checkpoint's trainer.json and its state files hold together, beside tensors."""
 
@@ -263,7 +271,7 @@ class RunFolder:
 
         file = "trainer.json"
         try:
-            state = dict(read_json(folder / file, dict, self.restore))
+            state = dict(read_json(folder / file, _Progress, self.restore))
             for file in ("state.pt", "rank_0_state.pt"):
                 with reading(folder / file, self.restore, "damaged or truncated"):
                     state |= tensors(file)
