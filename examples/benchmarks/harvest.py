@@ -2,6 +2,7 @@
 
     python examples/benchmarks/harvest.py           half an hour
     python examples/benchmarks/harvest.py --quick   far fewer pairs, under two minutes
+    python examples/benchmarks/harvest.py --only forwards   beside public code alone, minutes
 
 On the models and the text that `make demo` leaves (`--data`): SmolLM2-135M-Instruct at layers.15
 and Gemma 3 270M at layers.9, windows of at most 256 tokens that are aligned already, 16 in a batch:
@@ -13,6 +14,16 @@ forwards alone   the same batches, ready as tensors, through models of which onl
 full forwards    what most public code does: whole causal language models, one after the other,
                  windows in the order of the texts, padded to the longest of their batch, a forward
                  hook that keeps the layer's output; pairs end up in memory, not on a disk
+
+With `--only forwards` there are two more, on the models without their heads, sorted by length, and
+all are in one thread:
+
+hook, stopped      a forward hook at the layer ends the forward, as careful public code does
+nnsight, stopped   an nnsight trace that saves the layer's output and stops there
+
+There a harvest's rate is that of its batches; what a store costs once, however long the harvest
+(windows written, checksums, manifest), is told in seconds beside it, and so are loading and
+tokenising. A harvest with two workers then takes turns with one with one worker.
 
 Ways take turns in one process; a rate is the median over the rounds, a ratio the median of the
 rounds' ratios. The CPU's time says more where other programs run, but has no waiting for the disk.
@@ -49,13 +60,15 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
 from machine import processor
-from rates import Rates, add, ratio, timed
+from rates import Rates, Timed, add, ratio, timed
 from step_report import table
+from stopped_forwards import by_hook, by_nnsight
 from store_dtypes import EXACT, dtypes_tables, encode_again, measure_dtypes
 from store_reading import measure_reading, reading_table
 from torch import Tensor, nn
@@ -73,12 +86,14 @@ from sparsify_crosscoder.activations.store import ActivationStore
 from sparsify_crosscoder.activations.text import load_texts
 from sparsify_crosscoder.activations.windows import prepare_windows
 from sparsify_crosscoder.files import atomic_write_json
+from sparsify_crosscoder.hardware import has_native_bfloat16
 from sparsify_crosscoder.training.allocator import keep_freed_memory
 
 MODELS = ("smollm2-135m-instruct", "gemma-3-270m")
 HOOKPOINTS = ("layers.15", "layers.9")
 CTX_LEN, BATCH_SIZE = 256, 16
 HARVEST, ALONE, FULL = "harvest", "forwards alone", "full forwards"
+HOOK, NNSIGHT = "hook, stopped", "nnsight, stopped"
 
 
 class Sizes(NamedTuple):
@@ -101,20 +116,31 @@ class Sizes(NamedTuple):
     seeds: tuple[int, ...] = (0, 1, 2)
     held_out_pairs: int = 8192
     num_latents: int = 8192
+    forward_pairs: int = 3_000
+    """Harvested in every round with `--only forwards`."""
+
+    forward_rounds: int = 3
 
 
-QUICK = Sizes(4_000, 2, 3_000, 4, 1, 20, (0,), 500, 1024)
+QUICK = Sizes(4_000, 2, 3_000, 4, 1, 20, (0,), 500, 1024, 500, 2)
 AT_LEAST = {
     "harvest to forwards alone": 0.9,
     "harvest to full forwards": 1.6,
     "cosine with full forwards": 0.999,
     "reading to training": 5.0,
+    "harvest to nnsight, stopped": 1.2,
+    "two workers to one": 1.8,
 }
 AT_MOST = {
     "int8's cost in held-out FVE": 0.002,
     "int8's bytes to bfloat16's": 0.51,
 }
-NOT_WITH_QUICK = {"harvest to forwards alone", "int8's cost in held-out FVE"}
+NOT_WITH_QUICK = {
+    "harvest to forwards alone",
+    "harvest to nnsight, stopped",
+    "two workers to one",
+    "int8's cost in held-out FVE",
+}
 
 Inputs = dict[str, Tensor]
 
@@ -122,9 +148,11 @@ Inputs = dict[str, Tensor]
 # What is harvested
 
 
-def demo_sources(data: Path, device: torch.device, dtype: str) -> list[Source]:
+def demo_sources(
+    data: Path, device: torch.device, dtype: str, models: Path | None = None
+) -> list[Source]:
     """The demo's two models, read where it reads them."""
-    names = [str(data / "models" / name) for name in MODELS]
+    names = [str((models or data / "models") / name) for name in MODELS]
     return load_sources(names, hookpoints=HOOKPOINTS, device=device, dtype=dtype)
 
 
@@ -264,25 +292,12 @@ def measure_harvest(
         nn.functional.cosine_similarity(a.float(), b.cpu().float())
         for a, b in zip(stored, found, strict=True)
     ]
-    lengths = [[len(row) for row in windows[f"input_ids_{s}"][:]] for s in range(len(sources))]
     return {
         "pairs": pairs,
         "windows": len(windows),
         "rates": rates,
         "cpu_rates": cpu_rates,
-        "padded": {
-            HARVEST: [
-                sum(one["input_ids"].numel() for one in some) / sum(own) - 1
-                for some, own in zip(batches, lengths, strict=True)
-            ],
-            FULL: [
-                sum(max(own[i : i + batch_size]) * len(own[i : i + batch_size]) for i in starts)
-                / sum(own)
-                - 1
-                for own in lengths
-                for starts in [range(0, len(own), batch_size)]
-            ],
-        },
+        "padded": padding(sources, windows, batches, batch_size),
         "found": {
             "harvest to forwards alone": ratio(rates, HARVEST, ALONE),
             "harvest to full forwards": ratio(rates, HARVEST, FULL),
@@ -291,11 +306,107 @@ def measure_harvest(
     }
 
 
+def padding(
+    sources: Sequence[Source],
+    windows: Dataset,
+    batches: Sequence[Sequence[Inputs]],
+    batch_size: int,
+) -> dict[str, list[float]]:
+    """Tokens of padding for each token of text, by model: in a harvest, and as windows come."""
+    lengths = [[len(row) for row in windows[f"input_ids_{s}"][:]] for s in range(len(sources))]
+
+    def cut(own: Sequence[int]) -> float:
+        starts = range(0, len(own), batch_size)
+        chunks = [own[i : i + batch_size] for i in starts]
+        return sum(max(chunk) * len(chunk) for chunk in chunks) / sum(own) - 1
+
+    in_order = [cut(sorted(own)) for own in lengths]
+    return {
+        HARVEST: [
+            sum(one["input_ids"].numel() for one in some) / sum(own) - 1
+            for some, own in zip(batches, lengths, strict=True)
+        ],
+        HOOK: in_order,
+        NNSIGHT: in_order,
+        FULL: [cut(own) for own in lengths],
+    }
+
+
+def measure_forwards(
+    sources: Sequence[Source],
+    whole_models: Sequence[Any],
+    windows: Dataset,
+    folder: Path,
+    *,
+    rounds: int,
+    batch_size: int = BATCH_SIZE,
+) -> dict[str, Any]:
+    """Rates of a harvest's batches, and of all other ways, one worker each; then of two workers."""
+    batches = recorded_batches(sources, windows, batch_size)
+    numbered = list(enumerate(sources))
+    traced = [by_nnsight(one.model, one.hookpoint, windows, s, batch_size) for s, one in numbered]
+    pairs = sum(windows["num_pairs"][:])
+    rates: Rates = {}
+    cpu_rates: Rates = {}
+    fixed: list[float] = []
+
+    def into_a_store() -> Timed:
+        shutil.rmtree(folder / "store", ignore_errors=True)
+        took = timed(lambda: stores.append(create(folder / "store")), pairs)
+        seconds = stores.pop().report.seconds
+        fixed.append(took.seconds - seconds)
+        return Timed(pairs, seconds, took.cpu_seconds)
+
+    def create(store: Path) -> ActivationStore:
+        return ActivationStore.create(store, sources, windows, batch_size=batch_size)
+
+    stores: list[ActivationStore] = []
+    ways: dict[str, Callable[[], object]] = {
+        ALONE: lambda: forwards_alone(sources, batches),
+        HOOK: lambda: [by_hook(x.model, x.hookpoint, windows, s, batch_size) for s, x in numbered],
+        NNSIGHT: lambda: [run() for run in traced],
+        FULL: lambda: [
+            full_forwards(model, one.hookpoint, windows, s, batch_size)
+            for model, (s, one) in zip(whole_models, numbered, strict=True)
+        ],
+    }
+    before = torch.get_num_threads()
+    workers: Rates = {"1": [], "2": []}
+    try:
+        for number in range(rounds):
+            torch.set_num_threads(1)
+            add(rates, cpu_rates, HARVEST, into_a_store())
+            for way, run in ways.items():
+                add(rates, cpu_rates, way, timed(run, pairs))
+            for count, found in workers.items():
+                torch.set_num_threads(int(count))
+                harvest = run_harvest(sources, windows, range(len(windows)), batch_size=batch_size)
+                found.append(pairs / harvest.report.seconds)
+            print(f"round {number + 1} of {rounds}", file=sys.stderr)
+    finally:
+        torch.set_num_threads(before)
+    return {
+        "pairs": pairs,
+        "windows": len(windows),
+        "rates": rates,
+        "cpu_rates": cpu_rates,
+        "padded": padding(sources, windows, batches, batch_size),
+        "workers": workers,
+        "fixed_seconds": {"store": median(fixed)},
+        "found": {
+            "harvest to forwards alone": ratio(rates, HARVEST, ALONE),
+            "harvest to full forwards": ratio(rates, HARVEST, FULL),
+            "harvest to nnsight, stopped": ratio(rates, HARVEST, NNSIGHT),
+            "two workers to one": ratio(workers, "2", "1"),
+        },
+    }
+
+
 def measure_store(
-    data: Path, folder: Path, sizes: Sizes, *, device: torch.device
+    data: Path, folder: Path, sizes: Sizes, *, device: torch.device, models: Path | None = None
 ) -> dict[str, dict[str, Any]]:
     """The parts on reading and on dtypes, from one harvest in float32."""
-    sources = demo_sources(data, device, EXACT)
+    sources = demo_sources(data, device, EXACT, models)
     windows = first_windows(data / "texts.jsonl", sources, sizes.stored_pairs)
     exact = ActivationStore.create(
         folder / EXACT, sources, windows, batch_size=BATCH_SIZE, dtype=EXACT
@@ -358,15 +469,27 @@ def harvest_table(measured: Mapping[str, Any]) -> list[str]:
     ]
     head = ["", "pairs/s", "to full", "pairs/CPU s", "to full", "padding, by model"]
     size = f"{measured['pairs']:,} pairs in {measured['windows']:,} windows"
-    return [f"{size}, {len(rates[HARVEST])} rounds:", "", *table(head, rows)]
+    lines = [f"{size}, {len(rates[HARVEST])} rounds:", "", *table(head, rows)]
+    if "workers" in measured:
+        found = {count: median(of) for count, of in measured["workers"].items()}
+        lines += ["", *(f"{count} worker(s): {rate:,.0f} pairs/s" for count, rate in found.items())]
+        costs = ", ".join(f"{k} {v:.2f}" for k, v in measured["fixed_seconds"].items())
+        lines += [f"Once, whatever the number of pairs, in seconds: {costs}."]
+    return lines
 
 
 def show(report: Mapping[str, Any]) -> str:
     """The report as tables."""
-    tables = {"harvest": harvest_table, "reading": reading_table, "dtypes": dtypes_tables}
+    tables = {
+        "harvest": harvest_table,
+        "forwards": harvest_table,
+        "reading": reading_table,
+        "dtypes": dtypes_tables,
+    }
+    instructions = "".join(f", {fact}" for fact in report.get("instructions", ()))
     lines = [
         f"{report['processor']}, torch {report['versions']['torch']}, {report['dtype']}, "
-        f"{report['threads']} thread(s).",
+        f"{report['threads']} thread(s){instructions}.",
         "",
     ]
     for part, measured in report["parts"].items():
@@ -384,6 +507,8 @@ def main() -> int:
     )
     parser.add_argument("--data", type=Path, default=Path("runs/demo-data"))
     parser.add_argument("--quick", action="store_true", help="under two minutes")
+    parser.add_argument("--only", choices=["forwards"], help="harvest beside public code alone")
+    parser.add_argument("--models", type=Path, help="folder of the two models (DATA/models)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default=None)
     parser.add_argument("--dtype", default="auto", help="of the models; auto as in training")
@@ -395,22 +520,42 @@ def main() -> int:
     device = torch.device(args.device) if args.device else pick_device()
     sizes = QUICK if args.quick else Sizes()
 
-    sources = demo_sources(args.data, device, args.dtype)
-    windows = first_windows(args.data / "texts.jsonl", sources, sizes.pairs)
-    whole = [load_language_model(s.name, device=device, dtype=args.dtype)[0] for s in sources]
+    begun = perf_counter()
+    sources = demo_sources(args.data, device, args.dtype, args.models)
+    loaded = perf_counter()
+    num_pairs = sizes.forward_pairs if args.only else sizes.pairs
+    windows = first_windows(args.data / "texts.jsonl", sources, num_pairs)
+    tokenised = perf_counter()
     dtype = str(sources[0].model.dtype).removeprefix("torch.")
+    whole = [load_language_model(s.name, device=device, dtype=dtype)[0] for s in sources]
     with TemporaryDirectory() as name:
         folder = Path(name)
-        parts = {"harvest": measure_harvest(sources, whole, windows, folder, rounds=sizes.rounds)}
+        if args.only:
+            measured = measure_forwards(
+                sources, whole, windows, folder, rounds=sizes.forward_rounds
+            )
+            measured["fixed_seconds"] |= {
+                "loading": loaded - begun,
+                "tokenising": tokenised - loaded,
+            }
+            parts = {"forwards": measured}
+        else:
+            rounds = sizes.rounds
+            parts = {"harvest": measure_harvest(sources, whole, windows, folder, rounds=rounds)}
         del sources, whole
         gc.collect()
-        parts |= measure_store(args.data, folder, sizes, device=device)
+        if not args.only:
+            parts |= measure_store(args.data, folder, sizes, device=device, models=args.models)
     names = ("sparsify-crosscoder", "torch", "transformers", "datasets")
     report = {
         "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "versions": {"python": platform.python_version(), **{n: version(n) for n in names}},
         "threads": args.threads,
         "dtype": dtype,
+        "instructions": [
+            torch.backends.cpu.get_cpu_capability(),
+            f"bfloat16 {'native' if has_native_bfloat16('cpu') else 'emulated'}",
+        ],
         "parts": parts,
         "claims": judge(parts, args.quick),
     }

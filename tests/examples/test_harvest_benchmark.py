@@ -108,6 +108,32 @@ def test_all_ways_are_measured_on_the_same_pairs(threads, sources, whole, window
     assert "| full forwards " in shown and "harvest to forwards alone" in shown
 
 
+def test_public_code_at_its_best_finds_the_same_and_is_measured_beside_a_harvest(
+    sources, whole, windows, tmp_path
+):
+    harvested, origin = harvest_windows(sources, windows, range(11), batch_size=4)
+    for s, source in enumerate(sources):
+        order = sorted(range(11), key=lambda i: len(windows[i][f"input_ids_{s}"]))
+        expected = torch.cat([harvested[s][origin[:, 0] == i] for i in order])
+        options = (source.model, source.hookpoint, windows, s, 4)
+        for found in (benchmark.by_hook(*options), benchmark.by_nnsight(*options)()):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        assert not any(module._forward_hooks for module in source.model.modules())
+    measured = benchmark.measure_forwards(sources, whole, windows, tmp_path, rounds=2)
+    assert list(measured["rates"]) == [
+        "harvest",
+        "forwards alone",
+        "hook, stopped",
+        "nnsight, stopped",
+        "full forwards",
+    ]
+    assert {len(rates) for rates in measured["rates"].values()} == {2}
+    assert measured["fixed_seconds"]["store"] > 0
+    assert measured["found"].keys() < benchmark.AT_LEAST.keys()
+    shown = "\n".join(benchmark.harvest_table(json.loads(json.dumps(measured))))
+    assert "| nnsight, stopped " in shown and "2 worker(s): " in shown
+
+
 def test_a_ratio_is_the_median_over_the_rounds():
     rates = {"a": [10.0, 30.0, 20.0], "b": [5.0, 10.0, 20.0]}
     assert benchmark.ratio(rates, "a", "b") == 2.0
