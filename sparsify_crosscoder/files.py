@@ -1,9 +1,11 @@
 """Writing files and folders whole or not at all."""
 
+import atexit
 import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +43,17 @@ def atomic_write_json(path: str | Path, obj: Any) -> None:
     with atomic_path(path) as temporary:
         text = json.dumps(obj, indent=2, ensure_ascii=False)
         temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def no_address(path: Path) -> Path:
+    """The same folder under a name that fsspec, and so `datasets`, takes for no address: `a::b` is
+    one. It is a link that lasts as long as the process."""
+    if "::" not in str(path) and "://" not in str(path):
+        return path
+    place = Path(tempfile.mkdtemp(prefix="sparsify-crosscoder-"))
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    (place / "folder").symlink_to(path.absolute(), target_is_directory=True)
+    return place / "folder"
 
 
 def remove_leftovers(folder: str | Path) -> None:

@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from sparsify_crosscoder.files import atomic_path, atomic_write_json, remove_leftovers
+from sparsify_crosscoder.files import atomic_path, atomic_write_json, no_address, remove_leftovers
 
 
 def test_a_file_appears_whole_at_the_end(tmp_path):
@@ -89,3 +89,15 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path):
     (tmp_path / "kept").write_text("whole", encoding="utf-8")
     remove_leftovers(tmp_path)
     assert os.listdir(tmp_path) == ["kept"]
+
+
+@pytest.mark.parametrize("name", ["double::colon", "file:::x", "a::b::c"])
+def test_a_dataset_is_kept_where_its_name_could_be_an_address(name, tmp_path):
+    from datasets import Dataset, load_from_disk
+
+    folder = tmp_path / name
+    folder.mkdir()
+    Dataset.from_dict({"n": [1, 2]}).save_to_disk(no_address(folder) / "windows")
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+    assert load_from_disk(str(no_address(folder / "windows")))["n"][:] == [1, 2]
+    assert no_address(tmp_path) == tmp_path

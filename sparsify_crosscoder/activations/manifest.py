@@ -12,6 +12,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, concatenate_datasets, load_from_disk
 from transformers import PreTrainedModel
 
+from ..files import no_address
 from ..records import check, read_json, reading
 from .model_identity import checkpoint_digest
 from .shards import damaged
@@ -166,7 +167,7 @@ def load_part_windows(path: Path, part: int) -> Dataset:
     """The windows of one part; raises ValueError if they cannot be read."""
     folder = path / windows_name(part)
     try:
-        windows = load_from_disk(str(folder))
+        windows = load_from_disk(str(no_address(folder)))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise damaged(folder, str(error)) from error
     assert isinstance(windows, Dataset)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..files import atomic_path, atomic_write_json, hash_file
+from ..files import atomic_path, atomic_write_json, hash_file, no_address
 from .manifest import (
     MANIFEST,
     is_whole,
@@ -53,7 +53,8 @@ def merge_stores(path: Path, stores: Sequence[Path]) -> None:
         for copies in found.values():
             store, number, part = copies[0]
             windows = shift_texts(load_part_windows(store, number), texts - part["first_text"])
-            windows.save_to_disk(temporary / windows_name(len(merged["parts"])))
+            name = windows_name(len(merged["parts"]))
+            windows.save_to_disk(no_address(temporary) / name)
             shards = _collect(copies, len(plan_part(path, part, windows).bounds))
             made = part | {"complete": True, "first_text": texts, "shards": []}
             made["first_shard"] = sum(len(p["shards"]) for p in merged["parts"])

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from datasets import Dataset
 from filelock import FileLock, Timeout
 
-from ..files import atomic_path, atomic_write_json, hash_file, remove_leftovers
+from ..files import atomic_path, atomic_write_json, hash_file, no_address, remove_leftovers
 from ..records import read_json
 from ..world import current_world
 from .harvest import HarvestReport, run_harvest
@@ -239,7 +239,7 @@ def _write_beginning(path: Path, manifest: dict[str, Any], number: int, windows:
         shutil.rmtree(folder)
     if not folder.exists():
         with _explained(folder), atomic_path(folder) as temporary:
-            windows.save_to_disk(temporary)
+            windows.save_to_disk(no_address(temporary.parent) / temporary.name)
 
 
 def refuse(path: Path, what: str, found: Any, asked: Any) -> None:
