@@ -5,12 +5,14 @@ import codecs
 import glob
 import gzip
 import json
+import logging
 import lzma
+import mmap
 import os
 import re
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,7 @@ _COMPRESSIONS: dict[str, tuple[bytes, Callable[[str], Any]]] = {
     ".zst": (b"\x28\xb5\x2f\xfd", lambda path: pa.input_stream(path, compression="zstd")),
 }
 _MAGIC = {
+    b"\xff\xfe\x00\x00": ("text in UTF-32", "convert it to UTF-8"),
     b"PAR1": ("a parquet file", "rename it so that it ends in .parquet"),
     b"ARROW1": ("an Arrow file", "rename it so that it ends in .arrow"),
     b"PK\x03\x04": ("a zip archive", "unpack it"),
@@ -50,6 +53,7 @@ _MAGIC = {
 _POINTER = b"version https://git-lfs"
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _PIECE = 1 << 20
+_NULL_FIRST = re.compile(rb"(\xef\xbb\xbf)?\s*\[?\s*null\b")
 
 
 class _FaultError(ValueError):
@@ -63,6 +67,8 @@ def open_dataset(name: str, split: str, data_args: Mapping[str, Any] | str | Non
     FileNotFoundError for a dataset that does not exist and ValueError for one that cannot be read,
     naming the file and what to do.
     """
+    if not name.strip():
+        raise FileNotFoundError("No dataset is named: give a file, a folder or a name on the hub.")
     path = _existing(name)
     try:
         if path is None:
@@ -80,6 +86,13 @@ def open_dataset(name: str, split: str, data_args: Mapping[str, Any] | str | Non
     except Exception as error:
         # datasets lets through what pandas, pyarrow and others raise for what they cannot read.
         reason = _reason(error)
+        if "corresponds to no data" in reason:
+            raise ValueError(f"Dataset {name} is empty: there is no row in it.") from error
+        if reason in ("Couldn't cast", "An error occurred while generating the dataset"):
+            reason = (
+                "not all of its rows have the same columns with the same types; make them alike, "
+                "or name one file of them"
+            )
         unknown = re.search(r"doesn't have a '(\w+)' key", reason)
         if unknown:
             reason = f"--data_args: it has no option {unknown[1]!r}; leave it off."
@@ -125,10 +138,10 @@ def _open_file(path: Path, split: str, data_args: Mapping[str, Any] | str | None
     file = _plain(path, compression)
     head = _head(file)
     _check_head(path, head, builder, options)
+    _check_nulls(path, file, head)
     if ending == ".tsv" and not {"sep", "delimiter"} & options.keys():
         options["sep"] = "\t"
-    if head.startswith(codecs.BOM_UTF8) and builder in ("text", "csv"):
-        options.setdefault("encoding", "utf-8-sig")
+    options = _defaults(builder, [head]) | options
     files = glob.escape(str(file))
     try:
         return datasets.load_dataset(builder, data_files=files, split=split, **options)
@@ -141,14 +154,33 @@ def _open_file(path: Path, split: str, data_args: Mapping[str, Any] | str | None
         raise _FaultError(found) from error
 
 
+def _defaults(builder: str, heads: Iterable[bytes]) -> dict[str, Any]:
+    """Options with which nothing in a file of text is taken for something else."""
+    defaults: dict[str, Any] = {}
+    if builder == "csv":  # pandas takes the words "None" and "NA" for missing ones
+        defaults = {"keep_default_na": False, "na_values": [""]}
+    if builder in ("text", "csv") and any(head.startswith(codecs.BOM_UTF8) for head in heads):
+        defaults["encoding"] = "utf-8-sig"
+    return defaults
+
+
 def _open_folder(path: Path, split: str, data_args: Mapping[str, Any] | str | None) -> Any:
+    heads = {file: _head(file) for file in _files(path) if _builder(file)}
+    for file, head in heads.items():
+        if head.startswith(_POINTER):
+            raise ValueError(_pointer(file))
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-        _check_pointers(path)
         return _select_split(datasets.load_from_disk(str(_literal(path))), split)
-    _check_pointers(path)
     options = read_data_args(data_args)
+    builders = {_builder(file) for file in heads}
+    if len(builders) == 1:
+        options = _defaults(builders.pop(), heads.values()) | options
+    for file, head in heads.items():
+        _check_nulls(file, file, head)
     try:
-        return datasets.load_dataset(str(_literal(path)), split=split, **options)
+        data = datasets.load_dataset(str(_literal(path)), split=split, **options)
+        _warn_of_unread(path, [*heads], data)
+        return data
     except (FileNotFoundError, StopIteration, MemoryError):
         raise
     except Exception as error:
@@ -167,6 +199,8 @@ def _select_split(data: Dataset | datasets.DatasetDict, split: str) -> Dataset:
     if isinstance(data, Dataset):
         data = datasets.DatasetDict({split.partition("[")[0]: data})
     lengths = {name: len(part) for name, part in data.items()}
+    if split == "all":
+        return datasets.concatenate_datasets(list(data.values()))
     parts = [
         data[part.splitname].select(range(part.from_, part.to))
         for part in datasets.ReadInstruction.from_spec(split).to_absolute(lengths)
@@ -180,6 +214,17 @@ def _ending(name: str) -> tuple[str, str]:
     if ending in _COMPRESSIONS:
         return os.path.splitext(stem)[1], ending
     return ending, ""
+
+
+def _builder(file: Path) -> str:
+    """What a file is read with by its ending, "" if by nothing."""
+    return BUILDERS.get(_ending(file.name)[0], "")
+
+
+def _with_lower_ending(name: str) -> str:
+    """The name with its ending as `datasets` knows it."""
+    size = sum(map(len, _ending(name))) if _builder(Path(name)) else 0
+    return name[: len(name) - size] + name[len(name) - size :].lower()
 
 
 def _plain(path: Path, compression: str) -> Path:
@@ -220,16 +265,23 @@ def _literal(path: Path) -> Path:
     """The file or folder under a path that `datasets` takes for nothing else than a path."""
     files = [path] if path.is_file() else [*_files(path)]
     inside = [path.name] if path.is_file() else [str(file.relative_to(path)) for file in files]
-    chained = any("::" in name or "://" in name for name in [str(path), *inside])
-    if not chained and (path.is_file() or not glob.has_magic(str(path))):
+    odd = any(re.search("::|://|\n", name) for name in [str(path), *inside])
+    if path.is_dir():
+        odd |= glob.has_magic(str(path)) or any(_with_lower_ending(n) != n for n in inside)
+    if not odd:
         return path
     place = _place_of(files)
     if path.is_file():
         target = place / f"data{path.suffix}"
         _link(path, target)
         return target
+    used: set[Path] = set()
     for file, name in zip(files, inside, strict=True):
-        _link(file, place / "data" / name.replace(":", "_"))
+        target = place / "data" / re.sub("[:\n]", "_", _with_lower_ending(name))
+        if target in used:
+            target = target.with_name(f"{len(used)}_{target.name}")
+        used.add(target)
+        _link(file, target)
     return place / "data"
 
 
@@ -260,10 +312,30 @@ def _head(path: Path) -> bytes:
         return file.read(64)
 
 
-def _check_pointers(folder: Path) -> None:
-    for file in _files(folder):
-        if _ending(file.name)[0] in BUILDERS and _head(file).startswith(_POINTER):
-            raise ValueError(_pointer(file))
+def _check_nulls(path: Path, plain: Path, head: bytes) -> None:
+    """Raise ValueError where a row of JSON is null: pyarrow does not survive some of them."""
+    if _builder(path) != "json" or not head:
+        return
+    with plain.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        place = content.find(b"\nnull")
+        if place < 0 and not _NULL_FIRST.match(head):
+            return
+        number = 1 + content[: place + 1].count(b"\n")
+    raise ValueError(f"{path} has null for a row, in line {number}: take it out")
+
+
+def _warn_of_unread(folder: Path, files: list[Path], data: Any) -> None:
+    """Say which files of a folder were left out because most are of another kind."""
+    read = data.info.builder_name if isinstance(data, Dataset) else None
+    unread = [file.name for file in files if read and _builder(file) != read]
+    if unread:
+        logging.getLogger(__name__).warning(
+            "Of the folder %s only the files that are read as %s are read; left out: %s%s.",
+            folder,
+            read,
+            ", ".join(unread[:3]),
+            f" and {len(unread) - 3} more" if len(unread) > 3 else "",
+        )
 
 
 def _pointer(file: Path) -> str:

@@ -24,7 +24,6 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from transformers.utils.hub import cached_file
 
 from .model_files import (
-    WRAPPER,
     Checkpoint,
     ModelError,
     check_settings,
@@ -32,6 +31,7 @@ from .model_files import (
     model_folder,
     read_checkpoint,
     shortened,
+    wrapper_in,
 )
 
 # Of these transformers can undo the quantisation, on any device.
@@ -174,6 +174,9 @@ def _quantization(config: Any, *, dequantize: bool) -> str | None:
         found = getattr(settings, "quantization_config", None)
         if found is None:
             continue
+        if found == {}:  # says nothing, and transformers refuses it
+            del settings.quantization_config
+            continue
         if not isinstance(found, dict):
             found = found.to_dict()
         in_few_bits = found.get("load_in_8bit") or found.get("load_in_4bit")
@@ -278,6 +281,7 @@ def _problem(loaded: PreTrainedModel, info: dict[str, Any], *, quantised: bool) 
     if missing:
         return f"{len(missing)} weights are MISSING in its files: {shortened(missing)}"
     modules = dict(loaded.named_modules())
+    has_head = loaded.get_output_embeddings() is not None
     left_over = []
     for key in sorted(info["unexpected_keys"]):
         path, ancestor = _place(key, loaded.base_model_prefix, modules)
@@ -286,6 +290,7 @@ def _problem(loaded: PreTrainedModel, info: dict[str, Any], *, quantised: bool) 
             ancestor
             and used(path)
             and not (extra or _HARMLESS.search(key) or _predicts_ahead(path, loaded))
+            and (has_head or "lm_head" not in path.split("."))
         ):
             left_over.append(key)
     if left_over:
@@ -333,12 +338,12 @@ def _predicts_ahead(path: str, model: PreTrainedModel) -> bool:
 
 
 def _says(model: ModelName, problem: str, checkpoint: Checkpoint, method: str | None) -> str:
-    wrappers = {match.group() for name in checkpoint.names if (match := WRAPPER.match(name))}
+    wrappers = {found for name in checkpoint.names if (found := wrapper_in(name))}
     remedy = "Restore the model's own config.json and files of weights."
     if wrappers:
         remedy = (
-            f"Some names begin with '{min(wrappers)}', which a wrapper (torch.compile, DDP, peft) "
-            "puts there: unwrap the model and save it again with save_pretrained."
+            f"Some names have a '{min(wrappers)}', which a wrapper (torch.compile, DDP, peft) puts "
+            "there: unwrap the model and save it again with save_pretrained."
         )
     elif checkpoint.prefix and len(checkpoint.names) > 1 and "MISSING" in problem:
         remedy = (
@@ -377,6 +382,11 @@ def _reason(error: BaseException, model: ModelName) -> tuple[str, str]:
             "it comes with code of its own, which is not run unless you allow it.",
             "If you trust where it is from, add --trust_remote_code.",
         )
+    if model._is_local and "instantiate the backend tokenizer" in said and _has_no_tokenizer(model):
+        return (
+            "it has no tokenizer (tokenizer.json).",
+            f"Save the one that it was trained with: `tokenizer.save_pretrained({model.name!r})`.",
+        )
     if "does not recognize this architecture" in said:
         return line, "A newer transformers may know it: `pip install --upgrade transformers`."
     if not isinstance(error, ValueError | OSError | ImportError):
@@ -395,3 +405,8 @@ def _reason(error: BaseException, model: ModelName) -> tuple[str, str]:
         "Check the spelling; a folder must exist and hold config.json, weights and tokenizer "
         "files; a hub model needs a connection and, where it is gated or private, a token."
     )
+
+
+def _has_no_tokenizer(model: ModelName) -> bool:
+    endings = (".model", ".tiktoken", "tokenizer.json", "tekken.json", "vocab.json", "vocab.txt")
+    return not any(file.name.endswith(endings) for file in Path(model.name).iterdir())

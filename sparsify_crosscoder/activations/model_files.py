@@ -37,6 +37,12 @@ WRAPPER = re.compile(
 """What torch.compile, DDP, FSDP and peft put before the names of weights."""
 
 
+def wrapper_in(name: str) -> str:
+    """What a wrapper of the whole model or of a part of it has put into a weight's name, if any."""
+    found = WRAPPER.match(name) or re.search(r"(?<=\.)(_orig_mod|_\w+_wrapped_module)\.", name)
+    return found.group() if found else ""
+
+
 class ModelError(ValueError):
     """A model that cannot be loaded: what is wrong, in which file, and what to do."""
 
@@ -74,6 +80,12 @@ class Checkpoint:
 GENERATION = "generation_config.json"
 _Ids = int | list[int] | None
 _Number = int | float | None
+
+
+class _ModelConfig(TypedDict, total=False):
+    """Settings of a model that transformers reads without a look at what they are."""
+
+    quantization_config: dict[str, Any] | None
 
 
 class _GenerationConfig(TypedDict, total=False):
@@ -123,12 +135,13 @@ def check_settings(name: str, folder: Path) -> None:
     for file in sorted(folder.iterdir()):
         if file.suffix in _SMALL_FILES and file.is_file():
             _check_content(name, file)
+    shapes = {"config.json": _ModelConfig, GENERATION: _GenerationConfig}
     for file in ("config.json", "tokenizer_config.json", GENERATION):
         if (folder / file).is_file():
             content = read_object(name, folder / file)
-            if file == GENERATION:
+            if file in shapes:
                 try:
-                    check(content, _GenerationConfig)
+                    check(content, shapes[file])
                 except ValueError as error:
                     raise _damaged(name, folder / file, str(error)) from error
     if (folder / "tokenizer.json").is_file():
@@ -224,9 +237,12 @@ def _check_adapter(name: str, folder: Path) -> None:
 
 
 def _read_index(name: str, index: Path, complete: bool) -> Checkpoint:
-    places = read_object(name, index).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(f, str) for f in places.values()):
+    content = read_object(name, index)
+    places = content.get("weight_map")
+    if not (isinstance(places, dict) and places):
         raise _damaged(name, index, 'it has no "weight_map" of files')
+    if not all(isinstance(file, str) for file in places.values()):
+        raise _damaged(name, index, 'its "weight_map" names something else than files')
     names: list[str] = []
     files = []
     for shard in sorted(set(places.values())):
@@ -248,6 +264,8 @@ def _read_index(name: str, index: Path, complete: bool) -> Checkpoint:
             )
         files.append(file)
         names += held
+    if not isinstance(content.get("metadata"), dict):  # transformers cannot do without
+        raise _damaged(name, index, 'it has no "metadata", which may be `{}`')
     if len(set(names)) != len(names):
         twice = sorted({tensor for tensor in names if names.count(tensor) > 1})
         raise _damaged(name, index, f"several of its files hold {shortened(twice)}")
@@ -309,6 +327,8 @@ def first_line(error: BaseException, most: int = 300) -> str:
     """The first line of what an exception says, or its name."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     line = lines[0] if lines else type(error).__name__
+    if line.endswith(":") and len(lines) > 1:
+        line = f"{line} {lines[1]}"
     if isinstance(error, KeyError):
         line = f"it has no {line}"
     return line if len(line) <= most else f"{line[: most - 3]}..."

@@ -162,3 +162,16 @@ def _in_plain_text(
     outside = ~inside & np.isin(tokens.reasons, (Reason.PAIRED, Reason.INSIDE_CHARACTER))
     tokens.reasons[outside] = Reason.TEMPLATE
     return tokens._replace(ends=tokens.ends + np.where(inside, shift, 0))
+
+
+def behind_gaps(part: Rendered, plain: str, ends: np.ndarray) -> np.ndarray | int:
+    """For each pair, the place behind the last gap before it: what was rendered differently."""
+    gaps = []
+    position = 0
+    for start, stop, place in part.spans or ():
+        if plain[position:place].strip():
+            gaps.append(place)
+        position = place + stop - start
+    if not gaps:
+        return 0
+    return np.append(0, gaps)[np.searchsorted(gaps, ends, side="left")]

@@ -13,7 +13,7 @@ from jinja2.exceptions import TemplateError
 
 from .chat import SEPARATOR, plain_text
 from .messages import REASONING, extras, normalize_messages, pieces
-from .pairing import Rendered, Text, pair_tokens, render
+from .pairing import Rendered, Text, behind_gaps, pair_tokens, render
 from .text_batch import IS_SPACE, cumulative
 from .tokenization import SourceTokenizer
 
@@ -232,7 +232,10 @@ def _unpaired(
     ends = pairs.ends
     if not len(ends):
         return Counter()
-    lengths = np.diff(ends, prepend=0)
+    begins = np.append(0, ends[:-1])
+    for part in rendered:
+        begins = np.maximum(begins, behind_gaps(part, plain, ends))
+    lengths = ends - begins
     excluded = np.isin(pairs.tokens[0].ids[pairs.indices[0]], list(exclude_tokens))
     first = len(sources[0].prefix) == 0 or not excluded[0]
     return Counter(

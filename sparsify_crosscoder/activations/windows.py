@@ -15,7 +15,7 @@ from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from .chat import check_chat_template, plain_text
-from .pairing import BatchPairs, Rendered, Text, pair_tokens, render
+from .pairing import BatchPairs, Rendered, Text, behind_gaps, pair_tokens, render
 from .text_loss import TextLoss, loss_reason, measure_loss, rows_of, warn_of_loss
 from .tokenization import CONTENT, SourceTokenizer, source_tokenizers
 
@@ -355,21 +355,8 @@ def _text_of(
     ends = pairs.ends[here]
     begins = np.append(0, ends[:-1]) if len(ends) else ends
     for part in rendered:
-        begins = np.maximum(begins, _behind_gaps(part, plain, ends))
+        begins = np.maximum(begins, behind_gaps(part, plain, ends))
     return _Text(ids, indices, begins, ends, is_content)
-
-
-def _behind_gaps(part: Rendered, plain: str, ends: np.ndarray) -> np.ndarray | int:
-    """For each pair, the place behind the last gap before it: what was rendered differently."""
-    gaps = []
-    position = 0
-    for start, stop, place in part.spans or ():
-        if plain[position:place].strip():
-            gaps.append(place)
-        position = place + stop - start
-    if not gaps:
-        return 0
-    return np.append(0, gaps)[np.searchsorted(gaps, ends, side="left")]
 
 
 def _render_all(rows: Sequence[Text], source: SourceTokenizer) -> list[Rendered]:

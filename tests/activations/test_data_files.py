@@ -122,6 +122,11 @@ DAMAGED = {
     "n.jsonl": (b"<!DOCTYPE html><html></html>", "a web page"),
     "o.txt": (b" ", "blank"),
     "p.csv": (b'text,b\n"a\n', "p.csv"),
+    "r.json": (b"null", "null for a row, in line 1"),
+    "s.json": (b'[null, {"text": "a"}]', "null for a row"),
+    "t.jsonl": (lines().encode() + b"null\n" + lines().encode(), "null for a row, in line 3"),
+    "u.txt": ("mine 0\n".encode("utf-32"), "UTF-32"),
+    "v.csv": (b"text\n", "is empty: there is no row"),
     "q.arrow": (b"ARROW1\0\0" + bytes(20), "damaged"),
 }
 
@@ -144,6 +149,58 @@ def test_in_a_folder_the_damaged_file_is_named(tmp_path):
     write(bad, POINTER)
     with pytest.raises(ValueError, match=rf"{bad} is a pointer of git-lfs"):
         load_texts(tmp_path / "data")
+
+
+def test_upper_case_and_compressed_endings_are_read_in_folders_too(tmp_path):
+    for name in ("a.txt", "a.TXT", "a.Txt", "b.TXT.GZ"):
+        content = f"from {name}\n".encode()
+        write(tmp_path / "d" / name, gzip.compress(content) if name.endswith("GZ") else content)
+    assert read(tmp_path / "d") == ["from a.TXT", "from a.Txt", "from a.txt", "from b.TXT.GZ"]
+    write(tmp_path / "bom" / "a.txt", b"\xef\xbb\xbfmine 0\nmine 1\n")
+    write(tmp_path / "new\nline" / "a.jsonl")
+    for folder in ("bom", "new\nline"):
+        assert read(tmp_path / folder) == ["mine 0", "mine 1"]
+
+
+def test_files_of_another_kind_in_a_folder_are_said_to_be_left_out(tmp_path, caplog):
+    for name in ("a.jsonl", "b.jsonl"):
+        write(tmp_path / "d" / name)
+    load_texts(tmp_path / "d")
+    assert not caplog.records
+    write(tmp_path / "d" / "c.csv", "text\nother\n")
+    assert "other" not in read(tmp_path / "d")
+    assert "read as json are read; left out: c.csv." in caplog.text
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "d/a.csv"])
+def test_words_that_pandas_takes_for_missing_are_texts(tmp_path, name):
+    write(tmp_path / name, 'text\nNA\nnull\nNone\n""\nfound\n')
+    path = tmp_path / name.partition("/")[0]
+    texts = [text for text in load_texts(path)["text"] if text]
+    assert sorted(texts) == ["NA", "None", "found", "null"]
+    found = [text for text in load_texts(path, data_args="na_values=found")["text"] if text]
+    assert "found" not in found
+
+
+def test_all_splits_of_a_saved_dataset_are_read_together(tmp_path):
+    halves = {"train": Dataset.from_list(MINE[:1]), "test": Dataset.from_list(MINE[1:])}
+    datasets.DatasetDict(halves).save_to_disk(tmp_path / "d")
+    assert read(tmp_path / "d", split="all") == ["mine 0", "mine 1"]
+
+
+def test_files_with_different_columns_are_called_so(tmp_path):
+    write(tmp_path / "d" / "a.jsonl")
+    write(tmp_path / "d" / "b.jsonl", lines([{"text": "b", "more": 1}]))
+    with pytest.raises(ValueError, match="not all of its rows have the same columns"):
+        load_texts(tmp_path / "d")
+
+
+@pytest.mark.parametrize("name", ["", "  "])
+def test_no_name_is_not_the_folder_at_hand(tmp_path, monkeypatch, name):
+    write(tmp_path / "a.jsonl")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="No dataset is named"):
+        load_texts(name)
 
 
 @pytest.mark.parametrize("name", ["a[1].jsonl", "what?", "zip://a.jsonl::b.zip", "a b", "x.CSV.gz"])

@@ -16,6 +16,8 @@ from transformers import (
     Gemma3Config,
     GptOssConfig,
     LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
     RobertaConfig,
 )
 
@@ -35,6 +37,10 @@ from sparsify_crosscoder.interventions.generation import Sampling, generate
 
 CPU = torch.device("cpu")
 UP = "model.layers.0.mlp.up_proj.weight"
+VISION: dict[str, Any] = {
+    **{"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1},
+    **{"num_attention_heads": 2, "image_size": 28, "patch_size": 14},
+}
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +223,26 @@ def test_a_head_that_is_tied_or_not_read_may_be_absent(folder):
     assert torch.equal(head, weights["model.embed_tokens.weight"])
 
 
+@pytest.mark.parametrize("wrapper", ["_orig_mod.", "_fsdp_wrapped_module."])
+def test_a_wrapper_of_single_layers_is_named(folder, wrapper):
+    weights = weights_of(folder)
+    write_weights(
+        folder, {n.replace("layers.0.", f"layers.0.{wrapper}"): weights[n] for n in weights}
+    )
+    assert f"Some names have a '{wrapper}'" in refusal(folder)
+
+
+def test_a_head_inside_of_a_multimodal_model_is_not_read(tmp_path):
+    config = LlavaConfig(text_config=tiny_config("llama").to_dict(), vision_config=VISION)
+    LlavaForConditionalGeneration(config).save_pretrained(tmp_path)
+    weights = weights_of(tmp_path)
+    assert "language_model.lm_head.weight" in weights
+    loaded = load(tmp_path).get_input_embeddings().weight
+    assert torch.equal(loaded, weights["language_model.model.embed_tokens.weight"])
+    write_weights(tmp_path, weights | {"language_model.model.layers.0.x.weight": torch.ones(3)})
+    assert "UNEXPECTED" in refusal(tmp_path)
+
+
 def test_a_pooler_and_a_vision_tower_may_be_absent_and_a_text_layer_not(tmp_path):
     sizes: dict[str, Any] = dict(
         vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=2
@@ -224,9 +250,7 @@ def test_a_pooler_and_a_vision_tower_may_be_absent_and_a_text_layer_not(tmp_path
     BertForMaskedLM(BertConfig(intermediate_size=32, **sizes)).save_pretrained(tmp_path / "bert")
     load(tmp_path / "bert")
 
-    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
-    vision |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
-    config = Gemma3Config(text_config=tiny_config("gemma3").to_dict(), vision_config=vision)
+    config = Gemma3Config(text_config=tiny_config("gemma3").to_dict(), vision_config=VISION)
     folder = tmp_path / "gemma"
     AutoModel.from_config(config).save_pretrained(folder)
     weights = weights_of(folder)
@@ -302,7 +326,8 @@ def test_a_damaged_file_is_named_before_any_model_runs(folder, original, file, c
 def test_a_folder_without_a_tokenizer_or_weights_says_so(folder):
     for file in folder.glob("tokenizer*"):
         file.unlink()
-    assert "tokenizer" in refusal(folder, lambda f: load_tokenizer(ModelName(str(f))))
+    line = refusal(folder, lambda f: load_tokenizer(ModelName(str(f))))
+    assert "it has no tokenizer" in line and "tokenizer.save_pretrained" in line
     (folder / "model.safetensors").rename(folder / "model.gguf")
     assert "no weights" in (line := refusal(folder)) and "model.gguf" in line
 
@@ -319,6 +344,8 @@ def test_shards_are_read_and_what_is_wrong_with_their_index_is_named(folder):
         ({"weight_map": places | {UP: "../llama-b/" + other}}, "outside"),
         ({"weight_map": places | {UP: 3}}, "weight_map"),
         ({"weight_map": list(places)}, "weight_map"),
+        ({"weight_map": {}, "metadata": {}}, "weight_map"),
+        ({"weight_map": places}, "metadata"),
         ([places], "holds a list"),
     ]:
         index.write_text(json.dumps(changed), encoding="utf-8")
@@ -505,6 +532,15 @@ def test_scales_are_applied_where_settings_except_their_weight_wrongly(tmp_path)
 def test_plain_weights_under_unknown_settings_are_read_as_they_are(folder):
     change_config(folder, quantization_config={"quant_method": "unheard_of"})
     assert torch.equal(load(folder).layers[0].mlp.up_proj.weight, weights_of(folder)[UP])
+
+
+def test_empty_settings_of_a_quantisation_are_none_and_others_than_settings_are_named(folder):
+    for nothing in ({}, None):
+        change_config(folder, quantization_config=nothing)
+        assert torch.equal(load(folder).layers[0].mlp.up_proj.weight, weights_of(folder)[UP])
+    for value in ("fp8", ["fp8"], 8):
+        change_config(folder, quantization_config=value)
+        assert "quantization_config" in (line := refusal(folder)) and "damaged" in line
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,17 @@ def test_what_a_template_alters_is_warned_of_with_the_reason(caplog, alter):
     json.dumps(report.characters)
 
 
+@pytest.mark.parametrize("kept", ["messages[2:]", "messages[-1:]", "messages[3:]"])
+def test_what_a_template_leaves_out_at_the_start_is_not_called_a_first_token(caplog, kept):
+    template = f"{{% for m in {kept} %}}{{{{ m.content }}}}<|im_end|>\n{{% endfor %}}"
+    said = [("system", "Be brief."), ("user", ANSWER * 2), ("user", ANSWER), ("assistant", ANSWER)]
+    chat = [{"role": role, "content": content} for role, content in said]
+    texts = Dataset.from_dict({"messages": [chat] * 3})
+    measured(texts, [byte_level_tokenizer(chat_template=template)] * 2)
+    assert "of system messages became pairs (0 of 24)" in caplog.text
+    assert all("leaves it out or alters it" in record.message for record in caplog.records)
+
+
 def test_what_is_left_of_an_answer_is_paired_and_the_reasoning_counted_as_lost(caplog):
     answer = f"<think>{'Let me think. ' * 20}</think>\n\n{ANSWER}"
     _, loss = measured(chats(answer), [PLAIN, altering("m.content.split('</think>')[-1]")])
