@@ -17,14 +17,25 @@ if TYPE_CHECKING:
 def context_length(model: Any) -> int | None:
     """How many tokens a model was made to read at once; None where it states no limit."""
     config = model.config.get_text_config(decoder=True)
-    limit = getattr(config, "max_position_embeddings", None)
-    if not isinstance(limit, int) or limit < 1:
+    names = ("max_position_embeddings", "max_seq_len")  # the second is MPT's
+    limit = next((n for name in names if isinstance(n := getattr(config, name, None), int)), 0)
+    if limit < 1 or getattr(config, "alibi", False) is True:
         return None
+    limit = _stretched(limit, config)
     for name, module in model.named_modules():
         learned = isinstance(module, nn.Embedding) and "position" in name.rpartition(".")[2]
         if learned and module.padding_idx is not None:  # positions are counted from behind it
             limit = min(limit, module.num_embeddings - module.padding_idx - 1)
     return limit
+
+
+def _stretched(limit: int, config: Any) -> int:
+    """The limit of rotary positions that are scaled: these kinds state the one before scaling."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    factor = rope.get("factor")
+    if rope.get("rope_type") not in ("linear", "dynamic", "yarn") or not factor:
+        return limit
+    return max(limit, int(factor * (rope.get("original_max_position_embeddings") or limit)))
 
 
 def embedding_rows(model: Any) -> int:

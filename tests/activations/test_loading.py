@@ -13,11 +13,14 @@ from transformers import (
     AutoModelForCausalLM,
     BertConfig,
     BertForMaskedLM,
+    BloomConfig,
+    FalconConfig,
     Gemma3Config,
     GptOssConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    MptConfig,
     RobertaConfig,
 )
 
@@ -667,6 +670,34 @@ def test_positions_are_what_a_model_was_made_for():
     )
     roberta = RobertaConfig(max_position_embeddings=66, pad_token_id=1, **sizes)
     assert context_length(AutoModel.from_config(roberta)) == 64  # the first two are of padding
+
+
+@pytest.mark.parametrize(
+    ("rope", "limit"),
+    [
+        ({"rope_type": "default"}, 64),
+        ({"rope_type": "linear", "factor": 4.0}, 256),
+        ({"rope_type": "dynamic", "factor": 2.0}, 128),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}, 256),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}, 64),
+    ],
+)
+def test_scaled_rotary_positions_reach_as_far_as_they_are_stretched(rope, limit):
+    config = tiny_config("llama", layers=1).to_dict()
+    config |= {"max_position_embeddings": 64, "rope_parameters": {"rope_theta": 1e4} | rope}
+    assert context_length(AutoModel.from_config(LlamaConfig(**config))) == limit
+
+
+def test_alibi_has_no_limit_but_for_the_table_of_mpt():
+    sizes: dict[str, Any] = dict(vocab_size=64, hidden_size=16)
+    falcon = dict(num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=64)
+    for config, limit in [
+        (BloomConfig(n_layer=1, n_head=2, **sizes), None),
+        (FalconConfig(alibi=True, **sizes, **falcon), None),
+        (FalconConfig(alibi=False, **sizes, **falcon), 64),
+        (MptConfig(vocab_size=64, d_model=16, n_layers=1, n_heads=2, max_seq_len=64), 64),
+    ]:
+        assert context_length(AutoModel.from_config(config)) == limit
 
 
 def test_a_run_does_not_remember_that_code_was_trusted(tmp_path):
