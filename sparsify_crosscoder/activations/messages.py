@@ -166,6 +166,8 @@ def _text(content: Any) -> tuple[str, str, list[str]]:
             kind = known.get("type")
             if isinstance(known.get("text"), str):
                 text += known["text"]
+            elif kind == "refusal" and isinstance(known.get(kind), str):
+                text += known[kind]
             elif isinstance(known.get(kind), str) and kind in ("thinking", "reasoning"):
                 reasoning += known[kind]
             elif isinstance(kind, str) and kind != "text":

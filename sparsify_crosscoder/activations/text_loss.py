@@ -163,7 +163,13 @@ def warn_of_loss(
                 why,
             )
     for key, (messages, lost_to) in loss.extras.items():
-        if lost_to and key != _PARTS:
+        if key == _PARTS:
+            logger.warning(
+                "What is no text (images, results of tools) in the contents of %s messages is not "
+                "read.",
+                f"{messages:,}",
+            )
+        elif lost_to:
             logger.warning(
                 "%s in %s messages is not read: %s.",
                 key,

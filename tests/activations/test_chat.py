@@ -185,6 +185,8 @@ def test_sharegpt_messages_are_read_with_the_usual_roles():
 def test_content_in_parts_is_reduced_to_its_text():
     parts = [{"type": "text", "text": "Look: "}, {"type": "image"}, {"type": "text", "text": "a"}]
     assert plain_text([{"role": "user", "content": parts}]) == "Look: a"
+    refusal = {"type": "refusal", "refusal": "I cannot."}
+    assert plain_text([{"role": "assistant", "content": [refusal]}]) == "I cannot."
 
 
 def test_a_message_with_other_keys_is_refused_with_the_keys_it_has():

@@ -143,3 +143,15 @@ def test_tool_calls_that_a_template_does_not_write_are_counted(tmp_path, caplog)
     extras = alignment_report(windows, 3, loss).extras
     assert extras is not None
     assert extras["tool_calls"]["messages"] == 3
+
+
+@pytest.mark.parametrize(
+    "part", [{"type": "image"}, {"type": "tool_result", "content": "Cold."}, {"type": "tool_use"}]
+)
+@pytest.mark.parametrize("chat_format", ["template", "plain"])
+def test_contents_that_are_no_text_are_said_not_to_be_read(tmp_path, caplog, part, chat_format):
+    rows = [{"messages": [{"role": "user", "content": [part, {"type": "text", "text": ANSWER}]}]}]
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(rows[0]) + "\n", encoding="utf-8")
+    measured(load_texts(path), [PLAIN, PLAIN], chat_format=chat_format)
+    assert "contents of 1 messages is not read" in caplog.text
