@@ -32,7 +32,7 @@ REMEDY = "Delete it, and it is made anew."
 
 
 def test_what_fits_is_returned(tmp_path):
-    (tmp_path / "f").write_text(json.dumps(GOOD))
+    (tmp_path / "f").write_text(json.dumps(GOOD), encoding="utf-8")
     assert read_json(tmp_path / "f", Whole, REMEDY) == GOOD
     check({**GOOD, "anything": [None], "by_name": {"a": 1}}, Whole)
     check([1, "a"], tuple[int, str])
@@ -56,7 +56,7 @@ def test_what_fits_is_returned(tmp_path):
     ],
 )
 def test_what_does_not_fit_is_named(changed, said, tmp_path):
-    (tmp_path / "f").write_text(json.dumps({**GOOD, **changed}))
+    (tmp_path / "f").write_text(json.dumps({**GOOD, **changed}), encoding="utf-8")
     with pytest.raises(Damaged) as error:
         read_json(tmp_path / "f", Whole, REMEDY)
     assert said in str(error.value) and str(tmp_path / "f") in str(error.value)
@@ -90,10 +90,10 @@ def test_only_a_last_line_may_be_cut_off(tmp_path):
     assert read_lines(file, Part, REMEDY) == []
     line = json.dumps({"count": 1, "names": []})
     for cut in range(len(line)):
-        file.write_text(f"{line}\n{line[:cut]}")
+        file.write_text(f"{line}\n{line[:cut]}", encoding="utf-8")
         assert len(read_lines(file, Part, REMEDY)) == 1
-        file.write_text(f"{line[:cut]}\n{line}\n")
+        file.write_text(f"{line[:cut]}\n{line}\n", encoding="utf-8")
         with pytest.raises(Damaged, match="line 1"):
             read_lines(file, Part, REMEDY)
-    file.write_text(f"{line}\n{line}")
+    file.write_text(f"{line}\n{line}", encoding="utf-8")
     assert len(read_lines(file, Part, REMEDY)) == 2
