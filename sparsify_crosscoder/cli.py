@@ -188,8 +188,9 @@ def parse_run_config(argv: Sequence[str]) -> RunConfig:
         parser.add_arguments(cls, dest="run")
         prepare(parser)
         return parser.parse_args(list(argv)).run
-    except (ArchitectureError, ValueError) as error:
-        if unknown := unknown_options(parser, argv):  # why something seems to be missing
+    except ValueError as error:
+        unknown = [] if isinstance(error, ArchitectureError) else unknown_options(parser, argv)
+        if unknown:  # why something seems to be missing
             parser.error(f"unrecognized arguments: {' '.join(unknown)}")
         print(f"sparsify: error: {error}", file=sys.stderr)
         raise SystemExit(WRONG_USE) from None

@@ -113,7 +113,7 @@ def check(value: Any, shape: Any, place: str = "") -> None:
     elif dataclasses.is_dataclass(shape) or is_typeddict(shape):
         _check_object(value, shape, where, place)
     elif origin in (list, tuple, Sequence) or shape in (list, tuple):
-        if not isinstance(value, list):
+        if not isinstance(value, list | tuple):
             raise ValueError(f"{where} is {_called(value)}, not a list")
         inner = [one for one in get_args(shape) if one is not ...]
         for i, one in enumerate(value):

@@ -36,6 +36,7 @@ def test_what_fits_is_returned(tmp_path):
     assert read_json(tmp_path / "f", Whole, REMEDY) == GOOD
     check({**GOOD, "anything": [None], "by_name": {"a": 1}}, Whole)
     check([1, "a"], tuple[int, str])
+    check([(1, "a")], list[tuple[int, str]])  # of an object that was read
 
 
 @pytest.mark.parametrize(
