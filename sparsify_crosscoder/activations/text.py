@@ -138,6 +138,11 @@ def _one_column(data: Dataset, column: str, name: str, asked: bool) -> Dataset:
     ):
         is_text = False
     else:
+        if type(feature).__name__ in _NESTED and _is_strings(_inner(feature)):
+            raise ValueError(
+                f"{where} holds lists of strings, one list in a row, not text: give each string a "
+                "row of its own."
+            )
         found = feature.dtype if isinstance(feature, Value) else feature
         raise ValueError(f"{where} holds {found}, not text.")
     target = "text" if is_text else "messages"

@@ -367,7 +367,7 @@ def _render_all(rows: Sequence[Text], source: SourceTokenizer) -> list[Rendered]
         except TemplateError as error:
             _warn_once(
                 "The chat template of %s refuses some conversations, which are left out: %s",
-                source.tokenizer.name_or_path,
+                source.name,
                 str(error),
             )
             parts.append(Rendered("", []))

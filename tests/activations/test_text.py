@@ -192,6 +192,13 @@ class TestLoading:
         with pytest.raises(ValueError, match="'text' holds int64, not text"):
             load_texts(path)
 
+    @pytest.mark.parametrize("content", [{"text": ["a", "b"]}, [{"text": ["a"]}, {"text": []}]])
+    def test_lists_of_texts_are_told_how_to_become_rows(self, tmp_path, content):
+        path = tmp_path / "a.json"
+        path.write_text(json.dumps(content), encoding="utf-8")
+        with pytest.raises(ValueError, match=r"lists of strings, .* a row of its own"):
+            load_texts(path)
+
     @pytest.mark.parametrize(
         "rows",
         [[["a", "b"]], [["a"], None], [{"a": "b"}], ["a", 1], [1.5], [True], [[1]], [["a"], "b"]],
