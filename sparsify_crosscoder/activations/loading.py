@@ -345,6 +345,11 @@ def _says(model: ModelName, problem: str, checkpoint: Checkpoint, method: str | 
             f"Some names have a '{min(wrappers)}', which a wrapper (torch.compile, DDP, peft) puts "
             "there: unwrap the model and save it again with save_pretrained."
         )
+    elif problem.endswith("MISSING in its files: lm_head.weight"):
+        remedy = (
+            "It was saved without its head, which writing needs: save it again as the causal "
+            "language model (AutoModelForCausalLM) that it is of."
+        )
     elif checkpoint.prefix and len(checkpoint.names) > 1 and "MISSING" in problem:
         remedy = (
             f"All names in them begin with '{checkpoint.prefix}': if a wrapper put that there, "

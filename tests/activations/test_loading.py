@@ -221,6 +221,7 @@ def test_a_head_that_is_tied_or_not_read_may_be_absent(folder):
     del weights["lm_head.weight"]
     write_weights(folder, weights)
     load(folder)
+    assert "saved without its head" in refusal(folder, auto=AutoModelForCausalLM)
     change_config(folder, tie_word_embeddings=True)
     head = load(folder, AutoModelForCausalLM).get_output_embeddings().weight
     assert torch.equal(head, weights["model.embed_tokens.weight"])
