@@ -1,4 +1,4 @@
-"""What this machine is used with: device, dtype of the models, threads.
+"""What this machine is used with: device, dtype of the models, threads, memory.
 
 Every model that is loaded gets its device and dtype here. torch is imported by the functions that
 need it, so that a command can set what OpenMP reads when torch loads it.
@@ -22,7 +22,10 @@ float32.
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
+import platform
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -168,3 +171,10 @@ def available_memory() -> int:
         text = Path("/proc/meminfo").read_text(encoding="utf-8")
         return 1024 * int(text.split("MemAvailable:")[1].split()[0])
     return 10**15
+
+
+def give_back_memory() -> None:
+    """Free what only cycles of references hold, and give free pages back to the system (glibc)."""
+    gc.collect()
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)

@@ -1,15 +1,22 @@
 """The one chooser of device and dtype, and how the threads of commands wait."""
 
+import gc
 import os
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
 
 from sparsify_crosscoder._autoload import SparsifyMainFinder
 from sparsify_crosscoder.activations.sources import load_language_model
-from sparsify_crosscoder.hardware import has_native_bfloat16, pick_device, pick_model_dtype
+from sparsify_crosscoder.hardware import (
+    give_back_memory,
+    has_native_bfloat16,
+    pick_device,
+    pick_model_dtype,
+)
 from sparsify_crosscoder.surroundings import command_surroundings
 
 WAITING = "OMP_WAIT_POLICY"
@@ -210,3 +217,20 @@ def test_a_model_that_writes_gets_the_dtype_for_writing(run, cpu):
     assert load_language_model(name, device="cpu", purpose="read")[0].dtype == BF16
     assert load_language_model(name, device="cpu", dtype="bfloat16")[0].dtype == BF16
     assert pick_device("cpu").type == "cpu"
+
+
+def test_what_only_a_cycle_holds_is_given_back():
+    class Node:
+        pass
+
+    gc.disable()
+    try:
+        node = Node()
+        node.itself = node
+        seen = weakref.ref(node)
+        del node
+        assert seen() is not None
+        give_back_memory()
+        assert seen() is None
+    finally:
+        gc.enable()

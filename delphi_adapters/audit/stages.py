@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsify_crosscoder.files import atomic_write_json, hash_file
+from sparsify_crosscoder.hardware import give_back_memory
 from sparsify_crosscoder.records import read_json, reading
 
 RECORD = "stage.json"
@@ -128,6 +129,7 @@ def bring_up(
     record.write(folder)
     begun = time.monotonic()
     outcome = work(folder)
+    give_back_memory()  # the next stage loads models of its own
     record.seconds += time.monotonic() - begun
     record.result = json.loads(json.dumps(outcome.result))
     record.outputs = {
