@@ -28,6 +28,7 @@ BAR_DELAY = 2.0
 _OURS = ("sparsify_crosscoder", "delphi_adapters")
 _LIBRARIES = ("transformers", "datasets", "huggingface_hub")
 _VERBOSITIES = ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY", "HF_HUB_VERBOSITY")
+_COMPILED = "TORCHINDUCTOR_CACHE_DIR"
 _OF_CODE = (DeprecationWarning, PendingDeprecationWarning, FutureWarning, ImportWarning)
 _entered = False
 
@@ -166,11 +167,17 @@ def _environment() -> Iterator[None]:
     ours = [name for name in _VERBOSITIES if name not in os.environ]
     os.environ.update(dict.fromkeys(ours, "error"))
     ours += share_cores()
+    # torch makes this folder as it is imported; without the variable it takes a temporary one.
+    compiled = os.environ.get(_COMPILED)
+    if compiled is not None and not _can_write(Path(compiled)):
+        del os.environ[_COMPILED]
     try:
         yield
     finally:
         for name in ours:
             os.environ.pop(name, None)
+        if compiled is not None:
+            os.environ[_COMPILED] = compiled
 
 
 @contextmanager

@@ -106,6 +106,7 @@ def kill_often(processes, folder, name: str, argv, result, begin_again) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_harvest_killed_at_random_moments_ends_with_the_same_bytes(processes, folder):
     store = folder / "store"
     run_killed(processes, folder, harvest(folder, "first"), None)  # the texts are aligned once
@@ -121,6 +122,7 @@ def test_a_harvest_killed_at_random_moments_ends_with_the_same_bytes(processes, 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_training_killed_at_random_moments_ends_with_the_same_bytes(processes, folder):
     run_killed(processes, folder, harvest(folder, "pairs"), None)
     run = folder / "checkpoints" / "run"

@@ -265,7 +265,8 @@ def _literal(path: Path) -> Path:
     """The file or folder under a path that `datasets` takes for nothing else than a path."""
     files = [path] if path.is_file() else [*_files(path)]
     inside = [path.name] if path.is_file() else [str(file.relative_to(path)) for file in files]
-    odd = any(re.search("::|://|\n", name) for name in [str(path), *inside])
+    # Addresses, and names of variables that `datasets` would put the values of in place.
+    odd = any(re.search(r"::|://|\n|\$", name) for name in [str(path), *inside])
     if path.is_dir():
         odd |= glob.has_magic(str(path)) or any(_with_lower_ending(n) != n for n in inside)
     if not odd:
@@ -277,7 +278,7 @@ def _literal(path: Path) -> Path:
         return target
     used: set[Path] = set()
     for file, name in zip(files, inside, strict=True):
-        target = place / "data" / re.sub("[:\n]", "_", _with_lower_ending(name))
+        target = place / "data" / re.sub("[:\n$]", "_", _with_lower_ending(name))
         if target in used:
             target = target.with_name(f"{len(used)}_{target.name}")
         used.add(target)
@@ -295,7 +296,7 @@ def _place_of(files: list[Path]) -> Path:
     """A folder in the cache that belongs to these files as they are now."""
     key = [(str(file), (stat := file.stat()).st_mtime_ns, stat.st_size) for file in files]
     cache = Path(os.path.abspath(config.HF_DATASETS_CACHE))
-    if glob.has_magic(str(cache)) or "::" in str(cache):
+    if glob.has_magic(str(cache)) or re.search(r"::|\$", str(cache)):
         cache = Path(tempfile.gettempdir()) / f"sparsify_crosscoder_{os.getuid()}"
     return cache / "literal_names" / sha256(repr(key).encode("utf-8", "replace")).hexdigest()[:24]
 

@@ -46,6 +46,8 @@ def read(path, **options) -> list[str]:
         ("https:x/a.jsonl", "a.jsonl"),
         ("~a #1 100%.jsonl", "a.jsonl"),
         ("-a {b,c} 😀!.jsonl", "b.jsonl"),
+        ("costs $HOME ${PATH}.jsonl", "a.jsonl"),
+        ("$HOME/a.jsonl", "a.jsonl"),
     ],
 )
 def test_the_name_of_a_file_is_no_pattern_and_no_address(tmp_path, monkeypatch, asked, beside):
@@ -55,9 +57,9 @@ def test_the_name_of_a_file_is_no_pattern_and_no_address(tmp_path, monkeypatch, 
     assert read(path) == read(asked) == ["mine 0", "mine 1"]
 
 
-@pytest.mark.parametrize("folder", ["v[12]", "what?", "a::b", "all*"])
+@pytest.mark.parametrize("folder", ["v[12]", "what?", "a::b", "all*", "in $HOME"])
 def test_nor_is_that_of_a_folder(tmp_path, folder):
-    for other in ("v1", "whatX", "a", "allX"):
+    for other in ("v1", "whatX", "a", "allX", "in"):
         write(tmp_path / other / "a.jsonl", lines([{"text": "other"}]))
     write(tmp_path / folder / "deep [1]" / "train.jsonl")
     write(tmp_path / folder / "deep [1]" / "test.jsonl", lines([{"text": "test"}]))
