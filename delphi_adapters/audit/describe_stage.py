@@ -5,6 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from sparsify_crosscoder.evaluation.false_exclusives import called_exclusive
+
 from ..descriptions import Descriptions, describe
 from .directions import shared_nulls
 from .explain_stages import choosing_inputs, chosen_latents
@@ -19,6 +23,11 @@ def describe_inputs(work: Workspace) -> dict[str, Any]:
 def describe_latents(work: Workspace, folder: Path) -> Outcome:
     """Describe the latents that are to be explained, and the shared ones to compare them with."""
     chosen = chosen_latents(work)
+    if work.args.latents == ["exclusive"] and not len(torch.cat(called_exclusive(work.crosscoder))):
+        print(
+            f"No latent of this crosscoder is exclusive: the {len(chosen)} that lean furthest "
+            "towards one model are looked at."
+        )
     shared = [one for source in range(2) for one in shared_nulls(work, source)]
     described = describe(work.cache, work.crosscoder, [*chosen, *shared], work.language_model)
     for source, why in described.left_out.items():

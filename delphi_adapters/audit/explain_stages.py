@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from sparsify_crosscoder.crosscoders import Crosscoder
 from sparsify_crosscoder.evaluation.false_exclusives import called_exclusive
 from sparsify_crosscoder.evaluation.filter_command import Filtered
 from sparsify_crosscoder.records import read_json
@@ -24,6 +25,9 @@ from .stages import Outcome
 from .workspace import Workspace
 
 TIMED = 4  # latents whose prompts an estimate of time looks at
+FURTHEST = 20
+"""Latents to look at where none is exclusive."""
+
 LEFT_OUT = "no judge: no explanation was written"
 
 
@@ -159,11 +163,12 @@ def score(work: Workspace, folder: Path) -> Outcome:
 def chosen_latents(work: Workspace) -> list[int]:
     """Latents that the options ask to explain, in order.
 
-    Raises ValueError where there is none, or one that the crosscoder does not have.
+    Where none is exclusive, as in many a standard crosscoder, those that lean furthest. Raises
+    ValueError where there is none, or one that the crosscoder does not have.
     """
     asked, crosscoder = list(work.args.latents), work.crosscoder
     if asked == ["exclusive"]:
-        chosen = torch.cat(called_exclusive(crosscoder)).unique().tolist()
+        chosen = torch.cat(called_exclusive(crosscoder)).unique().tolist() or furthest(crosscoder)
     elif asked == ["kept"]:
         chosen = sorted(row["latent"] for row in filtered(work)["latents"] if row["score"] > 0)
     elif asked == ["all"]:
@@ -185,6 +190,12 @@ def chosen_latents(work: Workspace) -> list[int]:
     if work.args.explain_limit is not None and len(chosen) > work.args.explain_limit:
         chosen = _limited(work, chosen)
     return chosen
+
+
+def furthest(crosscoder: Crosscoder) -> list[int]:
+    """The latents whose decoders lean furthest towards one model (equation 1), in order."""
+    lean = (crosscoder.relative_decoder_norm() - 0.5).abs()
+    return lean.topk(min(FURTHEST, len(lean))).indices.sort().values.tolist()
 
 
 def _limited(work: Workspace, latents: Sequence[int]) -> list[int]:
