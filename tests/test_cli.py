@@ -535,7 +535,11 @@ def test_a_run_stopped_before_its_first_checkpoint_begins_again(inputs):
 
 @pytest.mark.parametrize(
     "options",
-    [["--cache", "store"], ["--layers", "1", "2"], ["--hookpoints", "layers.1", "h.2"]],
+    [
+        ["--cache", "store"],
+        ["--hookpoints", "layers.1", "h.2"],
+        pytest.param(["--layers", "1", "2"], marks=pytest.mark.slow),
+    ],
     ids=lambda options: options[0],
 )
 def test_a_run_killed_at_any_moment_resumes_to_the_same_bits(options, inputs):
