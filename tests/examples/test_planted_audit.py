@@ -53,6 +53,7 @@ def test_the_demos_audit_has_options_that_there_are():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_what_was_planted_is_the_most_exclusive(demo, judge, tmp_path, monkeypatch):
     folder, _ = demo
     options = ["--data", str(folder / "demo-data"), "--out", str(tmp_path / "planted")]
@@ -85,6 +86,7 @@ def test_what_was_planted_is_the_most_exclusive(demo, judge, tmp_path, monkeypat
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_model_audited_against_itself_keeps_next_to_nothing(demo, tmp_path):
     folder, _ = demo
     data = folder / "demo-data"
