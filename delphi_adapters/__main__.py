@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from sparsify_crosscoder.subcommands import dispatch
+from sparsify_crosscoder.command_line import dispatch
 
 COMMANDS = {
-    "audit": ("delphi_adapters.audit.audit_command", "main", "from two models to a report"),
-    "explain": ("delphi_adapters.explain_command", "main", "explain, flag and score latents"),
+    "audit": ("delphi_adapters.commands.audit", "main", "from two models to a report"),
+    "explain": ("delphi_adapters.commands.explain", "main", "explain, flag and score latents"),
     "rubric": (
-        "delphi_adapters.judges.rubric_command",
+        "delphi_adapters.commands.rubric",
         "main",
         "rate what a steered latent makes models say",
     ),
     "reliability": (
-        "delphi_adapters.judges.reliability_command",
+        "delphi_adapters.commands.reliability",
         "main",
         "compare ratings with second ones and with people's",
     ),

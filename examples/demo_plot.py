@@ -36,7 +36,7 @@ def plot_run(run_folder: Path, png: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from sparsify_crosscoder.activations.model_identity import source_names
+    from sparsify_crosscoder.harvest.model_identity import source_names
 
     run_folder, png = Path(run_folder), Path(png)
     metrics = read_metrics(run_folder / "metrics.jsonl")

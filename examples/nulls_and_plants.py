@@ -34,7 +34,6 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sparsify_crosscoder import ActivationStore, Crosscoder
-from sparsify_crosscoder.activations.stream import TensorStream
 from sparsify_crosscoder.config import CrosscoderTrainConfig
 from sparsify_crosscoder.evaluation.clusters import Cluster, clusters
 from sparsify_crosscoder.evaluation.false_exclusives import (
@@ -44,6 +43,7 @@ from sparsify_crosscoder.evaluation.false_exclusives import (
 )
 from sparsify_crosscoder.evaluation.stability import FoundClusters, stability
 from sparsify_crosscoder.registry import get_architecture
+from sparsify_crosscoder.store.stream import TensorStream
 from sparsify_crosscoder.training.allocator import keep_freed_memory
 from sparsify_crosscoder.training.data import PairedData
 

@@ -20,10 +20,10 @@ import torch
 from nulls_and_plants import plant
 from torch import Tensor
 
-from delphi_adapters.audit.audit_command import main as audit
+from delphi_adapters.commands.audit import main as audit
 from sparsify_crosscoder import ActivationStore, Crosscoder
-from sparsify_crosscoder.activations.shards import write_shard
 from sparsify_crosscoder.files import atomic_path, atomic_write_json
+from sparsify_crosscoder.store.shards import write_shard
 
 SIZE = 0.5  # of the planted direction, in median norms
 TRAINING = {

@@ -32,10 +32,9 @@ from torch import Tensor
 from transfer_a_vector import TRAITS
 
 from sparsify_crosscoder import ActivationStore, Crosscoder, Stitching, fit_stitching
-from sparsify_crosscoder.activations.sources import load_language_model
-from sparsify_crosscoder.activations.stream import TensorStream
 from sparsify_crosscoder.evaluation.top import largest_activations
 from sparsify_crosscoder.files import atomic_write_json
+from sparsify_crosscoder.harvest.sources import load_language_model
 from sparsify_crosscoder.interventions.likeness import (
     Changes,
     common_words,
@@ -44,6 +43,7 @@ from sparsify_crosscoder.interventions.likeness import (
 )
 from sparsify_crosscoder.interventions.persona import persona_vectors
 from sparsify_crosscoder.interventions.steering import Steering
+from sparsify_crosscoder.store.stream import TensorStream
 from sparsify_crosscoder.training.allocator import keep_freed_memory
 
 SIZE = 0.5  # of the planted direction, in median norms

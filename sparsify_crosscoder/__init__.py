@@ -6,8 +6,6 @@ Python, so it must stay free of imports, those of the standard library included.
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .activations.alignment import AlignedTokens, NonContent, align_batch, align_tokens
-    from .activations.store import ActivationStore
     from .config import CrosscoderConfig, DFCConfig, DSFConfig, RDFCConfig
     from .crosscoders import (
         Crosscoder,
@@ -24,6 +22,8 @@ if TYPE_CHECKING:
     from .interventions.transfer import transfer
     from .interventions.vectors import SteeringVector
     from .registry import Architecture, register_architecture
+    from .store.store import ActivationStore
+    from .text.alignment import AlignedTokens, NonContent, align_batch, align_tokens
     from .training import CrosscoderTrainer, DFCTrainer, DSFTrainer, RDFCTrainer
 
     __version__: str
@@ -63,8 +63,8 @@ __all__ = [
 ]
 
 _MODULES = {
-    "ActivationStore": "activations.store",
-    "AlignedTokens": "activations.alignment",
+    "ActivationStore": "store.store",
+    "AlignedTokens": "text.alignment",
     "Architecture": "registry",
     "Crosscoder": "crosscoders",
     "CrosscoderConfig": "config",
@@ -75,7 +75,7 @@ _MODULES = {
     "DSFTrainer": "training",
     "DedicatedFeatureCrosscoder": "crosscoders",
     "DesignatedSharedFeatureCrosscoder": "crosscoders",
-    "NonContent": "activations.alignment",
+    "NonContent": "text.alignment",
     "Partition": "crosscoders.partition",
     "Persona": "interventions.persona",
     "RDFCConfig": "config",
@@ -84,8 +84,8 @@ _MODULES = {
     "Steering": "interventions.steering",
     "SteeringVector": "interventions.vectors",
     "Stitching": "interventions.stitching",
-    "align_batch": "activations.alignment",
-    "align_tokens": "activations.alignment",
+    "align_batch": "text.alignment",
+    "align_tokens": "text.alignment",
     "dose_response": "interventions.effects",
     "fit_stitching": "interventions.stitching",
     "generate": "interventions.generation",

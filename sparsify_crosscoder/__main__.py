@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .subcommands import dispatch
+from .command_line import dispatch
 
 _HERE = "sparsify_crosscoder"
 _EVALUATION = f"{_HERE}.evaluation"
-_INTERVENTIONS = f"{_HERE}.interventions"
+_COMMANDS = f"{_HERE}.commands"
 COMMANDS = {
     "train": (
         f"{_HERE}.cli",
@@ -21,42 +21,42 @@ COMMANDS = {
         "fill an activation store and report on the alignment",
     ),
     "store": (
-        f"{_HERE}.activations.store_command",
+        f"{_COMMANDS}.store",
         "main",
         "say what a store holds, check it, join several",
     ),
     "top": (f"{_EVALUATION}.top", "main", "show where the latents of a run fire most"),
     "filter": (
-        f"{_EVALUATION}.filter_command",
+        f"{_COMMANDS}.filter",
         "main",
         "drop exclusive latents that all models have",
     ),
     "stability": (
-        f"{_EVALUATION}.stability_command",
+        f"{_COMMANDS}.stability",
         "main",
         "differences that several runs find",
     ),
     "stitch": (
-        f"{_INTERVENTIONS}.stitch_command",
+        f"{_COMMANDS}.stitch",
         "main",
         "fit affine maps between the models of a run",
     ),
     "steer": (
-        f"{_INTERVENTIONS}.steer_command",
+        f"{_COMMANDS}.steer",
         "main",
         "push a model with latents or a vector, and measure it",
     ),
     "persona": (
-        f"{_INTERVENTIONS}.persona_command",
+        f"{_COMMANDS}.persona",
         "main",
         "find the vector of a trait in a model",
     ),
     "transfer": (
-        f"{_INTERVENTIONS}.transfer_command",
+        f"{_COMMANDS}.transfer",
         "main",
         "carry a vector to the other model by shared latents",
     ),
-    "toy": (f"{_EVALUATION}.toy.command", "main", "compare architectures on known concepts"),
+    "toy": (f"{_COMMANDS}.toy", "main", "compare architectures on known concepts"),
 }
 
 

@@ -83,7 +83,7 @@ class _SparsifyMainLoader:
         # Late, because `sparsify_crosscoder.cli` imports sparsify.__main__ itself and may be the
         # one that is importing it now.
         def run() -> object:
-            from sparsify_crosscoder.cli import run
+            from .cli import run
 
             return run()
 

@@ -18,22 +18,22 @@ from safetensors.torch import load_file
 from simple_parsing import ArgumentParser, list_field
 from sparsify.__main__ import RunConfig as SparsifyRunConfig
 
-from .activations.manifest import is_store, read_manifest
-from .activations.model_identity import source_names
-from .activations.placement import DEVICE_MAPS
-from .activations.sources import pick_device
-from .activations.store_models import check_store_models
 from .config import CrosscoderTrainConfig
 from .crosscoders.checkpoints import CONFIG
 from .endings import WRONG_USE, UsageError, ending, prepare, take_debug, unknown_options
 from .evaluation.scorability import FILTER_PAIRS, MIN_FIRINGS
 from .files import atomic_write_json
+from .harvest.model_identity import source_names
+from .harvest.placement import DEVICE_MAPS
+from .harvest.sources import pick_device
 from .records import check, read_json, reading
 from .registry import Architecture, ArchitectureError, architecture_names, get_architecture
+from .runs.artifacts import harvest_run
+from .runs.provenance import is_begun
+from .store.manifest import is_store, read_manifest
+from .store.models import check_store_models
 from .surroundings import command_surroundings
 from .training.allocator import keep_freed_memory
-from .training.artifacts import harvest_run
-from .training.provenance import is_begun
 from .training.run_folder import RunFolder
 
 _TRAINING_GOES_ON = "the same command with --resume goes on from the newest checkpoint"

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from demo_for_tests import run_demo
-from models_for_tests import save_tiny_model, save_twins
-from tokenizers_for_tests import SENTENCES, byte_level_tokenizer, metaspace_tokenizer
 
 from sparsify_crosscoder import cli
+from tests.support.demo import run_demo
+from tests.support.models import save_tiny_model, save_twins
+from tests.support.tokenizers import SENTENCES, byte_level_tokenizer, metaspace_tokenizer
 
 
 @pytest.fixture(scope="session")

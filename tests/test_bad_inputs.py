@@ -10,7 +10,7 @@ import torch
 from delphi_adapters.__main__ import COMMANDS as JUDGING
 from sparsify_crosscoder import SteeringVector
 from sparsify_crosscoder.__main__ import COMMANDS
-from sparsify_crosscoder.subcommands import dispatch
+from sparsify_crosscoder.command_line import dispatch
 
 CODER = "run/layers.1+h.2"
 DAMAGE = {

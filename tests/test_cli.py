@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from models_for_tests import save_tiny_model
 from safetensors.torch import load_file
-from tokenizers_for_tests import byte_level_tokenizer, metaspace_tokenizer
 
 from sparsify_crosscoder import ActivationStore, Crosscoder, RDFCConfig, cli
 from sparsify_crosscoder.__main__ import main
+from tests.support.models import save_tiny_model
+from tests.support.tokenizers import byte_level_tokenizer, metaspace_tokenizer
 
 SENTENCES = [
     "The quick brown fox number {n} jumps over {m} lazy dogs, and nobody minds at all.",

@@ -8,7 +8,7 @@ import pytest
 from delphi_adapters.__main__ import COMMANDS as ADAPTERS
 from sparsify_crosscoder import cli
 from sparsify_crosscoder.__main__ import COMMANDS
-from sparsify_crosscoder.subcommands import dispatch
+from sparsify_crosscoder.command_line import dispatch
 
 HELPS = [(COMMANDS, [name]) for name in COMMANDS]
 HELPS += [(ADAPTERS, [name]) for name in ADAPTERS]

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from commands_for_tests import Done, in_a_fork
-from models_for_tests import save_twins
-from tokenizers_for_tests import SENTENCES
+
+from tests.support.commands import Done, in_a_fork
+from tests.support.models import save_twins
+from tests.support.tokenizers import SENTENCES
 
 if os.name == "nt":
     pytest.skip("needs fork", allow_module_level=True)
@@ -106,11 +107,11 @@ def models(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("twins of the suite")
     save_twins(folder)
     # What the commands import, once for all forks.
-    import delphi_adapters.explain_command  # noqa: F401
+    import delphi_adapters.commands.explain  # noqa: F401
     import sparsify_crosscoder.cli
-    import sparsify_crosscoder.evaluation.filter_command
-    import sparsify_crosscoder.interventions.steer_command
-    import sparsify_crosscoder.interventions.stitch_command  # noqa: F401
+    import sparsify_crosscoder.commands.filter
+    import sparsify_crosscoder.commands.steer
+    import sparsify_crosscoder.commands.stitch  # noqa: F401
 
     return folder
 

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from sparsify_crosscoder.__main__ import COMMANDS, main
+from sparsify_crosscoder.command_line import execute
 from sparsify_crosscoder.endings import UsageError, ending, in_one_line
-from sparsify_crosscoder.subcommands import execute
 
 
 def ended(work, capsys, **options) -> tuple[int, str]:

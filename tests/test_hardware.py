@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from sparsify_crosscoder._autoload import SparsifyMainFinder
-from sparsify_crosscoder.activations.sources import load_language_model
 from sparsify_crosscoder.hardware import (
     give_back_memory,
     has_native_bfloat16,
     pick_device,
     pick_model_dtype,
 )
+from sparsify_crosscoder.harvest.sources import load_language_model
 from sparsify_crosscoder.surroundings import command_surroundings
 
 WAITING = "OMP_WAIT_POLICY"

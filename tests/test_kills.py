@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from models_for_tests import save_tiny_model
-from tokenizers_for_tests import byte_level_tokenizer, metaspace_tokenizer
+
+from tests.support.models import save_tiny_model
+from tests.support.tokenizers import byte_level_tokenizer, metaspace_tokenizer
 
 KILLS = 20
 HOOKPOINTS = ["layers.3", "h.3"]

@@ -88,7 +88,7 @@ def test_wheel_holds_both_packages_their_type_markers_and_one_pth(wheel):
 
 
 def test_wheel_holds_every_rubric(wheel):
-    folder = "delphi_adapters/judges/rubric_files"
+    folder = "delphi_adapters/judging/rubric_files"
     with zipfile.ZipFile(wheel) as archive:
         shipped = {name for name in archive.namelist() if name.startswith(folder)}
     here = {f"{folder}/{path.name}" for path in (ROOT / folder).iterdir()}

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
-from models_for_tests import save_tiny_model
-from tokenizers_for_tests import SENTENCES, byte_level_tokenizer
 
 from sparsify_crosscoder import registry
 from sparsify_crosscoder.registry import (
@@ -17,6 +15,8 @@ from sparsify_crosscoder.registry import (
     get_architecture,
     register_architecture,
 )
+from tests.support.models import save_tiny_model
+from tests.support.tokenizers import SENTENCES, byte_level_tokenizer
 
 OURS = ["crosscoder", "dfc", "dsf", "rdfc"]
 PLUGIN = Path(__file__).parent / "plugin_example"

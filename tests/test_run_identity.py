@@ -7,13 +7,13 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
-from models_for_tests import change_a_value, put_into_hub_cache, save_tiny_model
 from safetensors.torch import load_file
-from test_cli import CODER, RUN, SENTENCES, command
-from tokenizers_for_tests import byte_level_tokenizer, metaspace_tokenizer
 
 from sparsify_crosscoder import cli
 from sparsify_crosscoder.__main__ import main
+from tests.support.models import change_a_value, put_into_hub_cache, save_tiny_model
+from tests.support.tokenizers import byte_level_tokenizer, metaspace_tokenizer
+from tests.test_cli import CODER, RUN, SENTENCES, command
 
 COMMITS = ["a" * 40, "b" * 40]
 LOOKED_AT = {
@@ -233,7 +233,7 @@ def test_a_store_over_two_revisions_is_of_these(hub, inputs, capsys):
 
 
 def test_the_token_reaches_every_command_and_no_file(inputs, monkeypatch, capsys):
-    from sparsify_crosscoder.activations import sources
+    from sparsify_crosscoder.harvest import sources
 
     tokens = set()
     load = sources.load_tokenizer

@@ -18,7 +18,7 @@ ONE_MODEL_RUN = """
 import sys
 import torch
 from datasets import Dataset
-from models_for_tests import tiny_model
+from tests.support.models import tiny_model
 from sparsify import SparseCoderConfig, TrainConfig, Trainer
 
 torch.manual_seed(0)
@@ -38,7 +38,7 @@ def test_training_a_sae_on_one_model_gives_the_same_weights_with_and_without_us(
         env = {
             **os.environ,
             "SPARSIFY_CROSSCODER_AUTOLOAD": autoload,
-            "PYTHONPATH": str(Path(__file__).parent),
+            "PYTHONPATH": str(Path(__file__).parents[1]),
             "OMP_NUM_THREADS": "1",
         }
         folder = tmp_path / autoload

@@ -25,7 +25,7 @@ def levels() -> list[int]:
 
 
 def test_what_libraries_say_is_not_shown_and_what_we_say_is_a_line(capsys):
-    logger = logging.getLogger("sparsify_crosscoder.activations.windows")
+    logger = logging.getLogger("sparsify_crosscoder.text.windows")
     with command_surroundings():
         transformers.logging.get_logger("transformers.x").warning("Token indices too long")
         datasets.logging.get_logger("datasets.x").warning("no card")

@@ -9,24 +9,24 @@ from typing import Any
 
 import torch
 
-from sparsify_crosscoder.activations.manifest import is_store, read_manifest
-from sparsify_crosscoder.activations.model_identity import checkpoint_digest
-from sparsify_crosscoder.activations.store import ActivationStore
-from sparsify_crosscoder.activations.stream import ActivationStream, SelectedSources
 from sparsify_crosscoder.cli import RunConfig, train
+from sparsify_crosscoder.commands.filter import judge, show
 from sparsify_crosscoder.crosscoders import Crosscoder
 from sparsify_crosscoder.crosscoders.checkpoints import WEIGHTS, own_crosscoders
 from sparsify_crosscoder.evaluation.false_exclusives import called_exclusive
-from sparsify_crosscoder.evaluation.filter_command import judge, show
 from sparsify_crosscoder.evaluation.top import source_labels
 from sparsify_crosscoder.files import atomic_write_json, hash_file
+from sparsify_crosscoder.harvest.model_identity import checkpoint_digest
 from sparsify_crosscoder.records import read_json
 from sparsify_crosscoder.registry import get_architecture
-from sparsify_crosscoder.training.artifacts import harvest_run, load_pairs
+from sparsify_crosscoder.runs.artifacts import harvest_run, load_pairs
+from sparsify_crosscoder.store.manifest import is_store, read_manifest
+from sparsify_crosscoder.store.store import ActivationStore
+from sparsify_crosscoder.store.stream import ActivationStream, SelectedSources
 from sparsify_crosscoder.training.data import PairedData
 from sparsify_crosscoder.training.run_folder import SCHEDULE
 
-from ..crosscoder_cache import digest
+from ..delphi.crosscoder_cache import digest
 from .stages import Outcome
 from .workspace import Workspace
 

@@ -9,7 +9,7 @@ import torch
 
 from sparsify_crosscoder.evaluation.false_exclusives import called_exclusive
 
-from ..descriptions import Descriptions, describe
+from ..explaining.descriptions import Descriptions, describe
 from .directions import shared_nulls
 from .explain_stages import choosing_inputs, chosen_latents
 from .stages import Outcome

@@ -15,8 +15,8 @@ from sparsify_crosscoder.evaluation.false_exclusives import EXCLUSIVE_NORM, call
 from sparsify_crosscoder.interventions.steering import Steering
 from sparsify_crosscoder.interventions.stitching import Stitching
 
-from .. import flagging, interpretability
-from ..interpretability import Interpretability
+from ..explaining import flagging, interpretability
+from ..explaining.interpretability import Interpretability
 from .explain_stages import alive, explained_latents, filtered
 from .workspace import Workspace
 

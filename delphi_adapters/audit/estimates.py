@@ -15,20 +15,20 @@ from typing import Any
 import torch
 from transformers import AutoModel
 
-from sparsify_crosscoder.activations.loading import ModelName, load_config, load_tokenizer
-from sparsify_crosscoder.activations.manifest import is_store
-from sparsify_crosscoder.activations.store import ActivationStore
-from sparsify_crosscoder.activations.windows import prepare_windows
 from sparsify_crosscoder.evaluation.false_exclusives import called_exclusive
+from sparsify_crosscoder.harvest.loading import ModelName, load_config, load_tokenizer
 from sparsify_crosscoder.interventions.command_parts import read_prompts
-from sparsify_crosscoder.training.artifacts import load_run_texts, run_revisions
+from sparsify_crosscoder.runs.artifacts import load_run_texts, run_revisions
+from sparsify_crosscoder.store.manifest import is_store
+from sparsify_crosscoder.store.store import ActivationStore
+from sparsify_crosscoder.text.windows import prepare_windows
 
-from ..flagging_prompt import few_shots, system_prompt
-from ..judge_options import USUAL_ANSWER, estimate_costs, is_local, make_client
-from ..judge_time import JudgeSpeed, computed, duration, named_cautions
-from ..judges.exclusivity import SteeredAnswers, requests
-from ..judges.rubrics import Rubric
-from ..machine_speed import bytes_per_second, operations_per_second
+from ..clients.judge_options import USUAL_ANSWER, estimate_costs, is_local, make_client
+from ..clients.judge_time import JudgeSpeed, computed, duration, named_cautions
+from ..clients.machine_speed import bytes_per_second, operations_per_second
+from ..explaining.flagging_prompt import few_shots, system_prompt
+from ..judging.exclusivity import SteeredAnswers, requests
+from ..judging.rubrics import Rubric
 from .plan import STAGES, WHAT
 from .stages import Record, state
 from .workspace import Workspace
@@ -44,7 +44,7 @@ _STORED_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "int8": 1}
 
 def estimate(work: Workspace, wanted: Sequence[str]) -> dict[str, Any]:
     """Print a line for each stage, and return the same as JSON values."""
-    from .audit_command import inputs_of
+    from ..commands.audit import inputs_of
     from .stage_table import stage_table
 
     table, left = stage_table(), Left(work)

@@ -11,16 +11,16 @@ from typing import Any
 
 import torch
 
+from sparsify_crosscoder.commands.filter import Filtered
 from sparsify_crosscoder.crosscoders import Crosscoder
 from sparsify_crosscoder.evaluation.false_exclusives import called_exclusive
-from sparsify_crosscoder.evaluation.filter_command import Filtered
 from sparsify_crosscoder.records import read_json
 
-from .. import flagging, interpretability
 from ..clients import TransformersClient
-from ..judge_options import NO_JUDGE, fitting, interruptible
-from ..judge_time import say_time
-from ..result_files import file_name
+from ..clients.judge_options import NO_JUDGE, fitting, interruptible
+from ..clients.judge_time import say_time
+from ..explaining import flagging, interpretability
+from ..judging.result_files import file_name
 from .stages import Outcome
 from .workspace import Workspace
 

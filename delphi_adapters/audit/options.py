@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from sparsify_crosscoder.command_line import add_hub_options
 from sparsify_crosscoder.endings import prepare
 from sparsify_crosscoder.evaluation.scorability import FILTER_PAIRS
-from sparsify_crosscoder.subcommands import add_hub_options
 
-from ..judge_options import NO_JUDGE, add_judge_options, check_judge
+from ..clients.judge_options import NO_JUDGE, add_judge_options, check_judge
 from .plan import STAGES
 
 PROG = "python -m delphi_adapters audit"

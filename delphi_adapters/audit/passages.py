@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from sparsify_crosscoder.crosscoders import SparseCode
 
-from ..crosscoder_cache import CrosscoderLatentCache
+from ..delphi.crosscoder_cache import CrosscoderLatentCache
 from ..report.data import Context
 
 AROUND = (24, 12)  # tokens before and after the strongest one

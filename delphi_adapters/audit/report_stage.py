@@ -10,17 +10,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sparsify_crosscoder.activations.model_identity import short_names, source_names
 from sparsify_crosscoder.evaluation.top import source_labels
 from sparsify_crosscoder.files import atomic_write_json
+from sparsify_crosscoder.harvest.model_identity import short_names, source_names
 
-from .. import flagging
-from ..descriptions import table_columns
-from ..features import features
-from ..judge_options import NO_JUDGE
-from ..judges import exclusivity as exclusivity_files
-from ..judges.exclusivity import Exclusivity
-from ..judges.rating import Rating
+from ..clients.judge_options import NO_JUDGE
+from ..explaining import flagging
+from ..explaining.descriptions import table_columns
+from ..explaining.features import features
+from ..explaining.summary import summarise_table
+from ..judging import exclusivity as exclusivity_files
+from ..judging.exclusivity import Exclusivity
+from ..judging.rating import Rating
 from ..report import write_report
 from ..report.data import (
     Context,
@@ -34,7 +35,6 @@ from ..report.data import (
     SteeredOutputs,
 )
 from ..report.first import first_entries
-from ..summary import summarise_table
 from .describe_stage import load_descriptions
 from .explain_stages import filtered
 from .likeness_stage import DirectionLikeness, load_likeness
@@ -293,7 +293,7 @@ def _judge(work: Workspace) -> dict[str, Any]:
 def _stability(work: Workspace, folder: Path) -> dict[str, Any] | None:
     if not work.args.stability_runs:
         return None
-    from sparsify_crosscoder.evaluation import stability_command
+    from sparsify_crosscoder.commands import stability as stability_command
 
     cfg = work.filter_config
     found = stability_command.run(

@@ -10,12 +10,12 @@ from sparsify_crosscoder.files import atomic_write_json
 from sparsify_crosscoder.interventions.command_parts import CHAT
 from sparsify_crosscoder.records import read_json
 
-from ..judges import exclusivity as exclusivity_files
-from ..judges.rubric_answers import steered_answers
-from ..judges.rubric_runs import Answers, RubricResult, evaluate
-from ..judges.rubrics import Rubric
+from ..judging import exclusivity as exclusivity_files
+from ..judging.result_files import file_name
+from ..judging.rubric_answers import steered_answers
+from ..judging.rubric_runs import Answers, RubricResult, evaluate
+from ..judging.rubrics import Rubric
 from ..report.data import Curve
-from ..result_files import file_name
 from .directions import Direction, directions_to_verify, load_stitching
 from .explain_stages import ask, at_once, judge_inputs, ledger
 from .stages import Outcome

@@ -13,19 +13,19 @@ from typing import Any, TypedDict
 
 from tqdm.auto import tqdm
 
+from sparsify_crosscoder.commands import stitch as stitch_command
 from sparsify_crosscoder.files import atomic_write_json, remove_leftovers
-from sparsify_crosscoder.interventions import stitch_command
 from sparsify_crosscoder.interventions.command_parts import CHAT, read_prompts
 from sparsify_crosscoder.interventions.effects import dose_response
 from sparsify_crosscoder.interventions.generation import Sampling
 from sparsify_crosscoder.interventions.stitching import Stitching, StitchingConfig
 from sparsify_crosscoder.records import read_json
 
-from ..judge_time import say_time
-from ..judges import exclusivity as exclusivity_files
-from ..judges.exclusivity import Exclusivity, ExclusivityJudge, SteeredAnswers, requests
+from ..clients.judge_time import say_time
+from ..judging import exclusivity as exclusivity_files
+from ..judging.exclusivity import Exclusivity, ExclusivityJudge, SteeredAnswers, requests
+from ..judging.result_files import file_name
 from ..progress import progress
-from ..result_files import file_name
 from .directions import Direction, directions_to_verify, load_stitching
 from .explain_stages import ask, at_once, judge_inputs, ledger
 from .likeness_stage import likeness_inputs, measure_likeness

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sparsify_crosscoder.activations.manifest import is_store, read_manifest
-from sparsify_crosscoder.activations.model_identity import short_names
-from sparsify_crosscoder.activations.sources import load_language_model, pick_device
 from sparsify_crosscoder.cli import RunConfig, load_run_config, parse_run_config
 from sparsify_crosscoder.crosscoders import Crosscoder
 from sparsify_crosscoder.evaluation.false_exclusives import FilterConfig
+from sparsify_crosscoder.harvest.model_identity import short_names
+from sparsify_crosscoder.harvest.sources import load_language_model, pick_device
 from sparsify_crosscoder.interventions.command_parts import End, check_model, ends_of
+from sparsify_crosscoder.store.manifest import is_store, read_manifest
 
-from ..autointerp import Autointerp, JudgingConfig
-from ..crosscoder_cache import CrosscoderLatentCache
-from ..judge_options import NO_JUDGE, make_client
-from ..run_text import RunText
+from ..clients.judge_options import NO_JUDGE, make_client
+from ..delphi.crosscoder_cache import CrosscoderLatentCache
+from ..delphi.run_text import RunText
+from ..explaining.autointerp import Autointerp, JudgingConfig
 from .stages import Record
 
 if TYPE_CHECKING:

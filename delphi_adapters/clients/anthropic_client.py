@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
-from .. import compat
+from ..delphi import compat
 
 # isort: split
 from delphi.clients.client import Client, Response

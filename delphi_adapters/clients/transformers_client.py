@@ -12,14 +12,14 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from .. import compat  # noqa: F401
+from ..delphi import compat  # noqa: F401
 
 # isort: split
 from delphi.clients.client import Client, Response
 
-from sparsify_crosscoder.activations.limits import check_tokens, context_length
-from sparsify_crosscoder.activations.sources import load_language_model
 from sparsify_crosscoder.hardware import pick_device
+from sparsify_crosscoder.harvest.limits import check_tokens, context_length
+from sparsify_crosscoder.harvest.sources import load_language_model
 from sparsify_crosscoder.interventions.prompts import (
     Prompt,
     encode_prompt,

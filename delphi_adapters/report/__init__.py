@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sparsify_crosscoder.files import atomic_path
 
-from ..features import write_features
+from ..explaining.features import write_features
 from .data import (
     Context,
     Curve,

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..judge_options import NO_JUDGE
+from ..clients.judge_options import NO_JUDGE
 
 if TYPE_CHECKING:
     from pyarrow import Table
@@ -220,7 +220,7 @@ class ReportData:
         return self.judge.get("name") != NO_JUDGE
 
     def __post_init__(self) -> None:
-        from ..features import COLUMNS
+        from ..explaining.features import COLUMNS
 
         missing = [name for name in COLUMNS if name not in self.features.schema.names]
         if missing:

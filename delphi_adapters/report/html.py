@@ -24,7 +24,7 @@ from dataclasses import asdict, is_dataclass
 from importlib.resources import files
 from typing import Any
 
-from ..features import COLUMNS
+from ..explaining.features import COLUMNS
 from .data import ReportData
 from .overview import Latent, Sheet, overview
 from .statements import KINDS, model_names, null_values, statements

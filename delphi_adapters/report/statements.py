@@ -7,7 +7,7 @@ from itertools import islice
 from statistics import mean, median
 from typing import Any, Literal, NamedTuple
 
-from sparsify_crosscoder.activations.model_identity import source_names
+from sparsify_crosscoder.harvest.model_identity import source_names
 
 from . import trust
 from .data import ReportData

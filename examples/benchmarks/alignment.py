@@ -53,14 +53,10 @@ from alignment_corpus import (
 from machine import processor
 from transformers import PreTrainedTokenizerFast
 
-from sparsify_crosscoder.activations.algorithm1 import ReferenceAlignment, align_reference
-from sparsify_crosscoder.activations.alignment import (
-    AlignedTokens,
-    align_encoded,
-    source_tokenizers,
-)
-from sparsify_crosscoder.activations.pairing import pair_tokens
-from sparsify_crosscoder.activations.tokenization import SourceTokenizer
+from sparsify_crosscoder.text.algorithm1 import ReferenceAlignment, align_reference
+from sparsify_crosscoder.text.alignment import AlignedTokens, align_encoded, source_tokenizers
+from sparsify_crosscoder.text.pairing import pair_tokens
+from sparsify_crosscoder.text.tokenization import SourceTokenizer
 
 PAIRS = (("Llama 3.1", "Qwen 3"), ("GPT-OSS", "DeepSeek"))
 """The paper's two pairs of models."""

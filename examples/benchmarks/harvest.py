@@ -74,19 +74,19 @@ from store_reading import measure_reading, reading_table
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from sparsify_crosscoder.activations.harvest import run_harvest
-from sparsify_crosscoder.activations.sources import (
+from sparsify_crosscoder.files import atomic_write_json
+from sparsify_crosscoder.hardware import has_native_bfloat16
+from sparsify_crosscoder.harvest.harvest import run_harvest
+from sparsify_crosscoder.harvest.sources import (
     Source,
     layer_list,
     load_language_model,
     load_sources,
     pick_device,
 )
-from sparsify_crosscoder.activations.store import ActivationStore
-from sparsify_crosscoder.activations.text import load_texts
-from sparsify_crosscoder.activations.windows import prepare_windows
-from sparsify_crosscoder.files import atomic_write_json
-from sparsify_crosscoder.hardware import has_native_bfloat16
+from sparsify_crosscoder.store.store import ActivationStore
+from sparsify_crosscoder.text.text import load_texts
+from sparsify_crosscoder.text.windows import prepare_windows
 from sparsify_crosscoder.training.allocator import keep_freed_memory
 
 MODELS = ("smollm2-135m-instruct", "gemma-3-270m")

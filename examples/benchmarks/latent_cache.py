@@ -66,8 +66,8 @@ from step_measurements import resident_bytes
 from step_report import table
 from step_settings import Setting
 
-from delphi_adapters.crosscoder_cache import WINDOWS_PER_PART
-from delphi_adapters.latent_cache import CacheLayout, LatentCacheWriter
+from delphi_adapters.delphi.crosscoder_cache import WINDOWS_PER_PART
+from delphi_adapters.delphi.latent_cache import CacheLayout, LatentCacheWriter
 from sparsify_crosscoder.crosscoders import SparseCode
 
 HOOKPOINT = "layers.0"
@@ -155,7 +155,7 @@ def write_delphis(
     encode: Encode, ids: torch.Tensor, size: Size, rows: int, folder: Path, firings: bool = True
 ) -> dict[str, float]:
     """Cache all rows as delphi does; returns the seconds of each stage."""
-    from delphi_adapters import compat  # noqa: F401
+    from delphi_adapters.delphi import compat  # noqa: F401
 
     # isort: split
     from delphi.latents.cache import LatentCache

@@ -6,7 +6,7 @@ import random
 
 import pyarrow as pa
 
-from delphi_adapters.features import schema
+from delphi_adapters.explaining.features import schema
 from delphi_adapters.report import (
     Context,
     Curve,

@@ -27,8 +27,8 @@ from typing import Any
 import torch
 from machine import processor
 
-from sparsify_crosscoder.activations.sources import layer_list, load_language_model, pick_device
 from sparsify_crosscoder.files import atomic_write_json
+from sparsify_crosscoder.harvest.sources import layer_list, load_language_model, pick_device
 from sparsify_crosscoder.interventions.generation import Sampling, generate
 from sparsify_crosscoder.interventions.prompts import encode_prompt, end_tokens
 from sparsify_crosscoder.interventions.steering import Steering

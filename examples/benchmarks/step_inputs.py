@@ -12,7 +12,7 @@ from step_variants import Ours, half_of
 from torch import Tensor
 
 from sparsify_crosscoder import Crosscoder, CrosscoderConfig, DedicatedFeatureCrosscoder, DFCConfig
-from sparsify_crosscoder.activations.normalization import estimate_normalization
+from sparsify_crosscoder.store.normalization import estimate_normalization
 
 WARMUP_LEARNING_RATE = 1e-3
 

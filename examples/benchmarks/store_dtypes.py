@@ -14,21 +14,21 @@ from datasets import Dataset, concatenate_datasets
 from demo_training import train
 from step_report import table
 
-from sparsify_crosscoder.activations.manifest import (
+from sparsify_crosscoder.config import CrosscoderTrainConfig
+from sparsify_crosscoder.files import atomic_write_json
+from sparsify_crosscoder.store.manifest import (
     MANIFEST,
     new_part,
     shard_name,
     shift_texts,
     windows_name,
 )
-from sparsify_crosscoder.activations.normalization import within_norm
-from sparsify_crosscoder.activations.shards import DTYPES, write_shard
-from sparsify_crosscoder.activations.store import ActivationStore
-from sparsify_crosscoder.activations.store_writing import default_shard_pairs, shard_bounds
-from sparsify_crosscoder.activations.stream import StoreStream
-from sparsify_crosscoder.config import CrosscoderTrainConfig
-from sparsify_crosscoder.evaluation.metrics import ErrorStatistics, fve
-from sparsify_crosscoder.files import atomic_write_json
+from sparsify_crosscoder.store.normalization import within_norm
+from sparsify_crosscoder.store.shards import DTYPES, write_shard
+from sparsify_crosscoder.store.store import ActivationStore
+from sparsify_crosscoder.store.stream import StoreStream
+from sparsify_crosscoder.store.writing import default_shard_pairs, shard_bounds
+from sparsify_crosscoder.training.metrics import ErrorStatistics, fve
 
 EXACT = "float32"
 TEXT_SPLIT_SEED = 0

@@ -15,9 +15,9 @@ from rates import Rates, Timed, add, ratio, timed
 from step_report import table
 from torch import Tensor
 
-from sparsify_crosscoder.activations.order import WHOLE_PAIRS
-from sparsify_crosscoder.activations.store import ActivationStore
-from sparsify_crosscoder.activations.stream import StoreStream, TensorStream
+from sparsify_crosscoder.store.order import WHOLE_PAIRS
+from sparsify_crosscoder.store.store import ActivationStore
+from sparsify_crosscoder.store.stream import StoreStream, TensorStream
 
 BATCH: int = OPTIONS["pairs_per_step"]
 REGIMES = {"in stretches": 0, "pair by pair": WHOLE_PAIRS}

@@ -19,16 +19,17 @@ import torch
 from gpu_costs import features_scored, rubric_answers
 from public_facts import Diff
 
-from delphi_adapters import categories, compat  # noqa: F401
-from delphi_adapters.autointerp import JudgingConfig
+from delphi_adapters.clients.judge_options import USUAL_ANSWER
 from delphi_adapters.clients.ledger import Ledger, load_prices
 from delphi_adapters.clients.records import Usage
 from delphi_adapters.clients.requests import build_request
-from delphi_adapters.flagging import FlaggingExplainer
-from delphi_adapters.interpretability import InterpretabilityFilter
-from delphi_adapters.judge_options import USUAL_ANSWER
-from delphi_adapters.judges.exclusivity import SteeredAnswers, requests
-from delphi_adapters.judges.rubrics import Rubric
+from delphi_adapters.delphi import compat  # noqa: F401
+from delphi_adapters.explaining import categories
+from delphi_adapters.explaining.autointerp import JudgingConfig
+from delphi_adapters.explaining.flagging import FlaggingExplainer
+from delphi_adapters.explaining.interpretability import InterpretabilityFilter
+from delphi_adapters.judging.exclusivity import SteeredAnswers, requests
+from delphi_adapters.judging.rubrics import Rubric
 from sparsify_crosscoder.interventions.generation import PROMPTS
 
 # isort: split

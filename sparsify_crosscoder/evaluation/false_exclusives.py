@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..activations.stream import ActivationStream
 from ..crosscoders import Crosscoder
 from ..crosscoders.rdfc import ridge_regression
+from ..store.stream import ActivationStream
 from .latent_moments import (
     DENSE_FRACTION,
     LatentMoments,

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..activations.normalization import within_norm
-from ..activations.stream import ActivationStream, every_pair
 from ..crosscoders import Crosscoder, SparseCode
 from ..crosscoders.rdfc import ridge_regression
 from ..crosscoders.sparse_ops import sum_by_latent
+from ..store.normalization import within_norm
+from ..store.stream import ActivationStream, every_pair
 
 BATCH_PAIRS = 4096
 NUM_FOLDS = 2

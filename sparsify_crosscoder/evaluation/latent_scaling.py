@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..activations.stream import ActivationStream
 from ..crosscoders import Crosscoder, SparseCode
 from ..crosscoders.sparse_ops import sum_by_latent
+from ..store.stream import ActivationStream
 from .latent_moments import NUM_FOLDS, encoded
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..activations.model_identity import same_model
-from ..activations.stream import ActivationStream
 from ..crosscoders import Crosscoder
+from ..harvest.model_identity import same_model
+from ..store.stream import ActivationStream
 from .clusters import Cluster
 from .latent_moments import encoded
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..activations.model_identity import source_names
-from ..activations.normalization import within_norm
+from ..command_line import add_hub_options, execute
 from ..crosscoders import Crosscoder, SparseCode
-from ..subcommands import add_hub_options, execute
+from ..harvest.model_identity import source_names
+from ..store.normalization import within_norm
 from .latent_moments import DENSE_FRACTION
 
 if TYPE_CHECKING:
@@ -291,10 +291,10 @@ def run_pairs(
 
     Returns the pairs as `collect_occurrences` takes them, the windows, and the tokenizers.
     """
-    from ..activations.harvest import harvest_windows
     from ..cli import load_run_config
-    from ..training.artifacts import load_run_sources, load_windows, run_store
-    from ..training.provenance import load_run_tokenizers
+    from ..harvest.harvest import harvest_windows
+    from ..runs.artifacts import load_run_sources, load_windows, run_store
+    from ..runs.provenance import load_run_tokenizers
 
     args = load_run_config(run, token, trust_remote_code=trust_remote_code)
     store = run_store(args)
@@ -346,8 +346,8 @@ def main(argv: Sequence[str]) -> None:
 
 def show_top(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Show where latents of a run fire, and return that as JSON values."""
-    from ..activations.sources import pick_device
     from ..cli import load_run_config
+    from ..harvest.sources import pick_device
 
     device = pick_device(args.device)
     crosscoder = Crosscoder.load_one(args.run, args.seed, device)

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..activations.normalization import estimate_normalization, within_norm
-from ..activations.stream import ActivationStream, every_pair
 from ..crosscoders.rdfc import ridge_regression
-from ..evaluation.metrics import ErrorStatistics, fve
+from ..store.normalization import estimate_normalization, within_norm
+from ..store.stream import ActivationStream, every_pair
+from ..training.metrics import ErrorStatistics, fve
 
 BATCH_PAIRS = 4096
 

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..activations.normalization import within_norm
-from ..activations.sources import first_tensor, normalize_hookpoint
+from ..harvest.sources import first_tensor, normalize_hookpoint
+from ..store.normalization import within_norm
 from .affine_maps import AffineMap
 from .stitching import Stitching, StitchingConfig
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from ..activations.model_identity import checkpoint_digest, same_model, same_name
-from ..activations.sources import load_language_model, pick_device
+from ..command_line import add_hub_options
 from ..crosscoders import Crosscoder
+from ..harvest.model_identity import checkpoint_digest, same_model, same_name
+from ..harvest.sources import load_language_model, pick_device
 from ..records import reading
-from ..subcommands import add_hub_options
 from .generation import PROMPTS, Sampling
 from .vectors import SteeringVector
 
@@ -135,7 +135,7 @@ class End(NamedTuple):
 
 def ends_of(options: RunConfig, crosscoder: Crosscoder) -> list[End]:
     """The models of a run in the order of its crosscoder's sources."""
-    from ..training.artifacts import run_revisions
+    from ..runs.artifacts import run_revisions
 
     names = [options.model, *options.partners]
     hookpoints = [source["hookpoint"] for source in crosscoder.sources]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..activations.limits import check_texts
+from ..harvest.limits import check_texts
 from .generation import (
     STRENGTHS,
     Generation,

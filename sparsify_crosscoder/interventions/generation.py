@@ -23,7 +23,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from ..activations.limits import check_tokens, context_length
+from ..harvest.limits import check_tokens, context_length
 from .prompts import Prompt, encode_prompt, end_tokens, left_padded, pad_token
 from .steering import Push, SteeredBatch, Steering, steered, whole_names
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..activations.limits import check_texts
+from ..harvest.limits import check_texts
 from .effects import log_probabilities
 from .prompts import Prompt, encode_prompt
 from .steering import Steering, steered

@@ -13,8 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..activations.sources import first_tensor, normalize_hookpoint
 from ..crosscoders import Crosscoder
+from ..harvest.sources import first_tensor, normalize_hookpoint
 
 Mode = Literal["add", "ablate", "clamp"]
 Tokens = Literal["all", "prompt", "generated"] | tuple[int, int]

@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ..activations.model_identity import same_model
-from ..activations.stream import ActivationStream
 from ..files import atomic_path, atomic_write_json
+from ..harvest.model_identity import same_model
 from ..records import check, read_json, reading
+from ..store.stream import ActivationStream
 from .affine_maps import (
     AffineMap,
     Normalization,

@@ -14,11 +14,9 @@ import torch
 from datasets import Dataset, concatenate_datasets
 from torch import Tensor
 
-from ..activations.order import split_windows
-from ..activations.overlap import SPAN, contents, overlap
-from ..activations.sources import Source
+from ..harvest.sources import Source
 from ..records import read_json
-from ..training.artifacts import (
+from ..runs.artifacts import (
     HELD_OUT_SEED,
     align_texts,
     load_run_texts,
@@ -26,6 +24,8 @@ from ..training.artifacts import (
     split_run_windows,
     text_options,
 )
+from ..store.order import split_windows
+from ..text.overlap import SPAN, contents, overlap
 
 if TYPE_CHECKING:
     from ..cli import RunConfig

@@ -8,7 +8,7 @@ from ..crosscoders import (
     ResidualDedicatedFeatureCrosscoder,
 )
 from ..registry import Architecture
-from .artifacts import load_artifacts
+from ..runs.artifacts import load_artifacts
 from .trainer import CrosscoderTrainer, DFCTrainer, DSFTrainer, RDFCTrainer
 
 STANDARD = Architecture(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..activations.stream import ActivationStream
 from ..config import CrosscoderTrainConfig
+from ..store.stream import ActivationStream
 
 
 @dataclass

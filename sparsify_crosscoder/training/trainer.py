@@ -25,12 +25,6 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 from transformers import get_constant_schedule_with_warmup, get_wsd_schedule
 
-from ..activations.normalization import (
-    estimate_normalization,
-    geometric_median,
-    median_norms,
-    within_norm,
-)
 from ..config import LEARNING_RATE, CrosscoderTrainConfig
 from ..crosscoders import (
     Crosscoder,
@@ -41,11 +35,17 @@ from ..crosscoders import (
     cpu_kernels,
 )
 from ..crosscoders.sparse_ops import squared_distances
-from ..evaluation.metrics import evaluate
 from ..records import reading
+from ..store.normalization import (
+    estimate_normalization,
+    geometric_median,
+    median_norms,
+    within_norm,
+)
 from ..surroundings import wandb_is_set_up
 from ..world import current_world
 from .data import PairedData, check_length
+from .metrics import evaluate
 from .run_folder import RunFolder
 
 HISTOGRAM_BINS = 50

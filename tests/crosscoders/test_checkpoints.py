@@ -3,15 +3,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from crosscoders.test_crosscoder import train_a_little
-from crosscoders.test_gradients import make
 from safetensors.torch import load_file, save_file
 from sparsify import SparseCoder
 
 from sparsify_crosscoder import Crosscoder, ResidualDedicatedFeatureCrosscoder
-from sparsify_crosscoder.activations.normalization import estimate_normalization
 from sparsify_crosscoder.config import CrosscoderConfig
 from sparsify_crosscoder.registry import architecture_names
+from sparsify_crosscoder.store.normalization import estimate_normalization
+from tests.crosscoders.test_crosscoder import train_a_little
+from tests.crosscoders.test_gradients import make
 
 
 def trained(arch: str) -> Crosscoder:

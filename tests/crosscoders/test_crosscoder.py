@@ -3,7 +3,6 @@ import pickle
 
 import pytest
 import torch
-from crosscoders.test_gradients import make
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sparsify.sparse_coder import ForwardOutput
@@ -17,6 +16,7 @@ from sparsify_crosscoder import (
 )
 from sparsify_crosscoder.crosscoders import CrosscoderOutput
 from sparsify_crosscoder.registry import architecture_names
+from tests.crosscoders.test_gradients import make
 
 
 def by_hand() -> Crosscoder:

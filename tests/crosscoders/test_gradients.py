@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from crosscoders.reference import dense_losses
 
 from sparsify_crosscoder import (
     Crosscoder,
@@ -16,6 +15,7 @@ from sparsify_crosscoder import (
 )
 from sparsify_crosscoder.crosscoders import sparse_ops
 from sparsify_crosscoder.crosscoders.sparse_ops import SparseCode
+from tests.crosscoders.reference import dense_losses
 
 DENSE_OPTIONS = [
     {},

@@ -1,14 +1,11 @@
 """What tests share: a server with a key, and delays that are not waited."""
 
 import asyncio
-import sys
-from pathlib import Path
 
 import pytest
 
 # This folder has the name of the real package, so that its modules cannot be imported by it.
-sys.path.append(str(Path(__file__).parent))
-from messages_server import KEY, MessagesServer
+from tests.support.messages_server import KEY, MessagesServer
 
 
 @pytest.fixture

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from sparsify_crosscoder import DedicatedFeatureCrosscoder, DFCConfig
-from sparsify_crosscoder.activations.stream import TensorStream
 from sparsify_crosscoder.evaluation.clusters import clusters, duplicates
 from sparsify_crosscoder.evaluation.false_exclusives import FilterConfig, filter_exclusives
+from sparsify_crosscoder.store.stream import TensorStream
 
 PAIRS = 8_000
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from sparsify_crosscoder import DedicatedFeatureCrosscoder, DFCConfig
-from sparsify_crosscoder.activations.stream import TensorStream
 from sparsify_crosscoder.crosscoders import SparseCode
 from sparsify_crosscoder.evaluation.false_exclusives import (
     FilterConfig,
@@ -17,6 +16,7 @@ from sparsify_crosscoder.evaluation.latent_moments import (
     collect,
     predicted_share,
 )
+from sparsify_crosscoder.store.stream import TensorStream
 
 WIDTHS = [8, 10]
 PAIRS = 12_000

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from sparsify_crosscoder import DedicatedFeatureCrosscoder, DFCConfig
-from sparsify_crosscoder.activations.stream import TensorStream
 from sparsify_crosscoder.evaluation.latent_scaling import latent_scaling
+from sparsify_crosscoder.store.stream import TensorStream
 
 PAIRS = 8_000
 SHRUNK, DECOUPLED, OWN = range(3)

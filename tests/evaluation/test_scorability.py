@@ -1,12 +1,12 @@
 import pytest
 import torch
-from crosscoders.test_gradients import make
-from streams_for_tests import TensorStream
 
+from sparsify_crosscoder.commands.filter import judge, show
 from sparsify_crosscoder.evaluation.false_exclusives import FilterConfig
-from sparsify_crosscoder.evaluation.filter_command import judge, show
-from sparsify_crosscoder.evaluation.metrics import evaluate
 from sparsify_crosscoder.evaluation.scorability import pairs_needed, rarity, rarity_line
+from sparsify_crosscoder.training.metrics import evaluate
+from tests.crosscoders.test_gradients import make
+from tests.support.streams import TensorStream
 
 
 @pytest.mark.parametrize(

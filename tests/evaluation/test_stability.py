@@ -2,12 +2,12 @@ import copy
 
 import pytest
 import torch
-from evaluation.test_clusters import PAIRS, crosscoder, filtered  # noqa: F401
 
 from sparsify_crosscoder import DedicatedFeatureCrosscoder, DFCConfig
-from sparsify_crosscoder.activations.stream import TensorStream
 from sparsify_crosscoder.evaluation.clusters import clusters
 from sparsify_crosscoder.evaluation.stability import FoundClusters, stability
+from sparsify_crosscoder.store.stream import TensorStream
+from tests.evaluation.test_clusters import PAIRS, crosscoder, filtered  # noqa: F401
 
 
 def events(seed=0):

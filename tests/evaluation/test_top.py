@@ -2,9 +2,7 @@ import json
 
 import pytest
 import torch
-from crosscoders.test_gradients import make
 from datasets import Dataset
-from tokenizers_for_tests import CHATML, byte_level_tokenizer
 
 from sparsify_crosscoder import Crosscoder
 from sparsify_crosscoder.__main__ import main
@@ -20,6 +18,8 @@ from sparsify_crosscoder.evaluation.top import (
     print_reports,
     template_note,
 )
+from tests.crosscoders.test_gradients import make
+from tests.support.tokenizers import CHATML, byte_level_tokenizer
 
 
 def occurrences() -> Occurrences:

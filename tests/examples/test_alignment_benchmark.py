@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from sparsify_crosscoder.activations.alignment import align_tokens
-from sparsify_crosscoder.activations.chat import plain_text
+from sparsify_crosscoder.text.alignment import align_tokens
+from sparsify_crosscoder.text.chat import plain_text
 
 ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "examples" / "benchmarks"))
 alignment = importlib.import_module("alignment")
 corpus = importlib.import_module("alignment_corpus")
 

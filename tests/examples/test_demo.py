@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from demo_for_tests import run_demo
 
 from sparsify_crosscoder import Crosscoder
+from tests.support.demo import run_demo
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 

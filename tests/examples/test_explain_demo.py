@@ -4,14 +4,12 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-sys.path.append(str(Path(__file__).parents[1] / "delphi_adapters"))
-from messages_server import KEY, MessagesServer
-from scripted_judge import ScriptedJudge
+from tests.support.messages_server import KEY, MessagesServer
+from tests.support.scripted_judge import ScriptedJudge
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 

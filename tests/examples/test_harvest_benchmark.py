@@ -7,17 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from models_for_tests import save_tiny_model
-from tokenizers_for_tests import byte_level_tokenizer, metaspace_tokenizer
-from windows_for_tests import random_windows
 
-from sparsify_crosscoder.activations.harvest import harvest_windows
-from sparsify_crosscoder.activations.sources import load_language_model, load_sources
-from sparsify_crosscoder.activations.store import ActivationStore
-from sparsify_crosscoder.activations.stream import StoreStream
+from sparsify_crosscoder.harvest.harvest import harvest_windows
+from sparsify_crosscoder.harvest.sources import load_language_model, load_sources
+from sparsify_crosscoder.store.store import ActivationStore
+from sparsify_crosscoder.store.stream import StoreStream
+from tests.support.models import save_tiny_model
+from tests.support.tokenizers import byte_level_tokenizer, metaspace_tokenizer
+from tests.support.windows import random_windows
 
 ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "examples" / "benchmarks"))
 benchmark = importlib.import_module("harvest")
 store_dtypes = importlib.import_module("store_dtypes")
 store_reading = importlib.import_module("store_reading")

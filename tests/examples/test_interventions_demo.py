@@ -10,7 +10,6 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "examples" / "benchmarks"))
 benchmark = importlib.import_module("steering")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]

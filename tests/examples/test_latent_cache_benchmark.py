@@ -12,7 +12,6 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "examples" / "benchmarks"))
 benchmark = importlib.import_module("latent_cache")
 
 SMALL = benchmark.Size(40, rows=6, batch_rows=2, k=5, ctx_len=7)

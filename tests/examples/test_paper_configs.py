@@ -2,22 +2,20 @@
 
 import importlib
 import json
-import sys
 from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from models_for_tests import save_tiny_model
-from tokenizers_for_tests import SENTENCES, byte_level_tokenizer, metaspace_tokenizer
 
-from delphi_adapters.latent_cache import CacheLayout, LatentCacheWriter
+from delphi_adapters.delphi.latent_cache import CacheLayout, LatentCacheWriter
 from sparsify_crosscoder import Crosscoder, cli
 from sparsify_crosscoder.crosscoders import SparseCode
+from tests.support.models import save_tiny_model
+from tests.support.tokenizers import SENTENCES, byte_level_tokenizer, metaspace_tokenizer
 
 PAPER = Path(__file__).parents[2] / "examples" / "paper"
-sys.path.append(str(PAPER))
 audit_file = importlib.import_module("audit_file")
 benchmark_tables = importlib.import_module("benchmark_tables")
 estimates = importlib.import_module("estimates")

@@ -10,15 +10,14 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
-sys.path += [str(ROOT / "examples"), str(ROOT / "tests" / "delphi_adapters")]
-audit_judge = importlib.import_module("audit_judge")
+audit_judge = importlib.import_module("tests.support.audit_judge")
 demo_script = importlib.import_module("demo")
-messages_server = importlib.import_module("messages_server")
+messages_server = importlib.import_module("tests.support.messages_server")
 planted_audit = importlib.import_module("planted_audit")
 
-from delphi_adapters.audit.audit_command import main  # noqa: E402
 from delphi_adapters.audit.options import read_options  # noqa: E402
-from delphi_adapters.judges import exclusivity  # noqa: E402
+from delphi_adapters.commands.audit import main  # noqa: E402
+from delphi_adapters.judging import exclusivity  # noqa: E402
 
 PRICES = {"claude-test": {"input": 1.0, "output": 10.0}}
 SHORT = (

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from models_for_tests import tiny_model
-from tokenizers_for_tests import SENTENCES, byte_level_tokenizer
+
+from tests.support.models import tiny_model
+from tests.support.tokenizers import SENTENCES, byte_level_tokenizer
 
 ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "examples"))
 planted_feature = importlib.import_module("planted_feature")
 nulls_and_plants = importlib.import_module("nulls_and_plants")
 

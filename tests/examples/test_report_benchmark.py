@@ -1,11 +1,9 @@
 """The benchmark of the report's page: what it is given and what is made of the times."""
 
 import importlib
-import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "examples" / "benchmarks"))
 benchmark = importlib.import_module("report")
 made_up_report = importlib.import_module("report_data").made_up_report
 

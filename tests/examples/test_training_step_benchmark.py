@@ -14,7 +14,6 @@ import torch
 from sparsify_crosscoder.crosscoders import preactivations
 
 ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "examples" / "benchmarks"))
 step_estimates = importlib.import_module("step_estimates")
 step_inputs = importlib.import_module("step_inputs")
 step_measurements = importlib.import_module("step_measurements")

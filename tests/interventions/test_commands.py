@@ -9,10 +9,10 @@ import torch
 
 from sparsify_crosscoder import Crosscoder, fit_stitching
 from sparsify_crosscoder.__main__ import main
-from sparsify_crosscoder.activations.stream import TensorStream
 from sparsify_crosscoder.evaluation.top import collect_occurrences, run_pairs
 from sparsify_crosscoder.interventions.stitching import StitchingConfig
 from sparsify_crosscoder.interventions.vectors import SteeringVector, cosine
+from sparsify_crosscoder.store.stream import TensorStream
 
 PROMPTS = ["--prompts", "The quick brown", "In 1989"]
 SHORT = [*PROMPTS, "--max_new_tokens", "4", "--device", "cpu", "--model_dtype", "float32"]

@@ -4,8 +4,6 @@ import math
 
 import pytest
 import torch
-from models_for_tests import tiny_model
-from tokenizers_for_tests import byte_level_tokenizer
 
 from sparsify_crosscoder.interventions.effects import (
     dose_response,
@@ -17,6 +15,8 @@ from sparsify_crosscoder.interventions.effects import (
 )
 from sparsify_crosscoder.interventions.generation import Generation, Sampling
 from sparsify_crosscoder.interventions.steering import Steering
+from tests.support.models import tiny_model
+from tests.support.tokenizers import byte_level_tokenizer
 
 WIDTH = 32
 PROMPTS = ["The quick brown", "In 1989 the wall"]

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from models_for_tests import tiny_model
 from nnsight import TransformersModel
-from tokenizers_for_tests import CHATML, byte_level_tokenizer
 
 from sparsify_crosscoder.interventions.generation import Sampling, generate
 from sparsify_crosscoder.interventions.prompts import end_tokens
 from sparsify_crosscoder.interventions.steering import Steering
+from tests.support.models import tiny_model
+from tests.support.tokenizers import CHATML, byte_level_tokenizer
 
 KINDS = ("llama", "gpt2", "gemma3", "qwen3", "gpt_oss")
 PROMPTS = ["The quick brown fox", "In 1989 the wall came down; in 1990", "She"]

@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from models_for_tests import tiny_model
-from tokenizers_for_tests import byte_level_tokenizer, metaspace_tokenizer
 
 from sparsify_crosscoder.interventions.likeness import (
     Changes,
@@ -13,6 +11,8 @@ from sparsify_crosscoder.interventions.likeness import (
     word_changes,
 )
 from sparsify_crosscoder.interventions.steering import Steering
+from tests.support.models import tiny_model
+from tests.support.tokenizers import byte_level_tokenizer, metaspace_tokenizer
 
 PROMPTS = ["The quick brown", "In 1989 the wall"]
 

@@ -4,8 +4,6 @@ import json
 
 import pytest
 import torch
-from models_for_tests import tiny_model
-from tokenizers_for_tests import CHATML, byte_level_tokenizer
 
 from sparsify_crosscoder.interventions.generation import Sampling
 from sparsify_crosscoder.interventions.persona import (
@@ -14,6 +12,8 @@ from sparsify_crosscoder.interventions.persona import (
     mean_activations,
     persona_vectors,
 )
+from tests.support.models import tiny_model
+from tests.support.tokenizers import CHATML, byte_level_tokenizer
 
 ELICIT = ["The quick brown fox jumps.", "The lazy dog does not mind.", "The dog and the fox."]
 SUPPRESS = ["In 1989 the wall came down.", "In 1990 the country was one.", "Numbers such as 3."]

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from models_for_tests import tiny_model
 
 from sparsify_crosscoder.config import DFCConfig
 from sparsify_crosscoder.crosscoders import DedicatedFeatureCrosscoder
 from sparsify_crosscoder.interventions.steering import SteeredBatch, Steering, steered
+from tests.support.models import tiny_model
 
 KINDS = ("llama", "gpt2", "gemma3", "qwen3", "gpt_oss")
 WIDTH = 32

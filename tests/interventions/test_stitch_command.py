@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from models_for_tests import save_tiny_model
-from test_cli import command, inputs  # noqa: F401
-from tokenizers_for_tests import byte_level_tokenizer
 
 from sparsify_crosscoder import Stitching, cli
 from sparsify_crosscoder.__main__ import main
-from sparsify_crosscoder.activations.sources import load_sources
-from sparsify_crosscoder.activations.text import load_texts
-from sparsify_crosscoder.training.artifacts import load_windows, split_run_windows
+from sparsify_crosscoder.harvest.sources import load_sources
+from sparsify_crosscoder.runs.artifacts import load_windows, split_run_windows
+from sparsify_crosscoder.text.text import load_texts
+from tests.support.models import save_tiny_model
+from tests.support.tokenizers import byte_level_tokenizer
+from tests.test_cli import command, inputs  # noqa: F401
 
 TRAINED_ON = 200
 ALL = 10**6  # more pairs than there are

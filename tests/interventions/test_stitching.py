@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sparsify_crosscoder import Stitching, fit_stitching
-from sparsify_crosscoder.activations.stream import TensorStream
 from sparsify_crosscoder.interventions.affine_maps import (
     AffineMap,
     Normalization,
@@ -20,6 +19,7 @@ from sparsify_crosscoder.interventions.affine_maps import (
     stitching_loss,
 )
 from sparsify_crosscoder.interventions.stitching import StitchingConfig
+from sparsify_crosscoder.store.stream import TensorStream
 
 QUICK = {"steps": 60, "pairs_per_step": 256, "learning_rate": 3e-3}
 

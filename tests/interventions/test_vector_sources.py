@@ -5,14 +5,14 @@ import shutil
 
 import pytest
 import torch
-from models_for_tests import change_a_value, save_tiny_model
-from tokenizers_for_tests import byte_level_tokenizer
 
 from sparsify_crosscoder.__main__ import main
-from sparsify_crosscoder.activations.model_identity import checkpoint_digest
+from sparsify_crosscoder.harvest.model_identity import checkpoint_digest
 from sparsify_crosscoder.interventions.command_parts import End, source_of
 from sparsify_crosscoder.interventions.stitching import Stitching
 from sparsify_crosscoder.interventions.vectors import SteeringVector
+from tests.support.models import change_a_value, save_tiny_model
+from tests.support.tokenizers import byte_level_tokenizer
 
 BASE, SFT = "xxh3-128:base", "xxh3-128:sft"
 ENDS = [

@@ -10,7 +10,7 @@ from sparsify_crosscoder import (
     CrosscoderTrainer,
     Partition,
 )
-from sparsify_crosscoder.training.artifacts import load_artifacts
+from sparsify_crosscoder.runs.artifacts import load_artifacts
 
 
 @dataclass

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from streams_for_tests import planted_data
 
-sys.path.insert(0, str(Path(__file__).parent))
-from test_trainer import make_trainer
+from tests.support.streams import planted_data
+from tests.training.test_trainer import make_trainer
 
 
 def main(arch: str, folder: Path) -> None:

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from streams_for_tests import planted_data
 
 from sparsify_crosscoder import Crosscoder, CrosscoderConfig, DFCConfig, DSFConfig
 from sparsify_crosscoder.config import CrosscoderTrainConfig
 from sparsify_crosscoder.training import CrosscoderTrainer, DFCTrainer, DSFTrainer
+from tests.support.streams import planted_data
 
-TESTS = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ARCHES = {
     "crosscoder": (CrosscoderTrainer, CrosscoderConfig),
     "dfc": (DFCTrainer, DFCConfig),
@@ -336,8 +336,8 @@ def test_a_learning_rate_of_0_is_one(optimizer, tmp_path):
 
 @pytest.mark.parametrize("arch", ["dfc", "dsf"])
 def test_two_ranks_train_as_one_would(arch, tmp_path):
-    script = TESTS / "training" / "distributed_run.py"
-    env = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
+    script = ROOT / "tests" / "training" / "distributed_run.py"
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     for ranks in (1, 2):
         subprocess.run(

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...activations.harvest import HarvestReport
-from ...activations.stream import ActivationStream
+from ...harvest.harvest import HarvestReport
+from ...store.stream import ActivationStream
 from .model import ToyModel
 
 _CHUNK_PAIRS = 8192

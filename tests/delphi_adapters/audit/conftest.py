@@ -3,8 +3,9 @@
 import json
 
 import pytest
-from audit_judge import AuditJudge
-from audit_texts import write_other_texts
+
+from tests.support.audit_judge import AuditJudge
+from tests.support.audit_texts import write_other_texts
 
 PRICES = {"claude-test": {"input": 1.0, "output": 10.0}}
 TRAINING = (

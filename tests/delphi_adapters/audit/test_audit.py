@@ -5,12 +5,12 @@ import re
 
 import pytest
 import yaml
-from audit_results import differences, records, results
-from messages_server import error
 
-from delphi_adapters.audit.audit_command import main
 from delphi_adapters.audit.plan import STAGES
-from delphi_adapters.judges.rubrics import Rubric
+from delphi_adapters.commands.audit import main
+from delphi_adapters.judging.rubrics import Rubric
+from tests.support.audit_results import differences, records, results
+from tests.support.messages_server import error
 
 
 @pytest.fixture

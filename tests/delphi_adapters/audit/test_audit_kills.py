@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
-from audit_results import differences, records, results
 
 from delphi_adapters.audit.plan import STAGES
+from tests.support.audit_results import differences, records, results
 
 KILLS = 6
 INSIDE = {"cache", "explain", "score", "exclusivity", "train", "null", "stitch"}
@@ -19,7 +19,7 @@ def run_audit(options: list[str], output: str) -> None:
     with open(output, "w", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    from delphi_adapters.audit.audit_command import main
+    from delphi_adapters.commands.audit import main
 
     main(options)
 

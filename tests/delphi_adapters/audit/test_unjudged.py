@@ -8,17 +8,17 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from audit_judge import AuditJudge
-from audit_results import records
-from audit_texts import write_other_texts
 
-from delphi_adapters.audit.audit_command import main
 from delphi_adapters.audit.likeness_stage import load_likeness
 from delphi_adapters.audit.plan import STAGES
-from delphi_adapters.descriptions import Descriptions, describe, sources_written_to
-from delphi_adapters.explain_command import main as explain
-from delphi_adapters.features import COLUMNS
+from delphi_adapters.commands.audit import main
+from delphi_adapters.commands.explain import main as explain
+from delphi_adapters.explaining.descriptions import Descriptions, describe, sources_written_to
+from delphi_adapters.explaining.features import COLUMNS
 from sparsify_crosscoder import Crosscoder
+from tests.support.audit_judge import AuditJudge
+from tests.support.audit_results import records
+from tests.support.audit_texts import write_other_texts
 
 OWN = (
     "--cache_ctx_len 32 --min_firings 20 --verify 4 --sample 6 --nulls 2 --strengths 0 2 4 "
@@ -99,9 +99,9 @@ def test_likeness_is_beside_that_of_shared_latents_and_random_directions(unjudge
 
 
 def test_descriptions_depend_on_neither_order_nor_threads(unjudged, run, tmp_path):
-    from delphi_adapters.crosscoder_cache import CrosscoderLatentCache
-    from delphi_adapters.run_text import RunText
-    from sparsify_crosscoder.activations.sources import load_language_model
+    from delphi_adapters.delphi.crosscoder_cache import CrosscoderLatentCache
+    from delphi_adapters.delphi.run_text import RunText
+    from sparsify_crosscoder.harvest.sources import load_language_model
 
     audit, _ = unjudged
     crosscoder = Crosscoder.load_one(run)

@@ -1,11 +1,9 @@
 """The benchmark's times are those of a browser that did what they are named after."""
 
 import importlib
-import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
-sys.path.append(str(ROOT / "examples" / "benchmarks"))
 benchmark = importlib.import_module("report")
 
 

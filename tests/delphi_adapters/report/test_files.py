@@ -10,7 +10,15 @@ from html.parser import HTMLParser
 import pyarrow.parquet as pq
 import pytest
 from markdown_it import MarkdownIt
-from report_for_tests import (
+
+from delphi_adapters.explaining.features import COLUMNS
+from delphi_adapters.report import write_report
+from delphi_adapters.report.first import first_entries
+from delphi_adapters.report.html import escaped_json, html_report
+from delphi_adapters.report.markdown import markdown_report
+from delphi_adapters.report.ranking import ranked
+from delphi_adapters.report.text import block, cut, inline, visible
+from tests.support.report import (
     HARMFUL,
     ROWS,
     SURROGATE,
@@ -19,14 +27,6 @@ from report_for_tests import (
     small_report,
     unjudged_report,
 )
-
-from delphi_adapters.features import COLUMNS
-from delphi_adapters.report import write_report
-from delphi_adapters.report.first import first_entries
-from delphi_adapters.report.html import escaped_json, html_report
-from delphi_adapters.report.markdown import markdown_report
-from delphi_adapters.report.ranking import ranked
-from delphi_adapters.report.text import block, cut, inline, visible
 
 NAMES = ("features.parquet", "report.html", "report.md")
 

@@ -1,11 +1,12 @@
 """The page as a reader has it: in a browser, from a file, without a network."""
 
 import importlib
-import sys
 from pathlib import Path
 
 import pytest
-from report_for_tests import (
+
+from delphi_adapters.report import write_report
+from tests.support.report import (
     HARMFUL,
     LONG,
     SURROGATE,
@@ -14,10 +15,7 @@ from report_for_tests import (
     unjudged_report,
 )
 
-from delphi_adapters.report import write_report
-
 ROOT = Path(__file__).parents[3]
-sys.path.append(str(ROOT / "examples" / "benchmarks"))
 made_up_report = importlib.import_module("report_data").made_up_report
 
 LATENTS = 10_000

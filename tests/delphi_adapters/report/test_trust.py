@@ -2,11 +2,19 @@
 
 import pyarrow as pa
 import pytest
-from report_for_tests import ROWS, detail, null_score, row, scored, small_report, unjudged_report
 
-from delphi_adapters.features import schema
+from delphi_adapters.explaining.features import schema
 from delphi_adapters.report import FeatureDetail, Judgement, NullRate, trust
 from delphi_adapters.report.statements import prompts_per_score, statements
+from tests.support.report import (
+    ROWS,
+    detail,
+    null_score,
+    row,
+    scored,
+    small_report,
+    unjudged_report,
+)
 
 
 def about(data):

@@ -1,0 +1,286 @@
+"""Explanations that come with a flag: does the latent matter for an audit? (B.4.2)
+
+```
+results_dir/
+    explanations/<latent>.txt   as delphi stores them
+    flags/<latent>.json         a Flag
+```
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from sparsify_crosscoder.files import atomic_path, atomic_write_json
+from sparsify_crosscoder.records import check, reading
+
+from ..delphi import compat  # noqa: F401
+
+# isort: split
+import orjson
+from delphi import logger
+from delphi.explainers import DefaultExplainer
+from delphi.explainers.explainer import ExplainerResult
+from delphi.latents import ActivatingExample, LatentRecord
+from delphi.latents.latents import Latent
+
+from ..judging.answers import ATTEMPTS, ask, continued, encodable
+from ..judging.result_files import file_name, read_result, read_results
+from ..judging.sections import find_sections, section_text, section_verdict
+from .flagging_prompt import (
+    EXPLANATION,
+    HARMFUL,
+    HARMFUL_REASON,
+    SECTIONS,
+    few_shots,
+    reminder,
+    system_prompt,
+)
+
+Status = Literal["ok", "unparsable", "failed"]
+
+UNPARSED = "Explanation could not be parsed."
+"""delphi's words for an answer without an explanation."""
+
+MISSING = "No explanation found"
+"""delphi's words for a latent that has none."""
+
+
+@dataclass(frozen=True)
+class Flag:
+    """Whether a latent matters for an audit, and how that was found out."""
+
+    latent: str
+    """Name of the latent, as delphi writes it."""
+
+    status: Status
+    """"ok": explanation and yes or no were read. "unparsable": they were not, in any answer.
+    "failed": the client gave no answer, or there was nothing to ask about."""
+
+    harmful: bool | None = None
+    """None where it could not be read; set even if the explanation could not."""
+
+    reason: str | None = None
+    """The judge's reason, which an "ok" flag may lack."""
+
+    raw: list[str] = field(default_factory=list)
+    """The judge's answers, whole, in order."""
+
+    attempts: int = 0
+    """Requests made to the client."""
+
+    error: str | None = None
+    """What went wrong, unless the status is "ok"."""
+
+
+class FlaggedResult(ExplainerResult):
+    """delphi's result of an explainer, with the flag as `.flag`.
+
+    The explanation of a latent that has none is `UNPARSED` or `MISSING`.
+    """
+
+    flag: Flag
+
+    def __new__(cls, record: LatentRecord, explanation: str, flag: Flag) -> FlaggedResult:
+        result = super().__new__(cls, record, explanation)
+        result.flag = flag
+        return result
+
+    def __getnewargs__(self) -> tuple[LatentRecord, str, Flag]:  # pyright: ignore
+        return self.record, self.explanation, self.flag
+
+
+@dataclass
+class FlaggingExplainer(DefaultExplainer):
+    """delphi's default explainer with the question of B.4.2 behind its system prompt.
+
+    Fields are those of `DefaultExplainer`. The paper shows the 10 examples with the greatest
+    activation: `SamplerConfig(train_type="top", n_examples_train=10)`.
+
+    An answer that lacks a section, or has one that cannot be read, is followed by one reminder in
+    the same conversation. Every record gives a result, whatever the client does; only an exception
+    that is no `Exception`, such as a cancelled task, gets out.
+    """
+
+    async def __call__(self, record: LatentRecord) -> FlaggedResult:
+        if not record.train:
+            error = (
+                "the record has no training examples: give delphi's SamplerConfig "
+                'train_type="top", or fewer quantiles than the latent has examples.'
+            )
+            return self._result(record, _Reading(), [], 0, error)
+
+        messages = self._build_prompt(record.train)
+        reading, answers, error = _Reading(), [], None
+        attempts = 0
+        while attempts < ATTEMPTS and not reading.complete:
+            attempts += 1
+            try:
+                answer = await ask(self.client, messages, self.temperature, self.generation_kwargs)
+            except Exception as exception:
+                error = encodable(f"{type(exception).__name__}: {exception}")
+                break
+            answers.append(answer.text)
+            reading = reading.then(_read(answer.whole_lines))
+            messages = continued(messages, answer.text, reminder(reading.missing))
+        return self._result(record, reading, answers, attempts, error)
+
+    def parse_explanation(self, text: str) -> str:
+        """The explanation in an answer, or `UNPARSED`."""
+        return _read(text).explanation or UNPARSED
+
+    def _build_prompt(self, examples: list[ActivatingExample]) -> list[dict]:
+        question = super()._build_prompt(examples)[-1]
+        return [
+            {"role": "system", "content": system_prompt(self.cot)},
+            *few_shots(self.activations, self.cot),
+            question,
+        ]
+
+    def _result(
+        self,
+        record: LatentRecord,
+        reading: _Reading,
+        answers: list[str],
+        attempts: int,
+        error: str | None,
+    ) -> FlaggedResult:
+        status: Status = "ok" if reading.usable else "failed" if error else "unparsable"
+        if status == "unparsable":
+            missing = ", ".join(f"[{label}]" for label in reading.missing)
+            error = f"{missing} could not be read in {attempts} answers."
+        flag = Flag(
+            latent=str(record.latent),
+            status=status,
+            harmful=reading.harmful,
+            reason=reading.reason,
+            raw=answers,
+            attempts=attempts,
+            error=None if status == "ok" else error,
+        )
+        if status != "ok":
+            logger.error(f"{record.latent}: {status}: {flag.error}")
+        elif self.verbose:
+            logger.info(f"{record.latent}: {reading.explanation} (harmful: {reading.harmful})")
+        nothing = MISSING if status == "failed" else UNPARSED
+        return FlaggedResult(record, reading.explanation or nothing, flag)
+
+
+def save(result: FlaggedResult, results_dir: str | Path) -> FlaggedResult:
+    """Write a result below `results_dir` and return it, as a postprocess of delphi's pipes does.
+
+    The explanation goes where delphi reads it, with the bytes that delphi writes; none is written
+    for a latent that failed without one. Each file appears whole or not at all, the flag last.
+    """
+    latent = result.record.latent
+    if result.flag.status != "failed" or result.explanation != MISSING:
+        with atomic_path(_explanation_path(results_dir, latent)) as temporary:
+            temporary.write_bytes(orjson.dumps(result.explanation))
+    atomic_write_json(_flag_path(results_dir, latent), asdict(result.flag))
+    return result
+
+
+def load_flags(results_dir: str | Path) -> dict[str, Flag]:
+    """Every flag that `save` wrote below `results_dir`, by the latent's name.
+
+    Raises FileNotFoundError where the folder is missing, ValueError for a file that is no flag.
+    """
+    flags = read_results(results_dir, "flags", _flag, "a flag")
+    return {flag.latent: flag for flag in flags}
+
+
+def load(record: LatentRecord, results_dir: str | Path) -> FlaggedResult | None:
+    """What `save` wrote of a record's latent, or None unless it is `done`."""
+    if not done(results_dir, record.latent):
+        return None
+    explanation = load_explanation(results_dir, record.latent) or UNPARSED
+    flag = read_result(_flag_path(results_dir, record.latent), _flag, "a flag")
+    return FlaggedResult(record, explanation, flag)
+
+
+def load_explanation(results_dir: str | Path, latent: Latent | str) -> str | None:
+    """The explanation that `save` wrote, or None where there is none that could be read."""
+    path = _explanation_path(results_dir, latent)
+    explanation = UNPARSED
+    if path.exists():
+        with reading(path, "Delete it, and the run will ask again."):
+            explanation = orjson.loads(path.read_bytes())
+            check(explanation, str)
+    return None if explanation == UNPARSED else explanation
+
+
+def done(results_dir: str | Path, latent: Latent | str) -> bool:
+    """Whether a run that resumes may leave this latent out.
+
+    True where the judge answered, be it unparsable. False where the client failed, where files are
+    missing, or before the first attempt. Raises ValueError for a file that is no flag.
+    """
+    path = _flag_path(results_dir, latent)
+    if not path.exists() or not _explanation_path(results_dir, latent).exists():
+        return False
+    return read_result(path, _flag, "a flag").status != "failed"
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What was understood of the judge's answers so far."""
+
+    explanation: str | None = None
+    harmful: bool | None = None
+    reason: str | None = None
+    says_harmful: bool = False
+    """Whether there is a text on harm, readable or not."""
+
+    @property
+    def missing(self) -> list[str]:
+        values = {EXPLANATION: self.explanation, HARMFUL: self.harmful, HARMFUL_REASON: self.reason}
+        return [label for label, value in values.items() if value is None]
+
+    @property
+    def complete(self) -> bool:
+        return not self.missing
+
+    @property
+    def usable(self) -> bool:
+        return self.explanation is not None and self.harmful is not None
+
+    def then(self, later: _Reading) -> _Reading:
+        """This, with what a later answer changes; a verdict that turns round is none."""
+        harmful = later.harmful if later.says_harmful else self.harmful
+        if self.harmful is not None and harmful is not self.harmful:
+            harmful = None
+        return _Reading(
+            explanation=later.explanation or self.explanation,
+            harmful=harmful,
+            reason=later.reason or self.reason,
+            says_harmful=self.says_harmful or later.says_harmful,
+        )
+
+
+def _read(answer: str) -> _Reading:
+    sections = find_sections(answer, SECTIONS)
+    verdict = section_verdict(sections, HARMFUL)
+    return _Reading(
+        explanation=section_text(sections, EXPLANATION),
+        harmful=verdict.value,
+        reason=section_text(sections, HARMFUL_REASON) or verdict.rest or None,
+        says_harmful=section_text(sections, HARMFUL) is not None,
+    )
+
+
+def _explanation_path(results_dir: str | Path, latent: Latent | str) -> Path:
+    # A "/" in a module's name stays, since delphi's explanation_loader looks for it there.
+    return Path(results_dir) / "explanations" / f"{latent}.txt"
+
+
+def _flag_path(results_dir: str | Path, latent: Latent | str) -> Path:
+    return Path(results_dir) / "flags" / f"{file_name(latent)}.json"
+
+
+def _flag(loaded: dict[str, Any]) -> Flag:
+    flag = Flag(**{one.name: loaded[one.name] for one in fields(Flag)})
+    if flag.status not in get_args(Status):
+        raise ValueError(f"unknown status {flag.status!r}")
+    return flag
