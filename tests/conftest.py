@@ -1,5 +1,7 @@
-"""What tests of several packages share: a small trained run, and a finished demo."""
+"""What tests of several packages share: a small trained run, a finished demo, installed plugins."""
 
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from sparsify_crosscoder import cli
 from tests.support.demo import run_demo
 from tests.support.models import save_tiny_model, save_twins
+from tests.support.plugins import modules_of, write_plugin
 from tests.support.tokenizers import SENTENCES, byte_level_tokenizer, metaspace_tokenizer
 
 
@@ -49,3 +52,25 @@ def twins(tmp_path_factory):
     models = [str(folder / "base"), str(folder / "texts.txt"), "--partners", str(folder / "tuned")]
     cli.run([*models, "--arch", "dfc", *options.split(), *places])
     return folder / "run"
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch) -> Iterator[Callable[..., Path]]:
+    """Installs a distribution for one test: `write_plugin` without its first argument.
+
+    Returns the folder to put on the PYTHONPATH of other processes. What the test registers in
+    tables of the packages under test stays there: it undoes that itself.
+    """
+
+    installed: list[set[str]] = []
+
+    def install(name: str, files: dict[str, str], *args, **kwargs) -> Path:
+        site = write_plugin(tmp_path / "plugins" / name, name, files, *args, **kwargs)
+        monkeypatch.syspath_prepend(str(site))
+        installed.append(modules_of(files))
+        return site
+
+    yield install
+    tops = set().union(*installed)
+    for module in [name for name in sys.modules if name.split(".")[0] in tops]:
+        del sys.modules[module]

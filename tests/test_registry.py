@@ -40,23 +40,13 @@ def nothing_registered(monkeypatch):
 
 
 @pytest.fixture
-def install(tmp_path, monkeypatch):
-    """Puts a distribution with one module and one entry point on the path."""
+def install(plugin):
+    """Installs a distribution of one module that offers an architecture."""
 
     def install(distribution: str, name: str, source: str = "ARCHITECTURE = None") -> None:
         module = distribution.replace("-", "_")
-        site = tmp_path / distribution
-        info = site / f"{module}-2.0.dist-info"
-        info.mkdir(parents=True)
-        (site / f"{module}.py").write_text(source, encoding="utf-8")
-        (info / "METADATA").write_text(
-            f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 2.0\n", encoding="utf-8"
-        )
-        (info / "entry_points.txt").write_text(
-            f"[sparsify.trainers]\n{name} = {module}:ARCHITECTURE\n", encoding="utf-8"
-        )
-        monkeypatch.syspath_prepend(str(site))
-        monkeypatch.delitem(sys.modules, module, raising=False)
+        offers = {registry.ENTRY_POINT_GROUP: {name: f"{module}:ARCHITECTURE"}}
+        plugin(distribution, {f"{module}.py": source}, offers, version="2.0")
 
     return install
 
