@@ -1,13 +1,8 @@
 """Recorded behaviour: `pytest tests/golden --record` writes it anew."""
 
-import sys
-from pathlib import Path
-
 import pytest
-from golden.compare import Golden
 
-# The judge's server; this folder has the name of the real package.
-sys.path.append(str(Path(__file__).parents[1] / "delphi_adapters"))
+from tests.golden.compare import Golden
 
 
 def pytest_addoption(parser):

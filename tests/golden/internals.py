@@ -1,17 +1,16 @@
 """What users do not import by name, but what golden files hold."""
 
-from delphi_adapters.categories import CategoryJudge
-from delphi_adapters.compat import TokenwiseTokenizer
-from delphi_adapters.features import schema
-from delphi_adapters.flagging import FlaggingExplainer
-from delphi_adapters.interpretability import InterpretabilityFilter
-from delphi_adapters.judges.exclusivity import ExclusivityJudge, SteeredAnswers
-from delphi_adapters.judges.reliability import rated_items, repeat
-from delphi_adapters.judges.rubric_runs import Answers, evaluate
-from delphi_adapters.judges.rubrics import Rubric
-from delphi_adapters.judges.rubrics import shipped as shipped_rubrics
-from sparsify_crosscoder.activations.shards import write_shard
-from sparsify_crosscoder.activations.sources import Source
+from delphi_adapters.explaining.categories import CategoryJudge
+from delphi_adapters.explaining.features import schema
+from delphi_adapters.explaining.flagging import FlaggingExplainer
+from delphi_adapters.explaining.interpretability import InterpretabilityFilter
+from delphi_adapters.judging.exclusivity import ExclusivityJudge, SteeredAnswers
+from delphi_adapters.judging.reliability import rated_items, repeat
+from delphi_adapters.judging.rubric_runs import Answers, evaluate
+from delphi_adapters.judging.rubrics import Rubric
+from delphi_adapters.judging.rubrics import shipped as shipped_rubrics
+from sparsify_crosscoder.harvest.sources import Source
+from sparsify_crosscoder.store.shards import write_shard
 
 __all__ = [
     "Answers",
@@ -22,7 +21,6 @@ __all__ = [
     "Rubric",
     "Source",
     "SteeredAnswers",
-    "TokenwiseTokenizer",
     "evaluate",
     "rated_items",
     "repeat",

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden import internals
-from golden.compare import file_names
-from models_for_tests import tiny_model
 from safetensors import safe_open
-from tokenizers_for_tests import byte_level_tokenizer
-from windows_for_tests import random_windows
 
 import sparsify_crosscoder
 from sparsify_crosscoder import ActivationStore, Crosscoder
+from tests.golden import internals
+from tests.golden.compare import file_names
+from tests.support.models import tiny_model
+from tests.support.tokenizers import byte_level_tokenizer
+from tests.support.windows import random_windows
 
 SOURCES = [{"name": "models/a", "hookpoint": "layers.1"}, {"name": "b", "hookpoint": "h.2"}]
 ARCHITECTURES = {

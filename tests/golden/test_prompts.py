@@ -13,11 +13,11 @@ import pytest
 import torch
 from delphi.latents import ActivatingExample, LatentRecord, NonActivatingExample
 from delphi.latents.latents import Latent
-from golden import internals
-from golden.conversations import read_answers, transcript
-from messages_server import KEY, MessagesServer, message
 
 from delphi_adapters.clients import AnthropicClient
+from tests.golden import internals
+from tests.golden.conversations import read_answers, transcript
+from tests.support.messages_server import KEY, MessagesServer, message
 
 FLAG = "[EXPLANATION]: Doors.\n[HARMFUL]: yes\n[HARMFUL_REASON]: It opens them."
 
