@@ -12,12 +12,21 @@ from delphi_adapters.judging.rubrics import shipped as shipped_rubrics
 from sparsify_crosscoder.harvest.sources import Source
 from sparsify_crosscoder.store.shards import write_shard
 
+# isort: split
+# delphi can be imported behind delphi_adapters.
+from delphi.latents import ActivatingExample, LatentRecord, NonActivatingExample
+from delphi.latents.latents import Latent
+
 __all__ = [
+    "ActivatingExample",
     "Answers",
     "CategoryJudge",
     "ExclusivityJudge",
     "FlaggingExplainer",
     "InterpretabilityFilter",
+    "Latent",
+    "LatentRecord",
+    "NonActivatingExample",
     "Rubric",
     "Source",
     "SteeredAnswers",

@@ -11,14 +11,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from delphi.latents import ActivatingExample, LatentRecord, NonActivatingExample
-from delphi.latents.latents import Latent
 
 from delphi_adapters.clients import AnthropicClient
 from tests.golden import internals
 from tests.golden.conversations import read_answers, transcript
 from tests.support.messages_server import KEY, MessagesServer, message
 
+ActivatingExample = internals.ActivatingExample
+NonActivatingExample = internals.NonActivatingExample
 FLAG = "[EXPLANATION]: Doors.\n[HARMFUL]: yes\n[HARMFUL_REASON]: It opens them."
 
 
@@ -73,8 +73,8 @@ def example(tokens: list[str], values: list[int], cls=ActivatingExample):
     return ActivatingExample(ids, activations, activations.int(), tokens)
 
 
-def record(**values) -> LatentRecord:
-    return LatentRecord(Latent("layers.1+h.2", 7), **values)
+def record(**values) -> internals.LatentRecord:
+    return internals.LatentRecord(internals.Latent("layers.1+h.2", 7), **values)
 
 
 TRAIN = [
