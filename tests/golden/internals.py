@@ -1,5 +1,14 @@
 """What users do not import by name, but what golden files hold."""
 
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from delphi_adapters.audit.options import read_options
+from delphi_adapters.audit.plan import NEEDS, WHAT
+from delphi_adapters.audit.stage_table import stage_table
+from delphi_adapters.audit.workspace import Workspace
+from delphi_adapters.commands.audit import _asked
 from delphi_adapters.explaining.categories import CategoryJudge
 from delphi_adapters.explaining.features import schema
 from delphi_adapters.explaining.flagging import FlaggingExplainer
@@ -30,6 +39,7 @@ __all__ = [
     "Rubric",
     "Source",
     "SteeredAnswers",
+    "audit_inputs",
     "evaluate",
     "rated_items",
     "repeat",
@@ -37,3 +47,14 @@ __all__ = [
     "shipped_rubrics",
     "write_shard",
 ]
+
+
+def audit_inputs(argv: Sequence[str]) -> dict[str, Any]:
+    """What an audit keeps of its options, and what each of its stages is made from."""
+    args = read_options(argv)
+    work, table = Workspace(args), stage_table()
+    stages = {
+        name: {"what": WHAT[name], "from": list(needs), "options": table[name].inputs(work)}
+        for name, needs in NEEDS.items()
+    }
+    return json.loads(json.dumps({"options": _asked(args)["options"], "stages": stages}))
