@@ -1,0 +1,289 @@
+"""How the packages are built: rooms in an order, no circles, nothing that imports commands."""
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from delphi_adapters.__main__ import COMMANDS as ADAPTER_COMMANDS
+from sparsify_crosscoder.__main__ import COMMANDS
+from tests.support import house
+
+ROOT = Path(__file__).parents[1]
+ORDERS = {
+    "sparsify_crosscoder": (
+        house.GROUND,
+        *("text", "crosscoders", "harvest", "store", "training", "runs"),
+        *("evaluation", "interventions", "commands"),
+    ),
+    "delphi_adapters": (
+        house.GROUND,
+        *("delphi", "clients", "judging", "explaining", "audit", "report", "commands"),
+    ),
+}
+MODULES = house.read_modules(ROOT, ORDERS)
+IMPORTS = house.imports(MODULES)
+SUBCOMMANDS = [module for module, _, _ in [*COMMANDS.values(), *ADAPTER_COMMANDS.values()]]
+
+# What is still in the way. A set that has become empty goes, and its test then compares with [].
+KNOWN_CIRCLES = {
+    "delphi_adapters.audit.estimates",
+    "delphi_adapters.commands.audit",
+    "delphi_adapters.clients.batch",
+    "delphi_adapters.clients.batches",
+    "delphi_adapters.clients.judge_options",
+    "delphi_adapters.clients.judge_time",
+    "sparsify_crosscoder.cli",
+    "sparsify_crosscoder.runs.artifacts",
+    "sparsify_crosscoder.runs.provenance",
+    "sparsify_crosscoder.crosscoders.base",
+    "sparsify_crosscoder.crosscoders.checkpoints",
+    "sparsify_crosscoder.harvest.limits",
+    "sparsify_crosscoder.harvest.sources",
+}
+KNOWN_ROOM_CIRCLES = {
+    "delphi_adapters.audit",
+    "delphi_adapters.commands",
+    "sparsify_crosscoder.crosscoders",
+    "sparsify_crosscoder.evaluation",
+    "sparsify_crosscoder.ground floor",
+    "sparsify_crosscoder.harvest",
+    "sparsify_crosscoder.runs",
+    "sparsify_crosscoder.store",
+    "sparsify_crosscoder.training",
+}
+KNOWN_AGAINST_THE_ORDER = {
+    "delphi_adapters.audit.estimates -> delphi_adapters.commands.audit",
+    "delphi_adapters.audit.passages -> delphi_adapters.report.data",
+    "delphi_adapters.audit.report_stage -> delphi_adapters.report",
+    "delphi_adapters.audit.report_stage -> delphi_adapters.report.data",
+    "delphi_adapters.audit.report_stage -> delphi_adapters.report.first",
+    "delphi_adapters.audit.rubric_stage -> delphi_adapters.report.data",
+    "sparsify_crosscoder.cli -> sparsify_crosscoder.crosscoders.checkpoints",
+    "sparsify_crosscoder.cli -> sparsify_crosscoder.evaluation.scorability",
+    "sparsify_crosscoder.cli -> sparsify_crosscoder.harvest.model_identity",
+    "sparsify_crosscoder.cli -> sparsify_crosscoder.harvest.placement",
+    "sparsify_crosscoder.cli -> sparsify_crosscoder.harvest.sources",
+    "sparsify_crosscoder.cli -> sparsify_crosscoder.runs.artifacts",
+    "sparsify_crosscoder.cli -> sparsify_crosscoder.runs.provenance",
+    "sparsify_crosscoder.cli -> sparsify_crosscoder.store.manifest",
+    "sparsify_crosscoder.cli -> sparsify_crosscoder.store.models",
+    "sparsify_crosscoder.cli -> sparsify_crosscoder.training.allocator",
+    "sparsify_crosscoder.cli -> sparsify_crosscoder.training.run_folder",
+    "sparsify_crosscoder.training.architectures -> sparsify_crosscoder.runs.artifacts",
+    "sparsify_crosscoder.training.metrics -> sparsify_crosscoder.evaluation.scorability",
+}
+KNOWN_IMPORTS_OF_COMMANDS = {
+    "delphi_adapters.audit.build_stages -> sparsify_crosscoder.commands.filter",
+    "delphi_adapters.audit.estimates -> delphi_adapters.commands.audit",
+    "delphi_adapters.audit.explain_stages -> sparsify_crosscoder.commands.filter",
+    "delphi_adapters.audit.report_stage -> sparsify_crosscoder.commands.stability",
+    "delphi_adapters.audit.verify_stages -> sparsify_crosscoder.commands.stitch",
+    "delphi_adapters.commands.explain -> sparsify_crosscoder.commands.filter",
+    "delphi_adapters.explaining.summary -> sparsify_crosscoder.commands.filter",
+    "sparsify_crosscoder.commands.stability -> sparsify_crosscoder.commands.filter",
+}
+KNOWN_NAMESPACES = {
+    "delphi_adapters.audit.options",
+    "delphi_adapters.audit.report_stage",
+    "delphi_adapters.audit.verify_stages",
+    "delphi_adapters.audit.workspace",
+    "delphi_adapters.clients.judge_options",
+    "sparsify_crosscoder.evaluation.top",
+    "sparsify_crosscoder.interventions.command_parts",
+    "sparsify_crosscoder.interventions.targets",
+}
+KNOWN_LONG_SIGNATURES = {
+    "delphi_adapters.clients.anthropic_client.AnthropicClient.__init__",
+    "delphi_adapters.delphi.crosscoder_cache.CrosscoderLatentCache.__init__",
+    "sparsify_crosscoder.crosscoders.base.Crosscoder.forward",
+    "sparsify_crosscoder.harvest.sources.load_sources",
+    "sparsify_crosscoder.interventions.effects.dose_response",
+    "sparsify_crosscoder.interventions.generation.generate",
+}
+KNOWN_LONG_FUNCTIONS = {
+    "sparsify_crosscoder.crosscoders.base.Crosscoder._select",
+    "sparsify_crosscoder.crosscoders.base.Crosscoder.forward",
+}
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    knots = house.circles(house.between_modules(IMPORTS, MODULES))
+    assert [knot for knot in knots if not KNOWN_CIRCLES.issuperset(knot)] == []
+
+
+def test_no_rooms_import_each_other_in_a_circle():
+    knots = house.circles(house.between_rooms(IMPORTS, MODULES))
+    assert [knot for knot in knots if not KNOWN_ROOM_CIRCLES.issuperset(knot)] == []
+
+
+def test_modules_import_only_from_rooms_before_theirs():
+    found = house.against_the_order(IMPORTS, MODULES, ORDERS)
+    assert [one for one in found if one not in KNOWN_AGAINST_THE_ORDER] == []
+
+
+def test_nothing_imports_a_command():
+    found = house.who_imports_commands(IMPORTS, MODULES, SUBCOMMANDS)
+    assert [one for one in found if one not in KNOWN_IMPORTS_OF_COMMANDS] == []
+
+
+def test_only_commands_and_what_serves_them_know_the_command_line():
+    others = [m for m in MODULES.values() if m.room != house.COMMANDS]
+    found = house.namespaces(m for m in others if m.name != "sparsify_crosscoder.command_line")
+    assert [one for one in found if one not in KNOWN_NAMESPACES] == []
+
+
+def test_no_function_has_more_than_eight_parameters():
+    # A GPU's kernels can be given nothing but pointers, sizes and strides, one by one.
+    found = house.long_signatures((m for m in MODULES.values() if "triton" not in m.name), 8)
+    assert [one for one in found if one not in KNOWN_LONG_SIGNATURES] == []
+
+
+def test_the_forward_pass_and_the_selection_fit_a_screen():
+    room = [m for m in MODULES.values() if m.name.startswith("sparsify_crosscoder.crosscoders.")]
+    found = house.lengths(room, ["Crosscoder.forward", "_select", "select"])
+    assert len(found) >= 2
+    assert [
+        one for one, lines in found.items() if lines >= 45 and one not in KNOWN_LONG_FUNCTIONS
+    ] == []
+
+
+def test_no_room_of_the_adapters_is_more_than_a_fifth_of_them():
+    shares = house.room_shares(m for m in MODULES.values() if m.package == "delphi_adapters")
+    assert {room: share for room, share in shares.items() if share > 0.2} == {}
+
+
+def test_every_module_says_what_it_is():
+    assert house.without_docstring(MODULES.values()) == []
+
+
+def test_importing_the_package_and_its_autoload_loads_nothing_but_the_standard_library():
+    code = (
+        "before = set(sys.modules); import sparsify_crosscoder._autoload;"
+        "print(*{name.partition('.')[0] for name in set(sys.modules) - before}"
+        " - set(sys.stdlib_module_names))"
+    )
+    command = [
+        sys.executable,
+        "-I",
+        "-S",
+        "-c",
+        f"import sys; sys.path.append({str(ROOT)!r}); {code}",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+    assert done.stdout.split() == ["sparsify_crosscoder"], done.stderr
+
+
+# A house with each of the faults once.
+FAULTS = {
+    "lib/__init__.py": '''
+        """Face."""
+        TYPE_CHECKING = False
+        if TYPE_CHECKING:
+            from .upper.crowd import crowd
+        else:
+            from .upper import crowd as late
+    ''',
+    "lib/__main__.py": '"""Door."""\nCOMMANDS = {"go": "lib.commands.go"}',
+    "lib/floor.py": """
+        def late():
+            def later():
+                from .upper import crowd
+            return later
+    """,
+    "lib/plain.py": '"""Sees the face."""\nfrom . import thing',
+    "lib/lower/__init__.py": "",
+    "lib/lower/one.py": '''
+        """One half of a circle."""
+        from typing import TYPE_CHECKING
+        if TYPE_CHECKING:
+            from .two import Two
+    ''',
+    "lib/lower/two.py": '"""The other half."""\nfrom ..lower import one\nfrom .. import floor',
+    "lib/upper/__init__.py": "",
+    "lib/upper/crowd.py": '''
+        """Many parameters."""
+        from argparse import Namespace
+        class Crosscoder:
+            def forward(self, a, b, *, c):
+                x = 1
+                y = 2
+                return x + y
+        def crowd(a, /, b, *rest, c, d): ...
+    ''',
+    "lib/upper/reader.py": '"""Reads."""\nimport lib.lower.one\nfrom lib.commands import shared',
+    "lib/commands/__init__.py": '"""Commands."""',
+    "lib/commands/shared.py": '"""Of all commands."""',
+    "lib/commands/go.py": '"""Go."""\nfrom .shared import x\nimport argparse\nargparse.Namespace()',
+    "lib/commands/stop.py": '"""Stop."""\nfrom . import go',
+    "lib/garage/__init__.py": '"""In no plan."""',
+    "addon/__init__.py": '"""Face."""',
+    "addon/commands/__init__.py": "",
+    "addon/commands/run.py": '"""Run."""\nfrom lib.commands.shared import x\nfrom lib import thing',
+    "lib/upper/wrong.py": '"""Knows its users."""\nimport addon.commands.run',
+}
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory):
+    root = tmp_path_factory.mktemp("house")
+    for name, text in FAULTS.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text).strip(), encoding="utf-8")
+    return house.read_modules(root, ["lib", "addon"])
+
+
+def test_circles_are_found_between_modules_and_between_rooms(faulty):
+    found = house.imports(faulty)
+    assert house.Import("lib.lower.one", "lib.lower.two", True) in found
+    assert house.Import("lib.lower.two", "lib.lower.one", False) in found
+    assert house.Import("lib", "lib.upper.crowd", True) in found
+    assert house.Import("lib", "lib.upper.crowd", False) in found
+    assert house.circles(house.between_modules(found, faulty)) == [
+        ["lib.lower.one", "lib.lower.two"],
+    ]
+    assert house.circles(house.between_rooms(found, faulty)) == [
+        ["lib.ground floor", "lib.lower", "lib.upper"]
+    ]
+
+
+def test_arrows_against_the_order_are_found_late_ones_too(faulty):
+    orders = {"lib": (house.GROUND, "lower", "upper", "commands"), "addon": ("commands",)}
+    assert house.against_the_order(house.imports(faulty), faulty, orders) == [
+        "lib -> lib.upper.crowd",
+        "lib.floor -> lib.upper.crowd",
+        "lib.garage is in no known room",
+        "lib.plain -> lib",
+        "lib.upper.reader -> lib.commands.shared",
+        "lib.upper.wrong -> addon.commands.run",
+    ]
+
+
+def test_who_imports_a_command_is_found(faulty):
+    subcommands = ["lib.commands.go", "lib.commands.stop"]
+    assert house.who_imports_commands(house.imports(faulty), faulty, subcommands) == [
+        "addon.commands.run -> lib.commands.shared",
+        "lib.commands.stop -> lib.commands.go",
+        "lib.upper.reader -> lib.commands.shared",
+        "lib.upper.wrong -> addon.commands.run",
+    ]
+
+
+def test_what_is_too_large_or_says_nothing_is_found(faulty):
+    modules = faulty.values()
+    assert house.namespaces(modules) == ["lib.commands.go", "lib.upper.crowd"]
+    assert house.long_signatures(modules, 3) == ["lib.upper.crowd.crowd"]
+    assert house.long_signatures(modules, 2) == [
+        "lib.upper.crowd.Crosscoder.forward",
+        "lib.upper.crowd.crowd",
+    ]
+    assert house.lengths(modules, ["Crosscoder.forward", "later"]) == {
+        "lib.floor.late.later": 2,
+        "lib.upper.crowd.Crosscoder.forward": 4,
+    }
+    assert house.without_docstring(modules) == ["lib.floor"]
+    shares = house.room_shares(m for m in modules if m.package == "addon")
+    assert shares == {"": 0.0, "commands": 1.0}
