@@ -23,9 +23,12 @@ from sparsify_crosscoder.store.manifest import is_store
 from sparsify_crosscoder.store.store import ActivationStore
 from sparsify_crosscoder.text.windows import prepare_windows
 
-from ..clients.judge_options import USUAL_ANSWER, estimate_costs, is_local, make_client
+from ..clients.costs import costs
+from ..clients.judge import make_client
 from ..clients.judge_time import JudgeSpeed, computed, duration, named_cautions
 from ..clients.machine_speed import bytes_per_second, operations_per_second
+from ..clients.records import USUAL_ANSWER
+from ..commands.judge_options import judge_config
 from ..explaining.flagging_prompt import few_shots, system_prompt
 from ..judging.exclusivity import SteeredAnswers, requests
 from ..judging.rubrics import Rubric
@@ -79,10 +82,10 @@ def estimate(work: Workspace, wanted: Sequence[str]) -> dict[str, Any]:
             "before it is asked, and the time said again."
         )
         print("\n".join(named_cautions(work.args.judge)))
-    costs = [row["cost"] for row in result["stages"].values() if row.get("cost")]
-    if costs:
-        result["likely_cost"] = sum(costs)
-        print(f"The judge about ${sum(costs):,.2f}, with answers of {USUAL_ANSWER} tokens.")
+    dollars = [row["cost"] for row in result["stages"].values() if row.get("cost")]
+    if dollars:
+        result["likely_cost"] = sum(dollars)
+        print(f"The judge about ${sum(dollars):,.2f}, with answers of {USUAL_ANSWER} tokens.")
     return result
 
 
@@ -344,8 +347,8 @@ class Left:
         result: dict[str, Any] = {"requests": count, "prompt tokens": tokens, "seconds": 0.0}
         if self._client is not None:
             prompts = ["x" * size for size in sizes]
-            costs = estimate_costs(self._client, prompts, items, quiet=True)
-            result["cost"] = costs.get("likely_cost")
+            dollars = costs(self._client, prompts, items).dollars
+            result["cost"] = None if dollars is None else dollars.likely_cost
         elif self.local_judge:
             result["seconds"] = self._judge_speed.seconds(tokens, count * USUAL_ANSWER)
         return result
@@ -353,15 +356,14 @@ class Left:
     @property
     def local_judge(self) -> bool:
         """Whether the judge is a model on the own machine."""
-        return is_local(self.args)
+        return judge_config(self.args).local
 
     @cached_property
     def _client(self) -> Any:
-        args = self.args
         if self.local_judge:
             return None
         try:
-            return make_client(args, self.work.out)
+            return make_client(judge_config(self.args), self.work.out, dry_run=True)
         except ValueError as error:
             print(f"No cost can be told: {error}")
             return None

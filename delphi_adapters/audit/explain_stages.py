@@ -17,8 +17,9 @@ from sparsify_crosscoder.evaluation.false_exclusives import called_exclusive
 from sparsify_crosscoder.records import read_json
 
 from ..clients import TransformersClient
-from ..clients.judge_options import NO_JUDGE, fitting, interruptible
+from ..clients.judge import NO_JUDGE, fitting
 from ..clients.judge_time import say_time
+from ..clients.stopping import run_asking
 from ..explaining import flagging, interpretability
 from ..judging.result_files import file_name
 from .stages import Outcome
@@ -31,15 +32,9 @@ FURTHEST = 20
 LEFT_OUT = "no judge: no explanation was written"
 
 
-class Stopped(Exception):
-    """A budget, or somebody, stopped the judge; what it answered is kept."""
-
-
 def ask(work: Workspace, asking: Awaitable[None]) -> None:
     """Ask the judge to the end; raises Stopped where a budget or somebody stopped it."""
-    reason = interruptible(asking, work.client)
-    if reason is not None:
-        raise Stopped(reason)
+    run_asking(asking, work.client)
 
 
 def at_once(work: Workspace) -> int:

@@ -11,7 +11,8 @@ from sparsify_crosscoder.command_line import add_hub_options
 from sparsify_crosscoder.endings import prepare
 from sparsify_crosscoder.evaluation.scorability import FILTER_PAIRS
 
-from ..clients.judge_options import NO_JUDGE, add_judge_options, check_judge
+from ..clients.judge import NO_JUDGE
+from ..commands.judge_options import add_judge_options, judge_config
 from .plan import STAGES
 
 PROG = "python -m delphi_adapters audit"
@@ -123,7 +124,7 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if len(set(args.strengths)) < 2:
         parser.error("--strengths needs one besides 0.")
     try:
-        check_judge(args)
+        judge_config(args).check()
     except ValueError as error:
         parser.error(str(error))
     if args.judge == NO_JUDGE and args.rubrics:

@@ -14,7 +14,7 @@ from sparsify_crosscoder.evaluation.top import source_labels
 from sparsify_crosscoder.files import atomic_write_json
 from sparsify_crosscoder.harvest.model_identity import short_names, source_names
 
-from ..clients.judge_options import NO_JUDGE
+from ..clients.judge import NO_JUDGE
 from ..explaining import flagging
 from ..explaining.descriptions import table_columns
 from ..explaining.features import features

@@ -12,12 +12,12 @@ from sparsify_crosscoder.records import read_json
 
 from ..judging import exclusivity as exclusivity_files
 from ..judging.result_files import file_name
-from ..judging.rubric_answers import steered_answers
-from ..judging.rubric_runs import Answers, RubricResult, evaluate
+from ..judging.rubric_answers import SteeredModel, Writing, rate_steered
+from ..judging.rubric_runs import RubricResult
 from ..judging.rubrics import Rubric
 from ..report.data import Curve
 from .directions import Direction, directions_to_verify, load_stitching
-from .explain_stages import ask, at_once, judge_inputs, ledger
+from .explain_stages import at_once, judge_inputs, ledger
 from .stages import Outcome
 from .workspace import Workspace
 
@@ -90,27 +90,17 @@ def rubric_curves(work: Workspace, name: str) -> list[Curve]:
 
 def _rated(work: Workspace, rubric: Rubric, direction: Direction, folder: Path) -> RubricResult:
     """Answers of both models, the direction's own first, and what the judge makes of them."""
-    answers: dict[str, Answers] = {}
+    models: dict[str, SteeredModel] = {}
     for source in (direction.source, 1 - direction.source):
         own = source == direction.source
         hookpoint = work.ends[source].hookpoint
         stitched = None if own else direction.stitched(hookpoint, load_stitching(work))
         label = work.model_name(source) + ("" if own else ", stitched")
-        answers[label] = steered_answers(
+        models[label] = SteeredModel(
             partial(work.language_model, source),
             [stitched or direction.steering(hookpoint)],
-            rubric,
             folder / ("original" if own else "partner"),
-            chat=CHAT[work.args.chat],
-            batch_size=work.args.generation_batch_size,
-            description=f"{rubric.name}, {label}",
+            f"{rubric.name}, {label}",
         )
-    found: list[RubricResult] = []
-
-    async def judge() -> None:
-        found.append(
-            await evaluate(work.client, rubric, answers, folder, max_concurrent=at_once(work))
-        )
-
-    ask(work, judge())
-    return found[0]
+    writing = Writing(CHAT[work.args.chat], work.args.generation_batch_size)
+    return rate_steered(work.client, rubric, models, folder, writing, at_once(work))

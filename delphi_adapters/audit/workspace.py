@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,8 @@ from sparsify_crosscoder.harvest.sources import load_language_model, pick_device
 from sparsify_crosscoder.interventions.command_parts import End, check_model, ends_of
 from sparsify_crosscoder.store.manifest import is_store, read_manifest
 
-from ..clients.judge_options import NO_JUDGE, make_client
+from ..clients.judge import NO_JUDGE, JudgeConfig, make_client
+from ..commands.judge_options import judge_config
 from ..delphi.crosscoder_cache import CrosscoderLatentCache
 from ..delphi.run_text import RunText
 from ..explaining.autointerp import Autointerp, JudgingConfig
@@ -136,6 +138,11 @@ class Workspace:
     def judging_config(self) -> JudgingConfig:
         return JudgingConfig()
 
+    @cached_property
+    def judge(self) -> JudgeConfig:
+        """Who judges, on the audit's own device."""
+        return replace(judge_config(self.args), device=self.device)
+
     @property
     def judged(self) -> bool:
         """Whether there is a judge to ask."""
@@ -144,10 +151,7 @@ class Workspace:
     @cached_property
     def client(self) -> Client:
         """The judge."""
-        args = copy.copy(self.args)
-        args.device = self.device
-        args.answers = args.answers or self.out / "answers"
-        client = make_client(args, self.out)
+        client = make_client(self.judge, self.out)
         assert client is not None
         return client
 

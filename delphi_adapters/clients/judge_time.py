@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .judge_options import USUAL_ANSWER
 from .machine_speed import bytes_per_second, operations_per_second
+from .records import USUAL_ANSWER
 
 if TYPE_CHECKING:
-    from . import TransformersClient
+    from .transformers_client import TransformersClient
 
 READ_TOKENS = 16  # of each row of the trial
 WRITTEN_TOKENS = 3
@@ -104,7 +104,7 @@ def say_time(client: Any, prompts: Sequence[Any], scale: float, what: str) -> fl
     Answers are taken to have the usual length or as many tokens as are allowed. None for a judge
     that is asked elsewhere.
     """
-    from . import TransformersClient
+    from .transformers_client import TransformersClient
 
     if not isinstance(client, TransformersClient) or not len(prompts) or not scale:
         return None
@@ -151,7 +151,7 @@ def named_cautions(name: str) -> list[str]:
 
 def client_cautions(client: Any) -> list[str]:
     """`cautions` of a local judge; nothing of one that is asked elsewhere."""
-    from . import TransformersClient
+    from .transformers_client import TransformersClient
 
     if not isinstance(client, TransformersClient):
         return []

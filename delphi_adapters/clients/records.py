@@ -7,6 +7,9 @@ from typing import Any
 
 from sparsify_crosscoder.records import check
 
+USUAL_ANSWER = 200
+"""Tokens of an answer, for what is likely."""
+
 
 @dataclass(frozen=True)
 class Usage:

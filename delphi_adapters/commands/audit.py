@@ -17,7 +17,7 @@ from sparsify_crosscoder.records import read_json
 from ..audit.options import PROG, read_options
 from ..audit.plan import NEEDS, STAGES, WHAT
 from ..audit.stages import Record, bring_up, fingerprint_path, fingerprint_run, state
-from ..clients.judge_options import GOES_ON
+from ..clients.stopping import GOES_ON, Stopped
 
 DONE = "audit.json"
 
@@ -44,7 +44,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         return _show(out, wanted)
     print(f"Audit in '{out}': loading ...", flush=True)
     # Heavy imports, which nothing to do does without.
-    from ..audit.explain_stages import Stopped
     from ..audit.stage_table import stage_table
     from ..audit.workspace import Workspace
 

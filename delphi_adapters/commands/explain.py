@@ -19,17 +19,10 @@ from sparsify_crosscoder.interventions.command_parts import check_model, ends_of
 from sparsify_crosscoder.records import read_json
 
 from ..clients import AnthropicClient
-from ..clients.judge_options import (
-    NO_JUDGE,
-    add_judge_options,
-    check_judge,
-    estimate_costs,
-    execute_asking,
-    fitting,
-    interruptible,
-    make_client,
-)
+from ..clients.costs import say_costs
+from ..clients.judge import NO_JUDGE, fitting, make_client
 from ..clients.judge_time import say_computed
+from ..clients.stopping import Stopped, run_asking
 from ..delphi import compat  # noqa: F401
 from ..delphi.crosscoder_cache import CrosscoderLatentCache, digest
 from ..delphi.run_text import RunText
@@ -37,6 +30,7 @@ from ..explaining.autointerp import RAW, Autointerp, JudgingConfig
 from ..explaining.descriptions import FILE as DESCRIPTIONS
 from ..explaining.descriptions import Descriptions, describe, table_columns
 from ..explaining.summary import summarise
+from .judge_options import add_judge_options, execute_asking, judge_config
 
 # isort: split
 from delphi.clients import Client
@@ -62,8 +56,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     options = load_run_config(args.run, args.hf_token, trust_remote_code=args.trust_remote_code)
     crosscoder = Crosscoder.load_one(args.run, args.seed, device)
     latents = _chosen(args.latents, crosscoder)
-    check_judge(args)
-    client = make_client(args, folder) if args.judge != NO_JUDGE else None
+    asked = judge_config(args)
+    asked.check()
+    client = None
+    if args.judge != NO_JUDGE:
+        client = make_client(asked, folder, dry_run=args.dry_run)
 
     text = RunText.of_run(args.run, device, args.hf_token, trust_remote_code=args.trust_remote_code)
     cache = CrosscoderLatentCache(
@@ -89,20 +86,24 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     )
     sample = pending[:: max(len(pending) // SAMPLED, 1)][:SAMPLED]
     prompts, scale = autointerp.prompts(sample), len(pending) / max(len(sample), 1)
-    estimate = estimate_costs(client, prompts, scale, what=f"{len(pending):,} latents")
+    estimate = say_costs(client, prompts, scale, f"{len(pending):,} latents")
     if client is None and prompts:
         say_computed(args.judge, device, prompts, scale)
     if args.dry_run:
-        return {"pending": len(pending), "estimate": estimate, "stopped": None}
+        return {"pending": len(pending), "estimate": estimate.to_dict(), "stopped": None}
 
     assert client is not None
     filtered = None if args.no_filter else _filtered(args, options, crosscoder, folder, device)
-    stopped = interruptible(_ask(autointerp, client, latents, args), client)
+    stopped = None
+    try:
+        run_asking(_ask(autointerp, client, latents, args), client)
+    except Stopped as reason:
+        stopped = str(reason)
     result = {
         "run": str(args.run),
         "judge": args.judge,
         **summarise(autointerp, crosscoder, latents, filtered, _columns(folder)),
-        "estimate": estimate,
+        "estimate": estimate.to_dict(),
         "stopped": stopped,
     }
     if isinstance(client, AnthropicClient):

@@ -11,15 +11,9 @@ from typing import Any
 from sparsify_crosscoder.files import atomic_write_json
 
 from ..clients import AnthropicClient
-from ..clients.judge_options import (
-    add_judge_options,
-    estimate_costs,
-    execute_asking,
-    interruptible,
-    make_client,
-)
-from ..delphi import compat  # noqa: F401
-from ..judging.rating import Rating
+from ..clients.costs import say_costs
+from ..clients.judge import make_client
+from ..clients.stopping import Stopped, run_asking
 from ..judging.reliability import (
     AGAIN,
     Agreement,
@@ -34,6 +28,7 @@ from ..judging.reliability import (
 )
 from ..judging.rubric_runs import Item
 from ..judging.rubrics import Rubric
+from .judge_options import add_judge_options, execute_asking, judge_config
 
 RELIABILITY = "reliability.json"
 SAMPLE = 50
@@ -71,32 +66,30 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _asked_again(args: argparse.Namespace, rubric: Rubric, chosen: list[Item]) -> dict[str, Any]:
-    client = make_client(args, args.folder)
+    client = make_client(judge_config(args), args.folder, dry_run=args.dry_run)
     prompts = [
         rubric.messages(one.prompt, one.answer, ended=one.ended, note=AGAIN) for one in chosen
     ]
-    result: dict[str, Any] = {"judge": args.judge, "estimate": estimate_costs(client, prompts)}
+    result: dict[str, Any] = {"judge": args.judge, "estimate": say_costs(client, prompts).to_dict()}
     if args.dry_run:
         return result
     assert client is not None
-    repeats: dict[str, Rating] = {}
-
-    async def judge() -> None:
-        repeats.update(
-            await repeat(
-                client,
-                rubric,
-                chosen,
-                args.folder,
-                max_concurrent=args.max_concurrent,
-                temperature=args.judge_temperature,
-            )
-        )
-
-    result["stopped"] = interruptible(judge(), client)
+    second = repeat(
+        client,
+        rubric,
+        chosen,
+        args.folder,
+        max_concurrent=args.max_concurrent,
+        temperature=args.judge_temperature,
+    )
+    repeats, result["stopped"] = None, None
+    try:
+        repeats = run_asking(second, client)
+    except Stopped as reason:
+        result["stopped"] = str(reason)
     if isinstance(client, AnthropicClient):
         result["ledger"] = client.ledger.summary()
-    if result["stopped"] is None:
+    if repeats is not None:
         found = repeat_agreement(rubric, chosen, repeats)
         result["repeat"] = _shown("The judge asked twice", found)
         result["repeat_unanswered"] = sum(not one.scores for one in repeats.values())

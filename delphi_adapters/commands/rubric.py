@@ -18,8 +18,9 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sparsify_crosscoder.files import atomic_path, atomic_write_json
 from sparsify_crosscoder.harvest.model_identity import short_names
@@ -37,21 +38,17 @@ from sparsify_crosscoder.interventions.targets import (
 )
 
 from ..clients import AnthropicClient
-from ..clients.judge_options import (
-    add_judge_options,
-    estimate_costs,
-    execute_asking,
-    interruptible,
-    make_client,
-)
-from ..delphi import compat  # noqa: F401
+from ..clients.costs import Costs, say_costs
+from ..clients.judge import make_client
+from ..clients.stopping import Stopped
 from ..judging.dose_response_plot import save_dose_response
-from ..judging.rubric_answers import steered_answers
-from ..judging.rubric_runs import Answers, RubricResult, evaluate
+from ..judging.rubric_answers import SteeredModel, Writing, rate_steered
+from ..judging.rubric_runs import RubricResult
 from ..judging.rubrics import Rubric, shipped
+from .judge_options import add_judge_options, execute_asking, judge_config
 
-# isort: split
-from delphi.clients import Client
+if TYPE_CHECKING:
+    from delphi.clients import Client
 
 CONFIG = "config.json"
 GENERATIONS = "generations"
@@ -70,38 +67,29 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         sampling = replace(rubric.sampling, max_new_tokens=args.max_new_tokens)
         rubric = replace(rubric, sampling=sampling)
     folder = args.out or args.run / "rubrics" / f"{rubric.name}-latent{args.latent}"
-    client = make_client(args, folder)
+    client = make_client(judge_config(args), folder, dry_run=args.dry_run)
     both = args.stitching is not None or args.map == "identity"
-    estimate = _estimate(client, rubric, 2 if both else 1)
+    estimate = _estimate(client, rubric, 2 if both else 1).to_dict()
     if args.dry_run:
         return {"estimate": estimate, "stopped": None}
 
     assert client is not None
     targets, config = _targets(args, rubric, folder)
-    answers: dict[str, Answers] = {}
-    for label, target in targets.items():
-
-        def load(target: Target = target) -> tuple[Any, Any]:
-            model, tokenizer = load_model(args, target.name, target.revision, target.checkpoint)
-            return with_backend(model, tokenizer, args.backend), tokenizer
-
-        answers[label] = steered_answers(
-            load,
+    models = {
+        label: SteeredModel(
+            partial(_load, args, target),
             target.steering,
-            rubric,
             folder / GENERATIONS / _file_name(label),
-            chat=CHAT[args.chat],
-            batch_size=args.batch_size,
-            description=f"{label} answers",
+            f"{label} answers",
         )
-    results: list[RubricResult] = []
-
-    async def judge() -> None:
-        results.append(
-            await evaluate(client, rubric, answers, folder, max_concurrent=args.max_concurrent)
-        )
-
-    stopped = interruptible(judge(), client)
+        for label, target in targets.items()
+    }
+    writing = Writing(CHAT[args.chat], args.batch_size)
+    rated, stopped = None, None
+    try:
+        rated = rate_steered(client, rubric, models, folder, writing, args.max_concurrent)
+    except Stopped as reason:
+        stopped = str(reason)
     result: dict[str, Any] = {
         **config,
         "judge": args.judge,
@@ -111,11 +99,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if isinstance(client, AnthropicClient):
         result["ledger"] = client.ledger.summary()
         print(f"Ratings cost ${client.ledger.cost:.4f}, those of earlier runs included.")
-    if stopped is None:
-        result |= results[0].to_dict()
-        result["stopped"] = _nothing_rated(results[0])
-        _write(folder, result, results[0], f"latent {args.latent}, {rubric.name}")
+    if rated is not None:
+        result |= rated.to_dict()
+        result["stopped"] = _nothing_rated(rated)
+        _write(folder, result, rated, f"latent {args.latent}, {rubric.name}")
     return result
+
+
+def _load(args: argparse.Namespace, target: Target) -> tuple[Any, Any]:
+    model, tokenizer = load_model(args, target.name, target.revision, target.checkpoint)
+    return with_backend(model, tokenizer, args.backend), tokenizer
 
 
 def _nothing_rated(rated: RubricResult) -> str | None:
@@ -224,7 +217,7 @@ def _file_name(label: str) -> str:
     return re.sub(r"[^\w.-]+", "_", label)
 
 
-def _estimate(client: Client | None, rubric: Rubric, models: int) -> dict[str, Any]:
+def _estimate(client: Client | None, rubric: Rubric, models: int) -> Costs:
     """What rating all answers costs if each is as long as it may be."""
     longest = "word" * rubric.sampling.max_new_tokens  # by four characters a token
     total = len(rubric.prompts) * len(rubric.strengths) * models
@@ -234,7 +227,7 @@ def _estimate(client: Client | None, rubric: Rubric, models: int) -> dict[str, A
         f"model{'s' if models > 1 else ''}, answers of at most "
         f"{rubric.sampling.max_new_tokens:,} tokens; if all are that long,"
     )
-    return estimate_costs(client, sample, total / len(sample))
+    return say_costs(client, sample, total / len(sample))
 
 
 def _parser() -> argparse.ArgumentParser:

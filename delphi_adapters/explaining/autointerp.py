@@ -31,7 +31,7 @@ from delphi.config import CacheConfig, ConstructorConfig, RunConfig, SamplerConf
 from delphi.latents import LatentDataset, LatentRecord
 from delphi.latents.latents import Latent
 
-from ..clients.judge_options import NO_JUDGE
+from ..clients.judge import NO_JUDGE
 from ..delphi.crosscoder_cache import CrosscoderLatentCache
 from ..progress import each, progress
 from . import categories, flagging, interpretability

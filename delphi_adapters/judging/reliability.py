@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from sparsify_crosscoder.files import atomic_path, atomic_write_json
 
-from ..clients.judge_options import fitting
+from ..clients.judge import fitting
 from .bootstrap import LEVEL, Array, limits, prompt_weights
 from .rating import Rating, rate
 from .result_files import read_result

@@ -1,7 +1,7 @@
-"""What a steered model answers to a rubric's prompts, kept so that a stopped run goes on.
+"""What steered models answer to a rubric's prompts, kept so that a stopped run goes on, and rated.
 
 ```
-folder/
+SteeredModel.folder/
     <digits of the prompt>.json     {"prompt": ..., "answers": [{"strength", "text", "ended"}]}
 ```
 """
@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
@@ -21,47 +22,82 @@ from sparsify_crosscoder.files import atomic_write_json
 from sparsify_crosscoder.interventions.generation import generate
 from sparsify_crosscoder.interventions.steering import Steering
 
+from ..clients.stopping import run_asking
 from .result_files import read_result
-from .rubric_runs import Answers
+from .rubric_runs import Answers, RubricResult, evaluate
 from .rubrics import Rubric
+
+if TYPE_CHECKING:
+    from delphi.clients import Client
 
 Kept = dict[float, dict[str, Any]]
 """Answers to one prompt, by strength."""
 
 
-def steered_answers(
-    load: Callable[[], tuple[Any, Any]],
-    steering: list[Steering],
+@dataclass(frozen=True)
+class SteeredModel:
+    """A model with what it is steered with, and where its answers are kept."""
+
+    load: Callable[[], tuple[Any, Any]]
+    """Gives the model, as `generate` takes it, and its tokenizer; called if answers are missing."""
+
+    steering: list[Steering]
+    folder: Path
+    """For one steering of one model."""
+
+    description: str = "Answering"
+    """Beside the progress."""
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How answers are written."""
+
+    chat: bool | None = None
+    batch_size: int | None = None
+    """Rows at once; None: the strengths of one prompt."""
+
+
+def rate_steered(
+    client: Client,
     rubric: Rubric,
+    models: Mapping[str, SteeredModel],
     folder: str | Path,
-    *,
-    chat: bool | None = None,
-    batch_size: int | None = None,
-    description: str = "Answering",
-) -> Answers:
+    writing: Writing,
+    max_concurrent: int | None = None,
+) -> RubricResult:
+    """Have models answer a rubric's prompts while they are steered, and a judge rate it.
+
+    `models` are by the labels of their curves; ratings go to `folder`, see `evaluate`. Raises
+    `Stopped` where a budget or somebody stopped the judge.
+    """
+    answers = {label: steered_answers(model, rubric, writing) for label, model in models.items()}
+    rating = evaluate(client, rubric, answers, folder, max_concurrent=max_concurrent)
+    return run_asking(rating, client)
+
+
+def steered_answers(model: SteeredModel, rubric: Rubric, writing: Writing) -> Answers:
     """Continue every prompt of a rubric at every strength, or read what is there already.
 
-    `load` gives the model, as `generate` takes it, and its tokenizer; it is called only if answers
-    are missing. `batch_size` is the rows at once, by default the strengths of one prompt. The
-    folder is for one steering of one model. Raises ValueError for a file that holds no answers.
+    Raises ValueError for a file that holds no answers.
     """
-    folder = Path(folder)
+    folder = model.folder
     kept = {prompt: _read(folder, prompt) for prompt in rubric.prompts}
-    missing = list(_missing(rubric, kept, batch_size or len(rubric.strengths)))
+    missing = list(_missing(rubric, kept, writing.batch_size or len(rubric.strengths)))
     if missing:
-        model, tokenizer = load()
+        loaded, tokenizer = model.load()
         total = sum(len(prompts) * len(strengths) for prompts, strengths in missing)
-        with tqdm(total=total, desc=description, unit="answer") as progress:
+        with tqdm(total=total, desc=model.description, unit="answer") as progress:
             for prompts, strengths in missing:
                 found = generate(
-                    model,
+                    loaded,
                     prompts,
-                    steering,
+                    model.steering,
                     strengths,
                     rubric.sampling,
                     tokenizer=tokenizer,
-                    chat=chat,
-                    batch_size=batch_size,
+                    chat=writing.chat,
+                    batch_size=writing.batch_size,
                 )
                 for prompt, row in zip(prompts, found.answers, strict=True):
                     kept[prompt] |= {

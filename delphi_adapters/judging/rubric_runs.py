@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from sparsify_crosscoder.files import atomic_write_json
 
-from ..clients.judge_options import fitting
+from ..clients.judge import fitting
 from .answers import encodable
 from .bootstrap import Array, Interval, difference, intervals
 from .rating import Rating, rate, rating_from

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..clients.judge_options import NO_JUDGE
+from ..clients.judge import NO_JUDGE
 
 if TYPE_CHECKING:
     from pyarrow import Table

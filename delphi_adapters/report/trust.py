@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..clients.judge_options import NO_JUDGE
+from ..clients.judge import NO_JUDGE
 from .chance import (
     difference_interval,
     rank_correlation,

@@ -19,9 +19,8 @@ import torch
 from gpu_costs import features_scored, rubric_answers
 from public_facts import Diff
 
-from delphi_adapters.clients.judge_options import USUAL_ANSWER
 from delphi_adapters.clients.ledger import Ledger, load_prices
-from delphi_adapters.clients.records import Usage
+from delphi_adapters.clients.records import USUAL_ANSWER, Usage
 from delphi_adapters.clients.requests import build_request
 from delphi_adapters.delphi import compat  # noqa: F401
 from delphi_adapters.explaining import categories

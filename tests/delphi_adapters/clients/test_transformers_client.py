@@ -1,6 +1,5 @@
 """TransformersClient on tiny random models."""
 
-import argparse
 import asyncio
 import threading
 
@@ -9,7 +8,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from delphi_adapters.clients import PromptTooLong, TransformersClient, UnsupportedArgument
-from delphi_adapters.clients.judge_options import add_judge_options, make_client
+from delphi_adapters.clients.judge import JudgeConfig, make_client
 from tests.support.models import save_tiny_model, tiny_model
 from tests.support.tokenizers import CHATML, byte_level_tokenizer
 
@@ -323,8 +322,5 @@ def test_no_tokens_are_not_the_default(model, tokenizer, max_tokens):
 
 @pytest.mark.parametrize("option", ["max_tokens", "concurrency", "max_concurrent"])
 def test_options_of_a_judge_are_at_least_1(option, tmp_path):
-    parser = argparse.ArgumentParser()
-    add_judge_options(parser)
-    args = parser.parse_args(["--judge", "some/model", f"--{option}", "0"])
     with pytest.raises(ValueError, match=f"--{option} must be at least 1, got 0"):
-        make_client(args, tmp_path)
+        make_client(JudgeConfig("some/model", **{option: 0}), tmp_path)

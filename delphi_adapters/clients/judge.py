@@ -1,0 +1,132 @@
+"""The judge: who it is, what it may cost, and the client that asks it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import torch
+    from delphi.clients import Client
+
+NO_JUDGE = "none"
+"""The judge's name where nobody is asked."""
+
+_OF_A_JUDGE = ("provider", "max_cost", "prices", "batch", "answers", "max_tokens")
+_AT_LEAST_ONE = ("max_tokens", "concurrency", "max_concurrent")
+
+
+@dataclass(frozen=True)
+class JudgeConfig:
+    """Who judges, what it may cost, and how much is asked at a time.
+
+    Fields are named as the options of the commands, which their errors name.
+    """
+
+    judge: str | None = NO_JUDGE
+    """A Claude model, or the folder or name of a local chat model."""
+
+    provider: Literal["anthropic", "transformers"] | None = None
+    """Where the judge is; None: what its name says."""
+
+    max_cost: float | None = None
+    """Dollars at most, for good."""
+
+    prices: Path | None = None
+    """File of prices, see `load_prices`."""
+
+    batch: bool = False
+    """By Message Batches."""
+
+    answers: Path | None = None
+    """Folder for answers, else `answers` in the folder of what is asked."""
+
+    max_tokens: int | None = None
+    """Of an answer: 1,024, or 512 of a local model, unless said otherwise."""
+
+    concurrency: int = 8
+    """Requests at a time."""
+
+    max_concurrent: int | None = None
+    """Items at a time; None: what fits the judge."""
+
+    device: str | torch.device | None = None
+    """Of a local judge."""
+
+    trust_remote_code: bool = False
+
+    @property
+    def local(self) -> bool:
+        """Whether the judge is a model on the own machine."""
+        if self.provider is not None:
+            return self.provider == "transformers"
+        return not str(self.judge).startswith("claude")
+
+    def check(self) -> None:
+        """Raises ValueError for options of a judge where there is none."""
+        if self.judge == NO_JUDGE:
+            for option in _OF_A_JUDGE:
+                if self._given(option):
+                    raise ValueError(f"--{option} goes with a judge: name one with --judge.")
+
+    def _given(self, option: str) -> bool:
+        value = getattr(self, option)
+        return value is not None and value is not False
+
+
+def make_client(judge: JudgeConfig, folder: Path, *, dry_run: bool = False) -> Client | None:
+    """The judge's client; None in a dry run with a local one, which is not loaded.
+
+    Its answers are kept in `judge.answers`, else below `folder`. Raises ValueError for options that
+    do not fit the judge, for a Claude model without `max_cost`, and without a key.
+    """
+    judge.check()
+    if judge.judge is None or judge.judge == NO_JUDGE:
+        raise ValueError("This is what a judge is asked for: name one with --judge.")
+    for name in _AT_LEAST_ONE:
+        if (value := getattr(judge, name)) is not None and value < 1:
+            raise ValueError(f"--{name} must be at least 1, got {value}.")
+    if judge.local:
+        from .transformers_client import TransformersClient
+
+        for option in ("batch", "max_cost", "prices"):
+            if judge._given(option):
+                raise ValueError(f"--{option} is for Claude models; a local model costs nothing.")
+        if dry_run:
+            return None
+        return TransformersClient(
+            judge.judge,
+            max_new_tokens=judge.max_tokens or 512,
+            device=judge.device,
+            trust_remote_code=judge.trust_remote_code,
+        )
+    if judge.max_cost is None and not dry_run:
+        raise ValueError(
+            "Give --max_cost, the dollars that the judge may cost at most; --dry_run says how many "
+            "that will be."
+        )
+    from .anthropic_client import AnthropicClient, MissingAPIKey
+    from .batches import BatchAnthropicClient
+
+    kind = BatchAnthropicClient if judge.batch else AnthropicClient
+    try:
+        return kind(
+            judge.judge,
+            store=judge.answers or folder / "answers",
+            prices=judge.prices,
+            max_cost=judge.max_cost,
+            max_tokens=judge.max_tokens or 1024,
+            concurrency=judge.concurrency,
+        )
+    except MissingAPIKey as error:
+        raise ValueError(str(error)) from None
+
+
+def fitting(client: Client) -> int:
+    """Items at a time, where each asks for one answer after another."""
+    from .batches import BatchAnthropicClient
+
+    if isinstance(client, BatchAnthropicClient):
+        return 20_000
+    return 2 * getattr(client, "concurrency", 0) or getattr(client, "batch_size", 8)
