@@ -85,7 +85,7 @@ from sparsify_crosscoder.harvest.sources import (
     pick_device,
 )
 from sparsify_crosscoder.store.store import ActivationStore
-from sparsify_crosscoder.text.text import load_texts
+from sparsify_crosscoder.text.texts import load_texts
 from sparsify_crosscoder.text.windows import prepare_windows
 from sparsify_crosscoder.training.allocator import keep_freed_memory
 

@@ -142,7 +142,7 @@ def _number(value: float | None) -> str:
 
 
 def _load_texts(args: argparse.Namespace, options: RunConfig) -> Dataset:
-    from ..text.text import load_texts
+    from ..text.texts import load_texts
 
     return load_texts(
         args.dataset[0],

@@ -20,11 +20,13 @@ from ..store.manifest import is_store, read_manifest
 from ..store.order import split_windows
 from ..store.store import ActivationStore
 from ..store.stream import ActivationStream, LiveStream, StoreStream
+from ..text.alignment_report import alignment_report
+from ..text.loss_reasons import warn_of_loss
 from ..text.templates import TEMPLATE_DATE
-from ..text.text import load_texts
-from ..text.text_loss import measure_loss, warn_of_loss
+from ..text.text_loss import measure_loss
+from ..text.texts import load_texts
 from ..text.tokenization import source_tokenizers
-from ..text.windows import alignment_report, prepare_windows
+from ..text.windows import prepare_windows
 from ..training.data import PairedData, check_length
 from ..world import current_world
 from .provenance import (

@@ -15,16 +15,10 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from .chat import plain_text
-from .pairing import BatchPairs, Rendered, Text, are_chats, pair_tokens, render
-from .tokenization import (
-    DEFAULT_RULE,
-    NonContent,
-    Reason,
-    SourceTokenizer,
-    TokenEnds,
-    source_tokenizers,
-)
+from .chat import Text, plain_text
+from .pairing import BatchPairs, Rendered, are_chats, pair_tokens, render
+from .token_ends import DEFAULT_RULE, NonContent, Reason, TokenEnds
+from .tokenization import SourceTokenizer, source_tokenizers
 
 __all__ = [
     "AlignedTokens",
@@ -119,7 +113,7 @@ def align_batch(
         source.encode([part.string for part in parts])
         for source, parts in zip(sources, rendered, strict=True)
     ]
-    plain = [text if isinstance(text, str) else plain_text(text) for text in texts]
+    plain = [plain_text(text) for text in texts]
     rules = _per_source(non_content, len(sources), "non_content")
     pairs = pair_tokens(plain, ids, sources, rendered, rules)
     return _as_models_read(pairs, ids, sources, rendered, max_length, padding)

@@ -9,7 +9,8 @@ from .messages import REASONING, extras, normalize_messages, pieces
 from .surviving import ANCHOR, surviving_parts
 from .templates import render_template
 
-__all__ = ["SEPARATOR", "check_chat_template", "normalize_messages", "plain_text", "render_chat"]
+Text = str | Sequence[Mapping[str, Any]]
+"""A text, or a conversation as messages with role and content."""
 
 SEPARATOR = "\n\n"
 Place = tuple[int, int]
@@ -47,9 +48,11 @@ def render_chat(
     return rendered, spans
 
 
-def plain_text(messages: Sequence[Mapping[str, Any]]) -> str:
-    """What was said in the messages, stripped, joined by an empty line, without roles."""
-    said = pieces(normalize_messages(messages))
+def plain_text(text: Text) -> str:
+    """A text as it is, or what was said in messages, stripped, joined by an empty line."""
+    if isinstance(text, str):
+        return text
+    said = pieces(normalize_messages(text))
     return SEPARATOR.join(text.strip() for _, _, text in said)
 
 

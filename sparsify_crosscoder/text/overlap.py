@@ -9,6 +9,7 @@ import numpy as np
 from datasets import Dataset
 
 from .chat import plain_text
+from .texts import rows_of
 
 SPAN = 128  # characters that are not white space: some 30 tokens of English
 _TEXTS_AT_ONCE = 1_000
@@ -56,12 +57,9 @@ def overlap(texts: Dataset, seen: Dataset) -> Overlap:
 def contents(texts: Dataset) -> Iterator[str]:
     """The texts without case and white space."""
     for batch in texts.with_format(None).iter(_TEXTS_AT_ONCE):
-        columns: Any = batch
-        nothing = [None] * len(next(iter(columns.values())))
-        plain, chats = columns.get("text", nothing), columns.get("messages", nothing)
-        for text, messages in zip(plain, chats, strict=True):
-            whole = (text or "") if messages is None else plain_text(messages)
-            yield "".join(whole.casefold().split())
+        rows: Any = batch
+        for row in rows_of(rows):
+            yield "".join(plain_text(row).casefold().split())
 
 
 def _spans(text: str) -> np.ndarray:

@@ -3,17 +3,15 @@
 Everything is counted in bytes of content of the plain text, over a whole batch at once.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from .chat import render_chat
+from .chat import Text, render_chat
 from .text_batch import TextBatch
-from .tokenization import DEFAULT_RULE, NonContent, Reason, SourceTokenizer, TokenEnds
-
-Text = str | Sequence[Mapping[str, Any]]
-"""A text, or a conversation as messages with role and content."""
+from .token_ends import DEFAULT_RULE, NonContent, Reason, TokenEnds
+from .tokenization import SourceTokenizer
 
 
 class Rendered(NamedTuple):
@@ -164,7 +162,18 @@ def _in_plain_text(
     return tokens._replace(ends=tokens.ends + np.where(inside, shift, 0))
 
 
-def behind_gaps(part: Rendered, plain: str, ends: np.ndarray) -> np.ndarray | int:
+def begins_of(ends: np.ndarray, plain: str, rendered: Sequence[Rendered]) -> np.ndarray:
+    """The character from which on each pair of a text stands for it [P].
+
+    The end of the pair before it, or what lies behind the last gap that a template has left.
+    """
+    begins = np.append(0, ends[:-1]) if len(ends) else ends
+    for part in rendered:
+        begins = np.maximum(begins, _behind_gaps(part, plain, ends))
+    return begins
+
+
+def _behind_gaps(part: Rendered, plain: str, ends: np.ndarray) -> np.ndarray | int:
     """For each pair, the place behind the last gap before it: what was rendered differently."""
     gaps = []
     position = 0

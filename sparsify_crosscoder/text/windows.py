@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from typing import Any, NamedTuple
@@ -14,17 +13,20 @@ from datasets import Dataset, Features, Value
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from .chat import check_chat_template, plain_text
-from .pairing import BatchPairs, Rendered, Text, behind_gaps, pair_tokens, render
-from .text_loss import TextLoss, loss_reason, measure_loss, rows_of, warn_of_loss
-from .tokenization import CONTENT, SourceTokenizer, source_tokenizers
+from .chat import Text, check_chat_template, plain_text
+from .loss_reasons import loss_reason, warn_of_loss
+from .pairing import BatchPairs, Rendered, begins_of, pair_tokens, render
+from .text_loss import measure_loss
+from .texts import rows_of
+from .token_ends import CONTENT
+from .tokenization import SourceTokenizer, source_tokenizers
 
 # Encodings take some hundred bytes a token until their ids are read.
 _CHARACTERS_AT_ONCE = 1_000_000
 _LAYOUT, _CHAT_LAYOUT = "windows 4", "windows 5"
 _EXPLAINED = 64  # texts that are looked at to say why nothing aligns
 # Why pairs are dropped, and the column that counts them.
-_DROPPED = {"first token of a window": "dropped_first", "excluded token": "dropped_excluded"}
+DROPPED = {"first token of a window": "dropped_first", "excluded token": "dropped_excluded"}
 
 
 def prepare_windows(
@@ -109,87 +111,6 @@ def prepare_windows(
     return windows
 
 
-@dataclass
-class AlignmentReport:
-    """What became of the texts."""
-
-    texts: int
-    """Texts given."""
-
-    texts_without_pairs: int
-    """Texts of which no window is left."""
-
-    windows: int
-    """Windows of at most ctx_len tokens per source."""
-
-    pairs: int
-    """Aligned positions in all windows."""
-
-    tokens: list[int]
-    """For each source, the tokens that its model reads, special tokens included."""
-
-    aligned_fraction: list[float]
-    """For each source, pairs over the tokens that are neither special nor white space."""
-
-    aligned_fraction_per_dataset: dict[str, list[float]]
-    """The same for each dataset of which a window is left."""
-
-    dropped: dict[str, int]
-    """Aligned positions that were left out, by reason."""
-
-    characters: dict[str, dict[str, dict[str, float]]] | None = None
-    """For each dataset, and in it for "all" and for each role ("plain" for plain text, "reasoning"
-    for reasoning that is kept apart), the characters `said`, those of them that pairs stand for
-    (`paired`), without white space, and their `share`. None where the texts are not at hand."""
-
-    extras: dict[str, dict[str, Any]] | None = None
-    """What messages have besides what they say, such as tool_calls: in how many `messages`, and
-    the tokenizers whose chat templates do not write it (`lost_to`)."""
-
-
-def alignment_report(
-    windows: Dataset, num_texts: int, loss: TextLoss | None = None
-) -> AlignmentReport:
-    """Count what `prepare_windows` made of `num_texts` texts; `loss` is what was measured there."""
-    count = sum(name.startswith("input_ids_") for name in windows.column_names)
-    names = getattr(windows.features.get("dataset"), "names", [])
-    with_pairs: set[int] = set()
-    tokens = [0] * count
-    # Per dataset, pairs and then each source's content tokens; the last row is for all of them.
-    counts = np.zeros((len(names) + 1, 1 + count), dtype=np.int64)
-    dropped = dict.fromkeys(_DROPPED, 0)
-    for batch in windows.with_format("arrow").iter(batch_size=4096):
-        table: Any = batch
-        with_pairs.update(table["text_id"].unique().to_pylist())
-        for reason, column in _DROPPED.items():
-            dropped[reason] += int(table[column].to_numpy().sum())
-        for source in range(count):
-            ids = table[f"input_ids_{source}"]
-            tokens[source] += sum(len(chunk.flatten()) for chunk in ids.chunks)
-        columns = ["num_pairs", *(f"content_tokens_{source}" for source in range(count))]
-        values = np.stack([table[column].to_numpy() for column in columns], axis=1)
-        if names:
-            np.add.at(counts, table["dataset"].to_numpy(), values)
-        counts[-1] += values.sum(axis=0)
-    fractions = (counts[:, :1] / np.maximum(counts[:, 1:], 1)).tolist()
-    return AlignmentReport(
-        texts=num_texts,
-        texts_without_pairs=num_texts - len(with_pairs),
-        windows=len(windows),
-        pairs=int(counts[-1, 0]),
-        tokens=tokens,
-        aligned_fraction=fractions[-1],
-        aligned_fraction_per_dataset={
-            name: fraction
-            for name, fraction, row in zip(names, fractions, counts, strict=False)
-            if row[1:].any()
-        },
-        dropped=dropped,
-        characters=loss and loss.characters_to_dict(),
-        extras=loss and {key: extra._asdict() for key, extra in loss.extras.items()},
-    )
-
-
 def cut_windows(
     indices: Sequence[np.ndarray], capacities: Sequence[int]
 ) -> list[tuple[int, int, list[int]]]:
@@ -227,7 +148,7 @@ def _window_features(count: int, dataset: Any = None) -> Features:
     head: dict[str, Any] = {"text_id": Value("int64"), "num_pairs": Value("int32")}
     head |= {"dataset": dataset} if dataset is not None else {}
     span = {"starts": numbers, "ends": numbers}
-    dropped = {name: Value("int32") for name in _DROPPED.values()}
+    dropped = {name: Value("int32") for name in DROPPED.values()}
     return Features(head | per_source | span | content | dropped)
 
 
@@ -260,7 +181,7 @@ def _windows_of_batch(
     columns: dict[str, list] = {name: [] for name in features}
     rows = list(rows_of(batch))
     if chat_format == "plain":
-        rows = [row if isinstance(row, str) else plain_text(row) for row in rows]
+        rows = [plain_text(row) for row in rows]
     for row, text in enumerate(_align_rows(rows, sources)):
         before = len(columns["text_id"])
         _windows_of_text(columns, text, sources, ctx_len, exclude_tokens)
@@ -317,7 +238,7 @@ def _windows_of_text(
 
 
 def _align_rows(rows: Sequence[Text], sources: Sequence[SourceTokenizer]) -> Iterator[_Text]:
-    plain = [row if isinstance(row, str) else plain_text(row) for row in rows]
+    plain = [plain_text(row) for row in rows]
     for group in _groups([len(text) for text in plain]):
         # Equal tokenizers (a model and its fine-tune) are one source, which encodes once.
         rendered = {source: _render_all(rows[group], source) for source in sources}
@@ -353,10 +274,7 @@ def _text_of(
         indices.append(index[here] - skip)
         is_content.append(np.isin(tokens.reasons[first + skip : last], CONTENT))
     ends = pairs.ends[here]
-    begins = np.append(0, ends[:-1]) if len(ends) else ends
-    for part in rendered:
-        begins = np.maximum(begins, behind_gaps(part, plain, ends))
-    return _Text(ids, indices, begins, ends, is_content)
+    return _Text(ids, indices, begins_of(ends, plain, rendered), ends, is_content)
 
 
 def _render_all(rows: Sequence[Text], source: SourceTokenizer) -> list[Rendered]:

@@ -10,7 +10,7 @@ from sparsify_crosscoder import Stitching, cli
 from sparsify_crosscoder.__main__ import main
 from sparsify_crosscoder.harvest.sources import load_sources
 from sparsify_crosscoder.runs.artifacts import load_windows, split_run_windows
-from sparsify_crosscoder.text.text import load_texts
+from sparsify_crosscoder.text.texts import load_texts
 from tests.support.models import save_tiny_model
 from tests.support.tokenizers import byte_level_tokenizer
 from tests.test_cli import command, inputs  # noqa: F401

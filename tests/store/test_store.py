@@ -17,7 +17,7 @@ from sparsify_crosscoder.harvest.sources import Source
 from sparsify_crosscoder.store.shards import bytes_per_pair
 from sparsify_crosscoder.store.store import ActivationStore
 from sparsify_crosscoder.store.writing import default_shard_pairs, shard_bounds
-from sparsify_crosscoder.text.text import load_texts
+from sparsify_crosscoder.text.texts import load_texts
 from sparsify_crosscoder.text.windows import prepare_windows
 from tests.support.models import tiny_model
 from tests.support.tokenizers import byte_level_tokenizer, wordpiece_tokenizer

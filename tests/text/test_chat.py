@@ -2,7 +2,8 @@ import pytest
 from jinja2.exceptions import TemplateError
 
 from sparsify_crosscoder.text import templates
-from sparsify_crosscoder.text.chat import normalize_messages, plain_text, render_chat
+from sparsify_crosscoder.text.chat import plain_text, render_chat
+from sparsify_crosscoder.text.messages import normalize_messages
 from tests.support.tokenizers import CHATML, byte_level_tokenizer
 
 TRIMMING = (

@@ -8,7 +8,7 @@ import pytest
 
 from sparsify_crosscoder.text.alignment import Reason, align_tokens
 from sparsify_crosscoder.text.chat import plain_text, render_chat
-from sparsify_crosscoder.text.tokenization import CONTENT
+from sparsify_crosscoder.text.token_ends import CONTENT
 from tests.support.tokenizers import byte_level_tokenizer, metaspace_tokenizer
 
 BAR = "\uff5c"  # full width, as DeepSeek writes it

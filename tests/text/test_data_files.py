@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset, config
 
-from sparsify_crosscoder.text.text import load_texts
+from sparsify_crosscoder.text.texts import load_texts
 
 MINE = [{"text": "mine 0"}, {"text": "mine 1"}]
 

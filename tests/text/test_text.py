@@ -13,9 +13,10 @@ from transformers import PreTrainedTokenizerFast
 
 from sparsify_crosscoder.text import windows as windows_module
 from sparsify_crosscoder.text.alignment import align_tokens
+from sparsify_crosscoder.text.alignment_report import alignment_report
 from sparsify_crosscoder.text.chat import plain_text
-from sparsify_crosscoder.text.text import load_texts
-from sparsify_crosscoder.text.windows import alignment_report, cut_windows, prepare_windows
+from sparsify_crosscoder.text.texts import load_texts
+from sparsify_crosscoder.text.windows import cut_windows, prepare_windows
 from tests.support.tokenizers import (
     CHATML,
     SENTENCES,

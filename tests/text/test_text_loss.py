@@ -5,10 +5,11 @@ import datasets
 import pytest
 from datasets import Dataset, config
 
-from sparsify_crosscoder.text.text import load_texts
+from sparsify_crosscoder.text.alignment_report import alignment_report
 from sparsify_crosscoder.text.text_loss import measure_loss
+from sparsify_crosscoder.text.texts import load_texts
 from sparsify_crosscoder.text.tokenization import source_tokenizers
-from sparsify_crosscoder.text.windows import alignment_report, prepare_windows
+from sparsify_crosscoder.text.windows import prepare_windows
 from tests.support.tokenizers import CHATML, byte_level_tokenizer, metaspace_tokenizer
 
 ANSWER = "The river turns to the north, and they would meet where it does."

@@ -1,36 +1,28 @@
 """Texts and conversations from one dataset or a mixture of several."""
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from hashlib import sha256
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
-import pyarrow as pa
 from datasets import ClassLabel, Dataset, Features, Value
 
-from .chat import plain_text
-from .data_files import open_dataset
+from .chat import Text, plain_text
 from .messages import (
-    CHAT_COLUMNS,
     EXTRAS,
     OF_CONVERSATION,
     ShapeError,
-    looks_like_conversation,
     normalize_messages,
     read_conversation,
 )
+from .open_dataset import open_dataset
+from .text_columns import inner_of, is_strings, one_column, text_column_of
 
-_LOGGER = logging.getLogger(__name__)
 _KEYS = ("role", "content", EXTRAS)
 _BARE = ("role", "content", "from", "value")
-_STRINGS = ("string", "large_string", "string_view", "null")
-_NESTED = ("list", "dict", "List", "LargeList", "Sequence")
-_SAMPLED = 20  # texts of a column that are looked at to see what it holds
 
 
 def load_texts(
@@ -75,8 +67,8 @@ def load_texts(
     labels = ClassLabel(names=_distinct([str(name) for name in names]))
     for number, name in enumerate(names):
         part = open_dataset(str(name), split, data_args if number == 0 else None)
-        column = _text_column(part, str(name), text_column)
-        part = _one_column(part, column, str(name), asked=column == text_column)
+        column = text_column_of(part, str(name), text_column)
+        part = one_column(part, column, str(name), asked=column == text_column)
         part = _labelled(part, labels, number)
         part = part.shuffle(seed=shuffle_seed, keep_in_memory=True)
         if max_examples is not None:
@@ -94,111 +86,6 @@ def load_texts(
         stopping_strategy="first_exhausted",
     )
     return mixture.select(range(min(max_examples or len(mixture), len(mixture))))
-
-
-def _text_column(data: Dataset, name: str, text_column: str) -> str:
-    for column in (text_column, *CHAT_COLUMNS):
-        if column in data.column_names:
-            return column
-    if "input_ids" in data.column_names:
-        raise ValueError(
-            f"Dataset {name} is tokenised already (it has `input_ids` and no {text_column!r}), but "
-            "every model reads with its own tokenizer: give the dataset with the text itself."
-        )
-    raise ValueError(
-        f"Dataset {name} has no column {text_column!r}, only {', '.join(data.column_names)}: "
-        "name the one that holds the text with `--text_column`."
-    )
-
-
-def _one_column(data: Dataset, column: str, name: str, asked: bool) -> Dataset:
-    """That column alone, as `text` if it holds texts and as `messages` if it holds conversations.
-
-    What else a conversation's template may need stays beside it. A column that is called as chats
-    are but holds text is read as that only if it was `asked` for.
-    """
-    feature = data.features[column]
-    where = f"Dataset {name}: column {column!r}"
-    try:
-        data.data.column(column).validate(full=True)
-    except pa.ArrowInvalid as error:
-        raise ValueError(
-            f"{where} holds text that is not UTF-8 ({error}): convert it, or name its encoding "
-            "with `--data_args encoding=latin-1`."
-        ) from error
-    if _is_strings(feature) or type(feature).__name__ == "Json":
-        is_text = _holds_texts(data, column, where)
-        if is_text and column in CHAT_COLUMNS and not asked:
-            raise ValueError(
-                f"{where} holds plain text, not messages. Name it with `--text_column {column}` "
-                "if it is to be read as text."
-            )
-    elif type(feature).__name__ in _NESTED and (
-        column in CHAT_COLUMNS or not isinstance(_inner(feature), Value)
-    ):
-        is_text = False
-    else:
-        if type(feature).__name__ in _NESTED and _is_strings(_inner(feature)):
-            raise ValueError(
-                f"{where} holds lists of strings, one list in a row, not text: give each string a "
-                "row of its own."
-            )
-        found = feature.dtype if isinstance(feature, Value) else feature
-        raise ValueError(f"{where} holds {found}, not text.")
-    target = "text" if is_text else "messages"
-    beside = [key for key in OF_CONVERSATION if not is_text and key in data.column_names]
-    data = data.select_columns([column, *beside])
-    if is_text and not _is_strings(feature):
-        return data.map(
-            partial(_strings, column=column),
-            remove_columns=column,
-            features=Features({target: Value("string")}),
-        )
-    return data if column == target else data.rename_column(column, target)
-
-
-def _holds_texts(data: Dataset, column: str, where: str) -> bool:
-    """Whether a column of strings, or of mixed values, holds texts and not conversations.
-
-    Raises ValueError for a value that is neither.
-    """
-    values = data.with_format(None)[column]
-    if not _is_strings(data.features[column]):
-        if any(isinstance(value, (list, dict)) for value in values):
-            return False
-        for number, value in enumerate(values):
-            if value is not None and not isinstance(value, str):
-                raise ValueError(
-                    f"{where} holds text in some rows and other values in others: row {number} has "
-                    f"{value!r}. Make it a column of strings."
-                )
-    texts = (value for value in values if value and not value.isspace())
-    sample = [*islice(texts, _SAMPLED)]
-    if sample and not any(map(looks_like_conversation, sample)):
-        return True
-    if column in CHAT_COLUMNS:
-        return False
-    if not sample:
-        return True
-    _LOGGER.warning(
-        "%s holds conversations as JSON, which are read as plain text, brackets and names of keys "
-        "included. To have them read as chats, call the column `messages`.",
-        where,
-    )
-    return True
-
-
-def _is_strings(feature: Any) -> bool:
-    return isinstance(feature, Value) and feature.dtype in _STRINGS
-
-
-def _inner(feature: Any) -> Any:
-    """What a list is of; of anything else, that itself."""
-    return feature[0] if isinstance(feature, list) else getattr(feature, "feature", feature)
-
-
-def _strings(row: dict[str, Any], column: str) -> dict[str, str | None]:
-    return {"text": row[column]}
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
@@ -291,18 +178,18 @@ def _chat_features(data: Dataset, keys: Sequence[str]) -> Features:
 
 def _is_bare(features: Features) -> bool:
     """Whether conversations can have nothing but who says what, as strings."""
-    message = _inner(features["messages"])
+    message = inner_of(features["messages"])
     return (
         not {*OF_CONVERSATION} & {*features}
         and isinstance(message, dict)
-        and all(key in _BARE and _is_strings(inner) for key, inner in message.items())
+        and all(key in _BARE and is_strings(inner) for key, inner in message.items())
     )
 
 
 def _alike(parts: list[Dataset]) -> list[Dataset]:
     """The parts of a mixture, their conversations all with a place for extras if some have one."""
     chats = [part for part in parts if "messages" in part.column_names]
-    sizes = {len(_inner(part.features["messages"])) for part in chats}
+    sizes = {len(inner_of(part.features["messages"])) for part in chats}
     if len(sizes) < 2:
         return parts
     return [_with_keys(part, _KEYS) if "messages" in part.column_names else part for part in parts]
@@ -313,3 +200,11 @@ def _has_content(data: Dataset) -> bool:
     if "text" in data.column_names:
         return any(text and not text.isspace() for text in data["text"])
     return any(plain_text(messages).strip() for messages in data["messages"])
+
+
+def rows_of(batch: Mapping[str, list]) -> Iterator[Text]:
+    """The texts in a batch of what `load_texts` gives."""
+    empty = [None] * len(next(iter(batch.values())))
+    texts, chats = batch.get("text", empty), batch.get("messages", empty)
+    for text, messages in zip(texts, chats, strict=True):
+        yield (text or "") if messages is None else messages
