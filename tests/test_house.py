@@ -33,8 +33,6 @@ KNOWN_CIRCLES = {
     "delphi_adapters.commands.audit",
     "delphi_adapters.clients.batch",
     "delphi_adapters.clients.batches",
-    "delphi_adapters.clients.judge_options",
-    "delphi_adapters.clients.judge_time",
     "sparsify_crosscoder.cli",
     "sparsify_crosscoder.runs.artifacts",
     "sparsify_crosscoder.runs.provenance",
@@ -56,6 +54,9 @@ KNOWN_ROOM_CIRCLES = {
 }
 KNOWN_AGAINST_THE_ORDER = {
     "delphi_adapters.audit.estimates -> delphi_adapters.commands.audit",
+    "delphi_adapters.audit.estimates -> delphi_adapters.commands.judge_options",
+    "delphi_adapters.audit.options -> delphi_adapters.commands.judge_options",
+    "delphi_adapters.audit.workspace -> delphi_adapters.commands.judge_options",
     "delphi_adapters.audit.passages -> delphi_adapters.report.data",
     "delphi_adapters.audit.report_stage -> delphi_adapters.report",
     "delphi_adapters.audit.report_stage -> delphi_adapters.report.data",
@@ -78,6 +79,9 @@ KNOWN_AGAINST_THE_ORDER = {
 KNOWN_IMPORTS_OF_COMMANDS = {
     "delphi_adapters.audit.build_stages -> sparsify_crosscoder.commands.filter",
     "delphi_adapters.audit.estimates -> delphi_adapters.commands.audit",
+    "delphi_adapters.audit.estimates -> delphi_adapters.commands.judge_options",
+    "delphi_adapters.audit.options -> delphi_adapters.commands.judge_options",
+    "delphi_adapters.audit.workspace -> delphi_adapters.commands.judge_options",
     "delphi_adapters.audit.explain_stages -> sparsify_crosscoder.commands.filter",
     "delphi_adapters.audit.report_stage -> sparsify_crosscoder.commands.stability",
     "delphi_adapters.audit.verify_stages -> sparsify_crosscoder.commands.stitch",
@@ -90,7 +94,6 @@ KNOWN_NAMESPACES = {
     "delphi_adapters.audit.report_stage",
     "delphi_adapters.audit.verify_stages",
     "delphi_adapters.audit.workspace",
-    "delphi_adapters.clients.judge_options",
     "sparsify_crosscoder.evaluation.top",
     "sparsify_crosscoder.interventions.command_parts",
     "sparsify_crosscoder.interventions.targets",
