@@ -23,9 +23,9 @@ from .crosscoders.checkpoints import CONFIG
 from .endings import WRONG_USE, UsageError, ending, prepare, take_debug, unknown_options
 from .evaluation.scorability import FILTER_PAIRS, MIN_FIRINGS
 from .files import atomic_write_json
+from .hardware import pick_device
 from .harvest.model_identity import source_names
 from .harvest.placement import DEVICE_MAPS
-from .harvest.sources import pick_device
 from .records import check, read_json, reading
 from .registry import Architecture, ArchitectureError, architecture_names, get_architecture
 from .runs.artifacts import harvest_run

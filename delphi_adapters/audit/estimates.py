@@ -16,7 +16,8 @@ import torch
 from transformers import AutoModel
 
 from sparsify_crosscoder.evaluation.false_exclusives import called_exclusive
-from sparsify_crosscoder.harvest.loading import ModelName, load_config, load_tokenizer
+from sparsify_crosscoder.harvest.loading import load_config, load_tokenizer
+from sparsify_crosscoder.harvest.model_name import ModelName
 from sparsify_crosscoder.interventions.command_parts import read_prompts
 from sparsify_crosscoder.runs.artifacts import load_run_texts, run_revisions
 from sparsify_crosscoder.store.manifest import is_store

@@ -14,8 +14,9 @@ import torch
 from sparsify_crosscoder.cli import RunConfig, load_run_config, parse_run_config
 from sparsify_crosscoder.crosscoders import Crosscoder
 from sparsify_crosscoder.evaluation.false_exclusives import FilterConfig
+from sparsify_crosscoder.hardware import pick_device
 from sparsify_crosscoder.harvest.model_identity import short_names
-from sparsify_crosscoder.harvest.sources import load_language_model, pick_device
+from sparsify_crosscoder.harvest.sources import load_language_model
 from sparsify_crosscoder.interventions.command_parts import End, check_model, ends_of
 from sparsify_crosscoder.store.manifest import is_store, read_manifest
 

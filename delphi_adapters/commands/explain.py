@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Cache, filter, explain, flag, score and sort; print a summary and return it."""
     from sparsify_crosscoder.cli import load_run_config
-    from sparsify_crosscoder.harvest.sources import pick_device
+    from sparsify_crosscoder.hardware import pick_device
 
     device = pick_device(args.device)
     folder = args.out or args.run / "delphi"

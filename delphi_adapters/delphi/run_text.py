@@ -112,7 +112,8 @@ def delphi_hookpoint(
     """
     from transformers import AutoModelForCausalLM
 
-    from sparsify_crosscoder.harvest.loading import ModelName, load_config
+    from sparsify_crosscoder.harvest.loading import load_config
+    from sparsify_crosscoder.harvest.model_name import ModelName
 
     config = load_config(ModelName(model, revision, token, trust_remote_code))
     with_head = AutoModelForCausalLM._model_mapping.get(type(config), None)  # type: ignore[attr-defined]

@@ -75,15 +75,12 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from sparsify_crosscoder.files import atomic_write_json
-from sparsify_crosscoder.hardware import has_native_bfloat16
+from sparsify_crosscoder.hardware import has_native_bfloat16, pick_device
 from sparsify_crosscoder.harvest.harvest import run_harvest
-from sparsify_crosscoder.harvest.sources import (
-    Source,
-    layer_list,
-    load_language_model,
-    load_sources,
-    pick_device,
-)
+from sparsify_crosscoder.harvest.hookpoints import layer_list
+from sparsify_crosscoder.harvest.placement import Placement
+from sparsify_crosscoder.harvest.source import Source
+from sparsify_crosscoder.harvest.sources import load_language_model, load_sources
 from sparsify_crosscoder.store.store import ActivationStore
 from sparsify_crosscoder.text.texts import load_texts
 from sparsify_crosscoder.text.windows import prepare_windows
@@ -153,7 +150,7 @@ def demo_sources(
 ) -> list[Source]:
     """The demo's two models, read where it reads them."""
     names = [str((models or data / "models") / name) for name in MODELS]
-    return load_sources(names, hookpoints=HOOKPOINTS, device=device, dtype=dtype)
+    return load_sources(names, hookpoints=HOOKPOINTS, placement=Placement(device), dtype=dtype)
 
 
 def first_windows(texts: Path, sources: Sequence[Source], num_pairs: int) -> Dataset:

@@ -10,7 +10,7 @@ from datasets import Dataset
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from sparsify_crosscoder.harvest.sources import first_tensor
+from sparsify_crosscoder.harvest.hookpoints import first_tensor
 
 
 def sorted_batches(

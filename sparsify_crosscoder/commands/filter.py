@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Judge the exclusive latents of a run's crosscoder, print the outcome and return it."""
     from ..cli import load_run_config
-    from ..harvest.sources import pick_device
+    from ..hardware import pick_device
     from ..runs.artifacts import load_pairs
 
     device = pick_device(args.device)

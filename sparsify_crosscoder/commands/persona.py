@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..command_line import execute
+from ..harvest.hookpoints import layer_list
 from ..harvest.model_identity import checkpoint_digest, commit_of
-from ..harvest.sources import layer_list
 from ..interventions.command_parts import (
     add_model_options,
     add_sampling_options,

@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Filter every run, match what they found on the first run's pairs, print and return it."""
     from ..cli import load_run_config
-    from ..harvest.sources import pick_device
+    from ..hardware import pick_device
     from ..runs.artifacts import load_pairs
 
     if len(args.runs) < 2:

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from ..command_line import add_hub_options, execute
 from ..harvest.harvest import run_harvest
 from ..harvest.model_identity import source_names
-from ..harvest.sources import Source
+from ..harvest.source import Source
 from ..interventions.command_parts import device_of
 from ..interventions.stitching import Stitching, StitchingConfig, check_folder, fit_stitching
 from ..interventions.unseen_text import unseen_text

@@ -347,7 +347,7 @@ def main(argv: Sequence[str]) -> None:
 def show_top(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Show where latents of a run fire, and return that as JSON values."""
     from ..cli import load_run_config
-    from ..harvest.sources import pick_device
+    from ..hardware import pick_device
 
     device = pick_device(args.device)
     crosscoder = Crosscoder.load_one(args.run, args.seed, device)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
 from torch import nn
 
-if TYPE_CHECKING:
-    from .sources import Source
+from .source import Source
 
 
 def context_length(model: Any) -> int | None:

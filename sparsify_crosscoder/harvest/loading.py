@@ -5,14 +5,12 @@ from __future__ import annotations
 import copy
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -23,51 +21,22 @@ from transformers import (
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from transformers.utils.hub import cached_file
 
+from .load_errors import explained
+from .misfits import misfit, what_misfits
 from .model_files import (
     Checkpoint,
     ModelError,
     check_settings,
-    first_line,
     model_folder,
     read_checkpoint,
     shortened,
-    wrapper_in,
 )
+from .model_name import ModelName
 
 # Of these transformers can undo the quantisation, on any device.
 _DEQUANTIZED = {"mxfp4", "fp8", "mxfp8"}
-# Buffers that older versions of transformers wrote, and scales that only caches of keys need.
-_HARMLESS = re.compile(
-    r"(inv_freq|position_ids|masked_bias|causal_mask|attn\.bias|attention\.bias|embed_positions"
-    r"\.weights|decoder\.version|_extra_state|\b[kv]_scale|\b[kv]_zero_point)$"
-)
-# What a quantised weight cannot do without; other extras belong to quantised activations.
-_NEEDED = re.compile(r"(\.weight|\.bias|weight_scale(_inv)?|_scales|_blocks)$")
 _MOST_ELEMENTS_PER_BYTE = 8
 _SMALL_BUFFERS = 2**28
-
-
-@dataclass(frozen=True)
-class ModelName:
-    """Which model, and how it may be fetched."""
-
-    name: str
-    revision: str | None = None
-    token: str | None = None
-    trust_remote_code: bool = False
-    """Whether code that comes with the model may be run."""
-
-    @property
-    def _where(self) -> dict[str, Any]:
-        return {
-            "revision": self.revision,
-            "token": self.token,
-            "trust_remote_code": self.trust_remote_code,
-        }
-
-    @property
-    def _is_local(self) -> bool:
-        return Path(self.name).is_dir()
 
 
 def load_config(model: ModelName) -> Any:
@@ -75,10 +44,10 @@ def load_config(model: ModelName) -> Any:
 
     Raises ModelError, a ValueError, for whatever is wrong with it.
     """
-    with _explained("model", model):
+    with explained("model", model):
         _check_files(model, complete=False)
         try:
-            return AutoConfig.from_pretrained(model.name, **model._where)
+            return AutoConfig.from_pretrained(model.name, **model.where)
         except OSError:
             _check_hub_adapter(model)
             raise
@@ -86,11 +55,11 @@ def load_config(model: ModelName) -> Any:
 
 def load_tokenizer(model: ModelName) -> Any:
     """A model's tokenizer. Raises ModelError, a ValueError, for whatever is wrong with it."""
-    with _explained("tokenizer of", model):
+    with explained("tokenizer of", model):
         folder = model_folder(model.name, model.revision)
         if folder is not None:
             check_settings(model.name, folder)
-        return AutoTokenizer.from_pretrained(model.name, **model._where)
+        return AutoTokenizer.from_pretrained(model.name, **model.where)
 
 
 def load_pretrained(
@@ -112,10 +81,10 @@ def load_pretrained(
     that needs a package or device which is not there, code of its own without
     `trust_remote_code`, or too little memory.
     """
-    with _explained("model", model):
+    with explained("model", model):
         config = load_config(model)
-        checkpoint = _check_files(model, complete=model._is_local)
-        options: dict[str, Any] = {**model._where, "config": config, "dtype": dtype}
+        checkpoint = _check_files(model, complete=model.is_local)
+        options: dict[str, Any] = {**model.where, "config": config, "dtype": dtype}
         options["device_map"] = {"": place} if isinstance(place, torch.device) else place
         method = _quantization(config, dequantize=not _computes_quantised(place))
         if load_in_8bit and method is not None:
@@ -129,21 +98,21 @@ def load_pretrained(
             options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
         _check_size(model, auto, config, checkpoint, quantised=method is not None)
         loaded, info = _load(model, auto, checkpoint, options)
-        problem = _problem(loaded, info, quantised=_is_known(method))
+        problem = misfit(loaded, info, quantised=_is_known(method))
         if problem and not checkpoint.files:  # now the files are here
             checkpoint = _check_files(model, complete=False)
             if checkpoint.wrapper:
                 loaded, info = _load(model, auto, checkpoint, options)
-                problem = _problem(loaded, info, quantised=_is_known(method))
+                problem = misfit(loaded, info, quantised=_is_known(method))
         if problem:
-            raise ModelError(_says(model, problem, checkpoint, method))
+            raise ModelError(what_misfits(model.name, problem, checkpoint, method))
     return loaded.eval().requires_grad_(False)
 
 
 def check_weights(model: ModelName) -> None:
     """Raise ModelError where the files of a local model's weights are damaged or absent."""
-    with _explained("model", model):
-        _check_files(model, complete=model._is_local)
+    with explained("model", model):
+        _check_files(model, complete=model.is_local)
 
 
 def _check_files(model: ModelName, *, complete: bool) -> Checkpoint:
@@ -156,7 +125,7 @@ def _check_files(model: ModelName, *, complete: bool) -> Checkpoint:
 
 def _check_hub_adapter(model: ModelName) -> None:
     """Say of a hub model without config.json that it is a LoRA adapter, if it is one."""
-    if model._is_local:
+    if model.is_local:
         return
     try:
         file = cached_file(
@@ -272,146 +241,3 @@ def _shown(report: str) -> str:
             detail = " ".join(details).strip().removeprefix("Reinit due to size mismatch - ")
             found.append(" ".join(f"{key.strip()} {status.strip()} {detail}".split()))
     return shortened(found, 3)
-
-
-def _problem(loaded: PreTrainedModel, info: dict[str, Any], *, quantised: bool) -> str | None:
-    """Which weights are missing or left over that reading text needs, if any."""
-    used = _used_in_reading(loaded)
-    missing = sorted(key for key in info["missing_keys"] if used(key))
-    if missing:
-        return f"{len(missing)} weights are MISSING in its files: {shortened(missing)}"
-    modules = dict(loaded.named_modules())
-    has_head = loaded.get_output_embeddings() is not None
-    left_over = []
-    for key in sorted(info["unexpected_keys"]):
-        path, ancestor = _place(key, loaded.base_model_prefix, modules)
-        extra = quantised and not _NEEDED.search(key)
-        if (
-            ancestor
-            and used(path)
-            and not (extra or _HARMLESS.search(key) or _predicts_ahead(path, loaded))
-            and (has_head or "lm_head" not in path.split("."))
-        ):
-            left_over.append(key)
-    if left_over:
-        return (
-            f"{len(left_over)} weights in its files are UNEXPECTED, they have no place in the "
-            f"model that config.json describes: {shortened(left_over)}"
-        )
-    return None
-
-
-def _place(key: str, prefix: str, modules: Mapping[str, nn.Module]) -> tuple[str, str]:
-    """What a checkpoint's name is in the model, and the innermost module there that it is of.
-
-    That is "" for the model itself and for its base model.
-    """
-    places = []
-    for path in (key, key.removeprefix(f"{prefix}."), f"{prefix}.{key}"):
-        ancestor = path
-        while ancestor not in modules:
-            ancestor = ancestor.rpartition(".")[0]
-        places.append((path, "" if ancestor == prefix else ancestor))
-    return max(places, key=lambda place: len(place[1]))
-
-
-def _used_in_reading(model: PreTrainedModel) -> Callable[[str], bool]:
-    """Tells of a weight's name whether text is read with it.
-
-    A pooler is not, nor are the towers of a multimodal model for other things than text.
-    """
-    paths = {id(module): path for path, module in model.named_modules()}
-    decoder = model.get_decoder()
-    parts = [""]
-    if decoder not in (model, model.base_model) and not model.config.is_encoder_decoder:
-        embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
-        parts = [f"{paths[id(part)]}." for part in (decoder, *embeddings) if id(part) in paths]
-    return lambda key: "pooler" not in key.split(".") and key.startswith(tuple(parts))
-
-
-def _predicts_ahead(path: str, model: PreTrainedModel) -> bool:
-    """Whether a name is of the layers that DeepSeek and others put behind the last."""
-    settings = model.config.get_text_config(decoder=True)
-    layers, more = settings.num_hidden_layers, getattr(settings, "num_nextn_predict_layers", 0)
-    numbers = re.findall(r"\.?layers\.(\d+)\.", path)
-    return bool(numbers) and layers <= int(numbers[0]) < layers + (more or 0)
-
-
-def _says(model: ModelName, problem: str, checkpoint: Checkpoint, method: str | None) -> str:
-    wrappers = {found for name in checkpoint.names if (found := wrapper_in(name))}
-    remedy = "Restore the model's own config.json and files of weights."
-    if wrappers:
-        remedy = (
-            f"Some names have a '{min(wrappers)}', which a wrapper (torch.compile, DDP, peft) puts "
-            "there: unwrap the model and save it again with save_pretrained."
-        )
-    elif problem.endswith("MISSING in its files: lm_head.weight"):
-        remedy = (
-            "It was saved without its head, which writing needs: save it again as the causal "
-            "language model (AutoModelForCausalLM) that it is of."
-        )
-    elif checkpoint.prefix and len(checkpoint.names) > 1 and "MISSING" in problem:
-        remedy = (
-            f"All names in them begin with '{checkpoint.prefix}': if a wrapper put that there, "
-            "unwrap the model and save it again with save_pretrained."
-        )
-    elif method is not None:
-        remedy = f"It is quantised ({method}): load another version of it, or a dequantised one."
-    return f"Cannot load the model {model.name!r}: {problem}. {remedy}"
-
-
-@contextmanager
-def _explained(what: str, model: ModelName) -> Iterator[None]:
-    """Turn whatever a library raises for a model into a ModelError of one line."""
-    try:
-        yield
-    except (ModelError, KeyboardInterrupt, SystemExit, GeneratorExit):
-        raise
-    except BaseException as error:  # panics of libraries in Rust are no Exceptions
-        at = f" at revision {model.revision!r}" if model.revision else ""
-        reason, remedy = _reason(error, model)
-        raise ModelError(f"Cannot load the {what} {model.name!r}{at}: {reason} {remedy}") from error
-
-
-def _reason(error: BaseException, model: ModelName) -> tuple[str, str]:
-    said, line = str(error), first_line(error)
-    out_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    if out_of_memory or re.search(r"allocate memory|out of memory|not enough memory", said):
-        return (
-            "there is too little memory for it.",
-            "Use a smaller --model_dtype (bfloat16), another --device or --device_map auto, or a "
-            "smaller model.",
-        )
-    if "trust_remote_code" in said and not model.trust_remote_code:
-        return (
-            "it comes with code of its own, which is not run unless you allow it.",
-            "If you trust where it is from, add --trust_remote_code.",
-        )
-    if model._is_local and "instantiate the backend tokenizer" in said and _has_no_tokenizer(model):
-        return (
-            "it has no tokenizer (tokenizer.json).",
-            f"Save the one that it was trained with: `tokenizer.save_pretrained({model.name!r})`.",
-        )
-    if "does not recognize this architecture" in said:
-        return line, "A newer transformers may know it: `pip install --upgrade transformers`."
-    if not isinstance(error, ValueError | OSError | ImportError):
-        line = f"{type(error).__name__}: {line}"
-    line = line if line.endswith((".", "!", "?")) else f"{line}."
-    if isinstance(error, ImportError):
-        missing = getattr(error, "name", None)
-        named = missing and "install" not in said
-        return line, f"Install it: `pip install {missing}`." if named else ""
-    if model._is_local:
-        return line, (
-            "The folder must hold config.json, the weights and the tokenizer's files of one model, "
-            "undamaged: copy or download them again."
-        )
-    return line, (
-        "Check the spelling; a folder must exist and hold config.json, weights and tokenizer "
-        "files; a hub model needs a connection and, where it is gated or private, a token."
-    )
-
-
-def _has_no_tokenizer(model: ModelName) -> bool:
-    endings = (".model", ".tiktoken", "tokenizer.json", "tekken.json", "vocab.json", "vocab.txt")
-    return not any(file.name.endswith(endings) for file in Path(model.name).iterdir())

@@ -1,6 +1,7 @@
 """Where models are: on one device, on one each, or spread over several by accelerate."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,17 +14,30 @@ DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 """Ways of transformers to spread a model over the devices that there are."""
 
 
+@dataclass(frozen=True)
+class Placement:
+    """Where the models of sources are put."""
+
+    device: torch.device | str
+
+    devices: Sequence[torch.device | str] = ()
+    """A device for each source instead, in order."""
+
+    device_map: str | None = None
+    """One of DEVICE_MAPS: transformers spreads each model over all devices that there are, and over
+    the CPU's memory and the disk where those do not suffice."""
+
+
 def source_devices(
-    keys: Sequence[tuple[str, str | None]],
-    device: torch.device,
-    devices: Sequence[torch.device | str],
-    device_map: str | None,
+    keys: Sequence[tuple[str, str | None]], placement: Placement
 ) -> list[torch.device]:
     """The device of each source, given what identifies its model; models are loaded once.
 
     Raises ValueError for an unknown `device_map`, one beside `devices`, and devices that are not
     there, of a wrong number, or different for one model.
     """
+    device, devices = pick_device(placement.device), placement.devices
+    device_map = placement.device_map
     if device_map is not None and device_map not in DEVICE_MAPS:
         raise ValueError(f"Unknown device_map {device_map!r}: use {', '.join(DEVICE_MAPS)}.")
     if not devices:

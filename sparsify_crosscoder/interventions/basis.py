@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..harvest.sources import first_tensor, normalize_hookpoint
+from ..harvest.hookpoints import first_tensor, normalize_hookpoint
 from ..store.normalization import within_norm
 from .affine_maps import AffineMap
 from .stitching import Stitching, StitchingConfig

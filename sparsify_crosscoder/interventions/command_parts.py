@@ -11,8 +11,9 @@ import torch
 
 from ..command_line import add_hub_options
 from ..crosscoders import Crosscoder
+from ..hardware import pick_device
 from ..harvest.model_identity import checkpoint_digest, same_model, same_name
-from ..harvest.sources import load_language_model, pick_device
+from ..harvest.sources import load_language_model
 from ..records import reading
 from .generation import PROMPTS, Sampling
 from .vectors import SteeringVector

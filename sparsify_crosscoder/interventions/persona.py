@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..harvest.hookpoints import first_tensor, layer_list, normalize_hookpoint
 from ..harvest.limits import check_texts
-from ..harvest.sources import first_tensor, layer_list, normalize_hookpoint
 from ..records import check, read_json, reading
 from .effects import surprise
 from .generation import Sampling, generate, parts_of

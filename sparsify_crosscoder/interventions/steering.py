@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..crosscoders import Crosscoder
-from ..harvest.sources import first_tensor, normalize_hookpoint
+from ..harvest.hookpoints import first_tensor, normalize_hookpoint
 
 Mode = Literal["add", "ablate", "clamp"]
 Tokens = Literal["all", "prompt", "generated"] | tuple[int, int]

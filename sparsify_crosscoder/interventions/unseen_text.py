@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset, concatenate_datasets
 from torch import Tensor
 
-from ..harvest.sources import Source
+from ..harvest.source import Source
 from ..records import read_json
 from ..runs.artifacts import (
     HELD_OUT_SEED,

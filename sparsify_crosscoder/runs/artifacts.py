@@ -13,8 +13,12 @@ import datasets
 import numpy as np
 import torch
 
+from ..hardware import pick_device
 from ..harvest.limits import check_windows
-from ..harvest.sources import Source, load_sources, pick_device
+from ..harvest.model_name import name_models
+from ..harvest.placement import Placement
+from ..harvest.source import Source
+from ..harvest.sources import load_sources
 from ..registry import get_architecture
 from ..store.manifest import is_store, read_manifest
 from ..store.order import split_windows
@@ -184,17 +188,17 @@ def load_run_sources(args: RunConfig, device: torch.device) -> list[Source]:
     except ValueError:
         devices = []
     sources = load_sources(
-        [args.model, *args.partners],
+        name_models(
+            [args.model, *args.partners],
+            run_revisions(args),
+            token=args.hf_token,
+            trust_remote_code=args.trust_remote_code,
+        ),
         hookpoints=args.hookpoints,
         layers=args.layers,
-        device=device,
+        placement=Placement(device, devices, args.device_map),
         dtype=args.model_dtype,
-        revisions=run_revisions(args),
         load_in_8bit=args.load_in_8bit,
-        token=args.hf_token,
-        devices=devices,
-        device_map=args.device_map,
-        trust_remote_code=args.trust_remote_code,
     )
     check_models(args, sources)
     return sources

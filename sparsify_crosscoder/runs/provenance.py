@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 from datasets import Dataset
 
 from ..harvest.model_identity import checkpoint_digest
-from ..harvest.sources import Source, load_fast_tokenizer, weights_digest
+from ..harvest.source import Source
+from ..harvest.sources import load_fast_tokenizer
+from ..harvest.weight_digests import weights_digest
 from ..store.manifest import describe_source, hash_pairs, tokenizer_digest
 from ..store.store import ActivationStore
 

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 from ..files import no_address
 from ..harvest.model_identity import checkpoint_digest
-from ..harvest.sources import Source, sampled_digest, weights_digest
+from ..harvest.source import Source
+from ..harvest.weight_digests import sampled_digest, weights_digest
 from ..records import check, read_json, reading
 from .shards import damaged
 

@@ -49,8 +49,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..files import hash_file
-from ..harvest.harvest import HarvestReport
-from ..harvest.sources import Source
+from ..harvest.report import HarvestReport
+from ..harvest.source import Source
 from .manifest import (
     MANIFEST,
     hash_windows,

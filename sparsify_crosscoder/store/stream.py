@@ -17,8 +17,9 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from ..harvest.harvest import HarvestReport, run_harvest
-from ..harvest.sources import Source
+from ..harvest.harvest import run_harvest
+from ..harvest.report import HarvestReport
+from ..harvest.source import Source
 from .order import (
     PAIRS,
     WHOLE_PAIRS,

@@ -24,8 +24,9 @@ from datasets import Dataset
 from filelock import FileLock, Timeout
 
 from ..files import atomic_path, atomic_write_json, hash_file, no_address, remove_leftovers
-from ..harvest.harvest import HarvestReport, run_harvest
-from ..harvest.sources import Source
+from ..harvest.harvest import run_harvest
+from ..harvest.report import HarvestReport
+from ..harvest.source import Source
 from ..records import read_json
 from ..world import current_world
 from .harvest_progress import HarvestProgress

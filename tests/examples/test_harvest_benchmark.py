@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sparsify_crosscoder.harvest.harvest import harvest_windows
+from sparsify_crosscoder.harvest.placement import Placement
 from sparsify_crosscoder.harvest.sources import load_language_model, load_sources
 from sparsify_crosscoder.store.store import ActivationStore
 from sparsify_crosscoder.store.stream import StoreStream
@@ -32,7 +33,9 @@ def names(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sources(names):
-    return load_sources(names, hookpoints=["layers.1", "layers.2"], device="cpu", dtype="float32")
+    return load_sources(
+        names, hookpoints=["layers.1", "layers.2"], placement=Placement("cpu"), dtype="float32"
+    )
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from delphi_adapters.judging.reliability import rated_items, repeat
 from delphi_adapters.judging.rubric_runs import Answers, evaluate
 from delphi_adapters.judging.rubrics import Rubric
 from delphi_adapters.judging.rubrics import shipped as shipped_rubrics
-from sparsify_crosscoder.harvest.sources import Source
+from sparsify_crosscoder.harvest.source import Source
 from sparsify_crosscoder.store.shards import write_shard
 
 # isort: split

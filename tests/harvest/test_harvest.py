@@ -7,9 +7,14 @@ import pytest
 import torch
 from accelerate import dispatch_model
 
-from sparsify_crosscoder.harvest import harvest, workers
-from sparsify_crosscoder.harvest.harvest import HarvestReport, harvest_windows, run_harvest
-from sparsify_crosscoder.harvest.sources import Source, hookpoint_width, layer_list
+from sparsify_crosscoder.harvest import lanes as lanes_module
+from sparsify_crosscoder.harvest import workers
+from sparsify_crosscoder.harvest.forwards import Kept
+from sparsify_crosscoder.harvest.harvest import harvest_windows, run_harvest
+from sparsify_crosscoder.harvest.hookpoints import hookpoint_width, layer_list
+from sparsify_crosscoder.harvest.lanes import lanes_of, most_workers, reading_of
+from sparsify_crosscoder.harvest.report import HarvestReport
+from sparsify_crosscoder.harvest.source import Source
 from tests.support.models import KINDS, tiny_model
 from tests.support.windows import random_windows
 
@@ -277,13 +282,11 @@ def test_a_copy_shares_weights_and_nothing_that_a_forward_changes(tmp_path):
 def test_as_many_workers_as_memory_has_room_for(two_sources, monkeypatch):
     windows = random_windows(4)[:]
     counts = np.array(windows["num_pairs"])
-    lanes = [
-        [harvest._reading_of(two_sources, [s], windows, counts, batch_size=4)] for s in range(2)
-    ]
+    lanes = [[reading_of(two_sources, [s], windows, counts, batch_size=4)] for s in range(2)]
     with threads(3):
-        assert harvest._most_workers(lanes) == 3
-        monkeypatch.setattr(harvest, "available_memory", lambda: 0)
-        assert harvest._most_workers(lanes) == 1
+        assert most_workers(lanes) == 3
+        monkeypatch.setattr(lanes_module, "available_memory", lambda: 0)
+        assert most_workers(lanes) == 1
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -292,22 +295,22 @@ def test_a_pair_counts_once_all_models_have_read_it(number, monkeypatch):
     sources = [source(tiny_model("llama", seed=seed)) for seed in range(3)]
     windows = random_windows(40, sources=3)
     read, told = [0, 0, 0], []
-    put = harvest._Kept.put
+    put = Kept.put
 
     def counted(kept, destination, rows):
         put(kept, destination, rows)
         read[next(s for s, x in enumerate(every) if x is kept.activations)] += len(destination)
 
     every = []
-    empty = harvest._Kept.empty.__func__
+    empty = Kept.empty.__func__
 
     def noted(cls, *args):
         kept = empty(cls, *args)
         every.append(kept.activations)
         return kept
 
-    monkeypatch.setattr(harvest._Kept, "put", counted)
-    monkeypatch.setattr(harvest._Kept, "empty", classmethod(noted))
+    monkeypatch.setattr(Kept, "put", counted)
+    monkeypatch.setattr(Kept, "empty", classmethod(noted))
 
     def progress(pairs):
         told.append(pairs)
@@ -414,9 +417,9 @@ def test_models_that_share_an_accelerator_take_turns(devices, lanes, monkeypatch
         id(s.model): {torch.device(one) for one in own.split()}
         for s, own in zip(sources, devices, strict=True)
     }
-    monkeypatch.setattr(harvest, "execution_devices", lambda model: places[id(model)])
+    monkeypatch.setattr(lanes_module, "execution_devices", lambda model: places[id(model)])
     with threads(2):
-        assert harvest._lanes(sources, random_windows(2, sources=3)[:]) == lanes
+        assert lanes_of(sources, random_windows(2, sources=3)[:]) == lanes
 
 
 def offloaded(model, folder):

@@ -28,11 +28,12 @@ from sparsify_crosscoder.harvest.harvest import harvest_windows
 from sparsify_crosscoder.harvest.limits import check_windows, context_length
 from sparsify_crosscoder.harvest.loading import (
     ModelError,
-    ModelName,
     load_config,
     load_pretrained,
     load_tokenizer,
 )
+from sparsify_crosscoder.harvest.model_name import ModelName
+from sparsify_crosscoder.harvest.placement import Placement
 from sparsify_crosscoder.harvest.sources import load_language_model, load_sources
 from sparsify_crosscoder.interventions.generation import Sampling, generate
 from tests.support.models import save_tiny_model, tiny_config, tiny_model
@@ -322,7 +323,7 @@ def test_a_damaged_file_is_named_before_any_model_runs(folder, original, file, c
     old = (folder / file).read_bytes()
     (folder / file).write_bytes(content(old) if callable(content) else content)
     both = [str(original), str(folder)]
-    line = refusal(folder, lambda _: load_sources(both, device=CPU, dtype="float32"))
+    line = refusal(folder, lambda _: load_sources(both, placement=Placement(CPU), dtype="float32"))
     assert named in line
     refusal(folder, lambda _: load_language_model(str(folder), device=CPU))
 
@@ -611,7 +612,7 @@ def test_code_of_a_model_runs_only_where_it_is_allowed(folder, tmp_path):
 
 
 def sources_of(folder, other):
-    return load_sources([str(folder), str(other)], device=CPU, dtype="float32")
+    return load_sources([str(folder), str(other)], placement=Placement(CPU), dtype="float32")
 
 
 def windows_of(lengths, largest):

@@ -15,7 +15,7 @@ from sparsify_crosscoder.harvest.model_identity import (
     short_names,
     source_names,
 )
-from sparsify_crosscoder.harvest.sources import sampled_digest, weights_digest
+from sparsify_crosscoder.harvest.weight_digests import sampled_digest, weights_digest
 from tests.support.models import change_a_value, put_into_hub_cache, save_tiny_model, tiny_model
 from tests.support.tokenizers import byte_level_tokenizer
 

@@ -5,20 +5,20 @@ import torch
 from accelerate import dispatch_model
 from transformers import AutoModel, Gemma3Config
 
+from sparsify_crosscoder.hardware import pick_device, pick_model_dtype
 from sparsify_crosscoder.harvest import loading, sources
 from sparsify_crosscoder.harvest.harvest import harvest_windows
-from sparsify_crosscoder.harvest.placement import execution_devices
-from sparsify_crosscoder.harvest.sources import (
+from sparsify_crosscoder.harvest.hookpoints import (
     hookpoint_width,
     is_causal,
     layer_list,
-    load_sources,
     normalize_hookpoint,
-    pick_device,
-    pick_model_dtype,
     try_hookpoint,
-    weights_digest,
 )
+from sparsify_crosscoder.harvest.model_name import ModelName
+from sparsify_crosscoder.harvest.placement import Placement, execution_devices
+from sparsify_crosscoder.harvest.sources import load_sources
+from sparsify_crosscoder.harvest.weight_digests import weights_digest
 from tests.support.models import KINDS, save_tiny_model, tiny_config, tiny_model
 from tests.support.tokenizers import byte_level_tokenizer, metaspace_tokenizer
 from tests.support.windows import random_windows
@@ -35,13 +35,13 @@ def folders(tmp_path_factory):
 
 
 def test_each_model_is_read_at_its_middle_layer_by_default(folders):
-    llama, gpt2 = load_sources(folders, device=CPU, dtype="float32")
+    llama, gpt2 = load_sources(folders, placement=Placement(CPU), dtype="float32")
     assert (llama.name, llama.hookpoint, llama.width) == (folders[0], "layers.2", 32)
     assert (gpt2.name, gpt2.hookpoint, gpt2.width) == (folders[1], "h.2", 24)
 
 
 def test_loaded_models_have_no_head_no_gradients_and_the_saved_weights(folders):
-    source = load_sources(folders, device=CPU, dtype="float32")[0]
+    source = load_sources(folders, placement=Placement(CPU), dtype="float32")[0]
     saved = tiny_model("llama", causal_lm=True, layers=5, vocab_size=len(source.tokenizer))
     assert not source.model.training
     assert not any(p.requires_grad for p in source.model.parameters())
@@ -53,33 +53,41 @@ def test_loaded_models_have_no_head_no_gradients_and_the_saved_weights(folders):
 
 
 def test_a_layer_number_per_source_chooses_the_hookpoints(folders):
-    loaded = load_sources(folders, layers=[4, 0], device=CPU, dtype="float32")
+    loaded = load_sources(folders, layers=[4, 0], placement=Placement(CPU), dtype="float32")
     assert [source.hookpoint for source in loaded] == ["layers.4", "h.0"]
 
 
 def test_the_causal_lms_spelling_of_a_hookpoint_means_the_same(folders):
     loaded = load_sources(
-        folders, hookpoints=["model.layers.1", "transformer.h.3"], device=CPU, dtype="float32"
+        folders,
+        hookpoints=["model.layers.1", "transformer.h.3"],
+        placement=Placement(CPU),
+        dtype="float32",
     )
     assert [source.hookpoint for source in loaded] == ["layers.1", "h.3"]
 
 
 def test_a_hookpoint_inside_a_layer_has_its_own_width(folders):
     loaded = load_sources(
-        folders, hookpoints=["layers.1.self_attn", "h.1.mlp.c_fc"], device=CPU, dtype="float32"
+        folders,
+        hookpoints=["layers.1.self_attn", "h.1.mlp.c_fc"],
+        placement=Placement(CPU),
+        dtype="float32",
     )
     assert [source.width for source in loaded] == [32, 4 * 24]
 
 
 def test_a_model_named_twice_is_loaded_once(folders):
     llama = folders[0]
-    first, second = load_sources([llama, llama], layers=[1, 3], device=CPU, dtype="float32")
+    first, second = load_sources(
+        [llama, llama], layers=[1, 3], placement=Placement(CPU), dtype="float32"
+    )
     assert first.model is second.model
     assert first.tokenizer is second.tokenizer
     assert (first.hookpoint, second.hookpoint) == ("layers.1", "layers.3")
 
 
-def test_the_revision_belongs_to_the_first_model_alone(folders, monkeypatch):
+def test_a_model_at_two_revisions_is_loaded_twice(folders, monkeypatch):
     asked = []
 
     def from_pretrained(name, revision=None, original=AutoModel.from_pretrained, **kwargs):
@@ -88,60 +96,64 @@ def test_the_revision_belongs_to_the_first_model_alone(folders, monkeypatch):
 
     monkeypatch.setattr(AutoModel, "from_pretrained", from_pretrained)
     llama = folders[0]
-    first, second = load_sources([llama, llama], device=CPU, dtype="float32", revision="step1000")
+    first, second = load_sources(
+        [ModelName(llama, "step1000"), llama], placement=Placement(CPU), dtype="float32"
+    )
     assert asked == [(llama, "step1000"), (llama, None)]
     assert first.model is not second.model
 
 
 def test_fewer_than_two_models_are_refused(folders):
     with pytest.raises(ValueError, match=r"at least two models, got 1.*--partners"):
-        load_sources(folders[:1], device=CPU)
+        load_sources(folders[:1], placement=Placement(CPU))
 
 
 @pytest.mark.parametrize("places", [{"hookpoints": ["layers.1"]}, {"layers": [1, 2, 3]}])
 def test_a_wrong_number_of_places_is_refused(folders, places):
     with pytest.raises(ValueError, match=r"2 models .* need 2 (hookpoint|layer)s .* got [13]"):
-        load_sources(folders, device=CPU, **places)
+        load_sources(folders, placement=Placement(CPU), **places)
 
 
 def test_hookpoints_and_layers_exclude_each_other(folders):
     with pytest.raises(ValueError, match="not both"):
-        load_sources(folders, hookpoints=["layers.1", "h.1"], layers=[1, 1], device=CPU)
+        load_sources(
+            folders, hookpoints=["layers.1", "h.1"], layers=[1, 1], placement=Placement(CPU)
+        )
 
 
 @pytest.mark.parametrize("layer", [4, -1])
 def test_a_layer_out_of_range_is_refused_with_the_range(folders, layer):
     with pytest.raises(ValueError, match=rf"gpt2 has 4 layers, numbered 0 to 3; .* layer {layer}"):
-        load_sources(folders, layers=[0, layer], device=CPU)
+        load_sources(folders, layers=[0, layer], placement=Placement(CPU))
 
 
 def test_an_unknown_hookpoint_is_refused_with_close_matches(folders):
     with pytest.raises(ValueError, match=r"llama has no module 'layer.2'. Did you mean layers\.\d"):
-        load_sources(folders, hookpoints=["layer.2", "h.1"], device=CPU)
+        load_sources(folders, hookpoints=["layer.2", "h.1"], placement=Placement(CPU))
 
 
 @pytest.mark.parametrize("hookpoint", ["layers", "rotary_emb", ""])
 def test_a_module_that_gives_no_activations_is_refused(folders, hookpoint):
     with pytest.raises(ValueError, match=r"takes no part|one vector per token|no module ''"):
-        load_sources(folders, hookpoints=[hookpoint, "h.1"], device=CPU)
+        load_sources(folders, hookpoints=[hookpoint, "h.1"], placement=Placement(CPU))
 
 
 def test_an_unknown_model_is_refused_by_name(folders, tmp_path):
     missing = str(tmp_path / "absent")
     with pytest.raises(ValueError, match=r"Cannot load the model '.*absent'(.|\n)*Check the sp"):
-        load_sources([folders[0], missing], device=CPU)
+        load_sources([folders[0], missing], placement=Placement(CPU))
 
 
 def test_a_folder_that_holds_no_model_is_refused_by_name(folders, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 8}), encoding="utf-8")
     with pytest.raises(ValueError, match=rf"Cannot load the model '{tmp_path}'"):
-        load_sources([folders[0], str(tmp_path)], device=CPU)
+        load_sources([folders[0], str(tmp_path)], placement=Placement(CPU))
 
 
 def test_a_model_without_tokenizer_is_refused_before_weights_are_read(folders, tmp_path):
     tiny_config("llama").save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=rf"Cannot load the tokenizer of '{tmp_path}'"):
-        load_sources([str(tmp_path), folders[1]], device=CPU)
+        load_sources([str(tmp_path), folders[1]], placement=Placement(CPU))
 
 
 def test_a_tokenizer_without_character_offsets_is_refused(folders, monkeypatch):
@@ -150,7 +162,7 @@ def test_a_tokenizer_without_character_offsets_is_refused(folders, monkeypatch):
 
     monkeypatch.setattr(loading.AutoTokenizer, "from_pretrained", lambda *_, **__: Slow())
     with pytest.raises(ValueError, match=r"tokenizer of '.*llama' \(Slow\) gives no character off"):
-        load_sources(folders, device=CPU)
+        load_sources(folders, placement=Placement(CPU))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -177,7 +189,9 @@ def test_models_that_look_ahead_are_not_taken_for_causal(layer):
 
 
 def test_loaded_sources_know_that_they_are_causal(folders):
-    assert all(source.causal for source in load_sources(folders, device=CPU, dtype="float32"))
+    assert all(
+        source.causal for source in load_sources(folders, placement=Placement(CPU), dtype="float32")
+    )
 
 
 def test_a_head_does_not_change_what_a_hookpoint_means():
@@ -261,9 +275,9 @@ def test_every_model_is_loaded_where_it_is_wanted(folders, monkeypatch):
 
     monkeypatch.setattr(AutoModel, "from_pretrained", from_pretrained)
     places = ["cpu:1", "cpu:0"]
-    load_sources(folders, device=CPU, devices=places, dtype="float32")
+    load_sources(folders, placement=Placement(CPU, places), dtype="float32")
     assert asked == [(folders[i], {"": torch.device(places[i])}) for i in (0, 1)]
-    load_sources(folders, device=CPU, device_map="auto", dtype="float32")
+    load_sources(folders, placement=Placement(CPU, device_map="auto"), dtype="float32")
     assert asked[2:] == [(folder, "auto") for folder in folders]
 
 
@@ -281,20 +295,22 @@ def test_wrong_places_are_refused_before_anything_is_loaded(
 ):
     monkeypatch.setattr(sources, "load_config", None)
     with pytest.raises(ValueError, match=complaint):
-        load_sources(folders, device=CPU, **places)
+        load_sources(folders, placement=Placement(CPU, **places))
 
 
 def test_sources_that_share_a_model_share_its_device(folders):
     with pytest.raises(ValueError, match=r"llama is loaded once .* both cpu and cpu:0"):
-        load_sources([folders[0]] * 2, device=CPU, devices=["cpu", "cpu:0"])
-    shared, twin = load_sources([folders[0]] * 2, device=CPU, devices=["cpu"] * 2, dtype="float32")
+        load_sources([folders[0]] * 2, placement=Placement(CPU, ["cpu", "cpu:0"]))
+    shared, twin = load_sources(
+        [folders[0]] * 2, placement=Placement(CPU, ["cpu"] * 2), dtype="float32"
+    )
     assert shared.model is twin.model
 
 
 @pytest.mark.parametrize("device_map", ["auto", "balanced", "sequential"])
 def test_a_device_map_changes_no_weight(folders, device_map):
-    plain = load_sources(folders, device=CPU, dtype="float32")
-    spread = load_sources(folders, device=CPU, dtype="float32", device_map=device_map)
+    plain = load_sources(folders, placement=Placement(CPU), dtype="float32")
+    spread = load_sources(folders, placement=Placement(CPU, device_map=device_map), dtype="float32")
     for one, other in zip(plain, spread, strict=True):
         assert (one.hookpoint, one.width) == (other.hookpoint, other.width)
         assert weights_digest(one.model) == weights_digest(other.model)
@@ -303,10 +319,10 @@ def test_a_device_map_changes_no_weight(folders, device_map):
 def test_missing_packages_are_named_with_the_command_that_brings_them(folders, monkeypatch):
     monkeypatch.setattr(sources, "is_accelerate_available", lambda: False)
     with pytest.raises(ValueError, match="pip install accelerate"):
-        load_sources(folders, device=CPU, device_map="auto")
+        load_sources(folders, placement=Placement(CPU, device_map="auto"))
     monkeypatch.setattr(sources, "is_bitsandbytes_available", lambda: False)
     with pytest.raises(ValueError, match="pip install bitsandbytes"):
-        load_sources(folders, device=CPU, load_in_8bit=True)
+        load_sources(folders, placement=Placement(CPU), load_in_8bit=True)
 
 
 def test_8_bit_models_are_harvested_and_are_like_the_full_ones(folders):
@@ -315,7 +331,9 @@ def test_8_bit_models_are_harvested_and_are_like_the_full_ones(folders):
     found = {}
     for bits in (8, 32):
         dtype = "auto" if bits == 8 else "float32"
-        loaded = load_sources(folders, device=CPU, dtype=dtype, load_in_8bit=bits == 8)
+        loaded = load_sources(
+            folders, placement=Placement(CPU), dtype=dtype, load_in_8bit=bits == 8
+        )
         digests = [weights_digest(source.model) for source in loaded]
         found[bits], _ = harvest_windows(loaded, windows, range(20), batch_size=4)
         assert [weights_digest(source.model) for source in loaded] == digests  # also once used

@@ -8,6 +8,7 @@ import torch
 
 from sparsify_crosscoder import Stitching, cli
 from sparsify_crosscoder.__main__ import main
+from sparsify_crosscoder.harvest.placement import Placement
 from sparsify_crosscoder.harvest.sources import load_sources
 from sparsify_crosscoder.runs.artifacts import load_windows, split_run_windows
 from sparsify_crosscoder.text.texts import load_texts
@@ -62,7 +63,9 @@ def write_texts(file: Path, texts: list[str]) -> Path:
 def trained_texts(run: Path, inputs: Path) -> list[str]:  # noqa: F811
     """The texts of the run without those that it held out."""
     args = cli.load_run_config(run)
-    sources = load_sources([args.model, *args.partners], device="cpu", hookpoints=args.hookpoints)
+    sources = load_sources(
+        [args.model, *args.partners], placement=Placement("cpu"), hookpoints=args.hookpoints
+    )
     windows, _ = load_windows(args, sources)
     rows, held_out = split_run_windows(args, windows)
     assert len(held_out)

@@ -8,6 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from sparsify_crosscoder.harvest.model_name import name_models
+from sparsify_crosscoder.harvest.placement import Placement
 from sparsify_crosscoder.harvest.sources import load_sources
 from sparsify_crosscoder.store.manifest import describe_source, same_sources
 from sparsify_crosscoder.store.models import check_store_models
@@ -30,7 +32,10 @@ def models(tmp_path_factory):
 @pytest.fixture(scope="module")
 def sources(models):
     names = [str(models / name / "final") for name in ("base", "sft")]
-    return [describe_source(one) for one in load_sources(names, device="cpu", dtype="float32")]
+    return [
+        describe_source(one)
+        for one in load_sources(names, placement=Placement("cpu"), dtype="float32")
+    ]
 
 
 def check(sources, *names, revisions=NONE):
@@ -108,7 +113,9 @@ def test_two_revisions_of_one_hub_id_are_two_models(models, tmp_path, monkeypatc
     folders = {c: models / n / "final" for c, n in zip(COMMITS, ("base", "sft"), strict=True)}
     put_into_hub_cache(tmp_path / "hub", "org/m", folders, main=COMMITS[0], tuned=COMMITS[1])
     loaded = load_sources(
-        ["org/m", "org/m"], revisions=[None, "tuned"], device="cpu", dtype="float32"
+        name_models(["org/m", "org/m"], [None, "tuned"]),
+        placement=Placement("cpu"),
+        dtype="float32",
     )
     assert [source.revision for source in loaded] == COMMITS
     assert loaded[0].model is not loaded[1].model

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from sparsify_crosscoder.harvest.harvest import harvest_windows
-from sparsify_crosscoder.harvest.sources import Source
+from sparsify_crosscoder.harvest.source import Source
 from sparsify_crosscoder.store.shards import bytes_per_pair
 from sparsify_crosscoder.store.store import ActivationStore
 from sparsify_crosscoder.store.writing import default_shard_pairs, shard_bounds

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsify_crosscoder.harvest.harvest import harvest_windows
-from sparsify_crosscoder.harvest.sources import Source
+from sparsify_crosscoder.harvest.source import Source
 from sparsify_crosscoder.store.order import split_windows
 from sparsify_crosscoder.store.store import ActivationStore
 from sparsify_crosscoder.store.stream import (

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from sparsify_crosscoder.harvest.harvest import HarvestReport
+from sparsify_crosscoder.harvest.report import HarvestReport
 from sparsify_crosscoder.training.data import PairedData
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...harvest.harvest import HarvestReport
+from ...harvest.report import HarvestReport
 from ...store.stream import ActivationStream
 from .model import ToyModel
 
