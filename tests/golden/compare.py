@@ -10,6 +10,9 @@ from difflib import unified_diff
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import safe_open
+
 FILES = Path(__file__).parent / "files"
 
 
@@ -94,6 +97,25 @@ def file_names(folder: Path, *left_out: str) -> list[str]:
     """Every file below a folder, but for those of these names."""
     files = [file for file in folder.rglob("*") if file.is_file() and file.name not in left_out]
     return sorted(file.relative_to(folder).as_posix() for file in files)
+
+
+def contents(file: Path) -> Any:
+    """Names and shapes of what a file of a checkpoint holds."""
+    if file.suffix == ".safetensors":
+        with safe_open(file, framework="pt") as opened:
+            return {name: str(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    return outline(torch.load(file, weights_only=False))
+
+
+def outline(value: Any) -> Any:
+    """Keys, types and shapes."""
+    if isinstance(value, dict):
+        return {str(key): outline(one) for key, one in value.items()}
+    if isinstance(value, torch.Tensor):
+        return f"{value.dtype} {list(value.shape)}"
+    if isinstance(value, list | tuple):
+        return [outline(one) for one in value]
+    return type(value).__name__
 
 
 def _diff(found: str, expected: str, name: str) -> str:
