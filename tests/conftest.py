@@ -7,18 +7,25 @@ from pathlib import Path
 import pytest
 
 from sparsify_crosscoder import cli
-from tests.support.demo import run_demo
+from tests.support.demo import DemoRun, run_demo
 from tests.support.models import save_tiny_model, save_twins
 from tests.support.plugins import modules_of, write_plugin
 from tests.support.tokenizers import SENTENCES, byte_level_tokenizer, metaspace_tokenizer
 
 
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory) -> tuple[Path, str]:
-    """The folder of a finished demo, and what it printed."""
+def finished_demo(tmp_path_factory) -> tuple[Path, DemoRun]:
+    """The folder of a finished demo, and how it ran."""
     folder = tmp_path_factory.mktemp("runs")
     done = run_demo(folder, "--no_audit")
     assert done.returncode == 0, done.stderr[-4000:]
+    return folder, done
+
+
+@pytest.fixture(scope="session")
+def demo(finished_demo) -> tuple[Path, str]:
+    """The folder of a finished demo, and what it printed."""
+    folder, done = finished_demo
     return folder, done.stdout
 
 

@@ -369,7 +369,14 @@ def test_a_store_says_what_it_holds_and_shows_pairs_as_text(inputs, capsys):
     main(["harvest", *command(inputs, "--cache", "second", "--pairs", "400", *more)])
     main(["store", "store", "second", "--merge_into", "both", "--json", "both.json"])
     both = json.loads(Path("both.json").read_text(encoding="utf-8"))
-    assert both["pairs"] == held["pairs"] + len(ActivationStore.open("second"))
+    parts = [ActivationStore.open(name) for name in ("store", "second")]
+    joined = ActivationStore.open("both")
+    assert both["pairs"] == len(joined) and both["harvests"] == [
+        part.manifest["parts"][0]["origin"] for part in parts
+    ]
+    for s in range(2):
+        rows = [one.rows(torch.arange(len(one)))[s] for one in [joined, *parts]]
+        assert torch.equal(rows[0], torch.cat(rows[1:])), s
     for argv, message in (
         (["store", "second"], "Several stores are for --merge_into"),
         (["store", "second", "--merge_into", "both"], "'both' exists already"),

@@ -211,13 +211,20 @@ def test_memory_and_steps_are_the_benchmarks_own(files):
         assert one["hours"] == pytest.approx(one["least_hours"] / one["reached_on_cpu"])
 
 
-def test_a_faster_memory_lowers_the_floor(files):
+def test_the_floor_is_as_low_as_the_memory_and_the_arithmetic_are_fast(files):
+    h100 = public_facts.GPUS["H100"]
+    slow_memory = h100._replace(memory_bandwidth=1e6)
+    slow_arithmetic = h100._replace(bf16_flops=1e6, fp32_flops=1e6)
+    gpus = [
+        *(h100, public_facts.GPUS["H200"]),
+        *(slow_memory, slow_memory._replace(memory_bandwidth=3e6)),
+        *(slow_arithmetic, slow_arithmetic._replace(bf16_flops=3e6, fp32_flops=3e6)),
+    ]
     run = files["llama_qwen"].run
-    slow, fast = (
-        gpu_costs.training(run, public_facts.GPUS[gpu])["steps"]["no latent dead"]["floor_ms"]
-        for gpu in ("H100", "H200")
-    )
-    assert fast < slow
+    floors = [gpu_costs.training(run, gpu)["steps"]["no latent dead"]["floor_ms"] for gpu in gpus]
+    assert floors[0] / 4.8 * 3.35 < floors[1] < floors[0]  # bound by memory in part
+    assert floors[2] / floors[3] == pytest.approx(3)
+    assert floors[4] / floors[5] == pytest.approx(3)
 
 
 def test_store_bytes_are_those_of_the_shards(files):

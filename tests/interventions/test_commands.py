@@ -2,14 +2,18 @@
 
 import json
 
+import nnsight
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sparsify_crosscoder import Crosscoder, fit_stitching
+from sparsify_crosscoder import Crosscoder, Stitching, fit_stitching
 from sparsify_crosscoder.__main__ import main
 from sparsify_crosscoder.evaluation.top import collect_occurrences, run_pairs
+from sparsify_crosscoder.interventions.likeness import common_words, likeness, word_changes
+from sparsify_crosscoder.interventions.steering import Steering
 from sparsify_crosscoder.interventions.stitching import StitchingConfig
 from sparsify_crosscoder.interventions.vectors import SteeringVector, cosine
 from sparsify_crosscoder.store.stream import TensorStream
@@ -81,18 +85,22 @@ def test_steering_with_a_latent(run, shared, crosscoder, fired, tmp_path, capsys
     assert plot.stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("backend", ["nnsight", "hooks"])
-def test_backends_say_the_same(run, shared, backend, tmp_path):
-    out = tmp_path / "steer.json"
-    argv = ["steer", run, "--latents", shared, "--strengths", "0", "5", "--s_max", "10"]
-    main([str(a) for a in [*argv, *SHORT, "--backend", backend, "--json", out]])
-    answers = json.loads(out.read_text(encoding="utf-8"))["models"][0]["generations"]["answers"]
-    again = tmp_path / "again.json"
-    main([str(a) for a in [*argv, *SHORT, "--json", again]])
-    assert (
-        json.loads(again.read_text(encoding="utf-8"))["models"][0]["generations"]["answers"]
-        == answers
+def test_backends_say_the_same(run, shared, tmp_path, monkeypatch):
+    nnsight_model, made = nnsight.TransformersModel, []
+    monkeypatch.setattr(
+        nnsight, "TransformersModel", lambda *a, **b: made.append(a) or nnsight_model(*a, **b)
     )
+    argv = ["steer", run, "--latents", shared, "--strengths", "0", "5", "--s_max", "10", *SHORT]
+    answers = {}
+    for backend, by_nnsight in (("hooks", 0), ("nnsight", 1), ("auto", 1)):
+        made.clear()
+        out = tmp_path / f"{backend}.json"
+        main([str(a) for a in [*argv, "--backend", backend, "--json", out]])
+        assert len(made) == by_nnsight
+        found = json.loads(out.read_text(encoding="utf-8"))
+        answers[backend] = found["models"][0]["generations"]["answers"]
+    assert answers["hooks"] == answers["nnsight"] == answers["auto"]
+    assert all(plain["text"] != pushed["text"] for plain, pushed in answers["hooks"])
 
 
 def test_the_stitched_vector_steers_the_other_model(run, shared, stitching, tmp_path, crosscoder):
@@ -106,7 +114,23 @@ def test_the_stitched_vector_steers_the_other_model(run, shared, stitching, tmp_
     assert second["steering"][0]["scale"] == 3.0
     unsteered, pushed = json.loads(out.read_text(encoding="utf-8"))["likeness"]
     assert unsteered["correlation"] == unsteered["size"] == 0
-    assert -1 <= pushed["correlation"] <= 1 and pushed["size"] > 0
+    own = (crosscoder.decoder(0)[shared] / crosscoder.factors[0]).detach()
+    directions = [own, Stitching.load(stitching).direction(own, 0)]
+    names = [run.parent / "llama", run.parent / "gpt2"]
+    tokenizers = [AutoTokenizer.from_pretrained(name) for name in names]
+    changes = [
+        word_changes(
+            *(AutoModelForCausalLM.from_pretrained(name), tokenizer, PROMPTS[1:]),
+            *([Steering(direction, hookpoint, 3.0)], [2.0], tokens),
+        )
+        for name, tokenizer, direction, hookpoint, tokens in zip(
+            *(names, tokenizers, directions, ("layers.1", "h.2"), common_words(*tokenizers)),
+            strict=True,
+        )
+    ]
+    expected = likeness(*changes)
+    assert pushed["correlation"] == pytest.approx(expected.correlation, abs=1e-4)
+    assert pushed["size"] == pytest.approx(expected.size, rel=1e-3)
 
 
 def test_a_stitching_of_other_sources_is_refused(run, shared, tmp_path, capsys):
@@ -158,9 +182,14 @@ def test_a_persona_becomes_a_vector_that_steers_and_moves(run, stitching, tmp_pa
     assert len(effects["random"]) == 4 and len(effects["transferred"]) == 4
     # Strength 0 is the target itself, whoever steers.
     assert effects["stitched"][0] == effects["transferred"][0] == effects["random"][0][0]
-    assert -1 <= result["cosine_with_stitched"] <= 1
+    stitched = Stitching.load(stitching).direction(found.vector * found.scale, 0)
+    assert abs(result["cosine_with_stitched"]) > 0.01
+    assert result["cosine_with_stitched"] == pytest.approx(cosine(back.vector, stitched), abs=1e-6)
     crosscoder = Crosscoder.load_one(run)
-    assert cosine(back.vector, back.vector) == pytest.approx(1)
+    moved_by_hand = sum(
+        row["cosine"] * crosscoder.decoder(1)[row["latent"]] for row in result["latents"]
+    )
+    assert cosine(back.vector, moved_by_hand) == pytest.approx(1, abs=1e-6)
     ratio = crosscoder.factors[0] / crosscoder.factors[1]
     assert back.vector.norm().item() == pytest.approx(float(found.vector.norm() * ratio), rel=1e-4)
 

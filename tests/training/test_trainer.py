@@ -192,12 +192,23 @@ def test_several_seeds_train_side_by_side(tmp_path):
 
 
 def test_the_best_crosscoder_is_kept_beside_the_newest(tmp_path):
-    make_trainer(tmp_path, save_best=True).fit()
-    name = "layers.1+layers.2"
+    trainer = make_trainer(tmp_path, save_best=True)
+    name, seen = "layers.1+layers.2", {}
+
+    def keep_and_spoil():
+        sae = trainer.saes[name]
+        if trainer.global_step > 10:
+            sae.b_dec.data += 10
+        seen[trainer.global_step] = {n: p.detach().clone() for n, p in sae.named_parameters()}
+
+    trainer.fit(after_step=keep_and_spoil)
+    explained = {line["step"]: line["fve"] for line in metrics(tmp_path)}
+    assert max(explained, key=lambda step: explained[step]) == 10
     best = Crosscoder.load_from_disk(tmp_path / "run" / "best" / name / name)
     newest = Crosscoder.load_many(str(tmp_path / "run"), local=True)
     assert list(newest) == [name]
-    assert best.W_dec.shape == newest[name].W_dec.shape
+    assert_same(dict(best.named_parameters()), seen[10])
+    assert_same(dict(newest[name].named_parameters()), seen[20])
 
 
 def test_a_second_run_in_the_same_folder_is_refused_and_nothing_overwritten(tmp_path):
