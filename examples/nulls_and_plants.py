@@ -43,7 +43,7 @@ from sparsify_crosscoder.evaluation.false_exclusives import (
 )
 from sparsify_crosscoder.evaluation.stability import FoundClusters, stability
 from sparsify_crosscoder.registry import get_architecture
-from sparsify_crosscoder.store.stream import TensorStream
+from sparsify_crosscoder.store.tensor_stream import TensorStream
 from sparsify_crosscoder.training.allocator import keep_freed_memory
 from sparsify_crosscoder.training.data import PairedData
 

@@ -43,7 +43,7 @@ from sparsify_crosscoder.interventions.likeness import (
 )
 from sparsify_crosscoder.interventions.persona import persona_vectors
 from sparsify_crosscoder.interventions.steering import Steering
-from sparsify_crosscoder.store.stream import TensorStream
+from sparsify_crosscoder.store.tensor_stream import TensorStream
 from sparsify_crosscoder.training.allocator import keep_freed_memory
 
 SIZE = 0.5  # of the planted direction, in median norms

@@ -38,8 +38,6 @@ KNOWN_CIRCLES = {
     "sparsify_crosscoder.runs.provenance",
     "sparsify_crosscoder.crosscoders.base",
     "sparsify_crosscoder.crosscoders.checkpoints",
-    "sparsify_crosscoder.harvest.limits",
-    "sparsify_crosscoder.harvest.sources",
 }
 KNOWN_ROOM_CIRCLES = {
     "delphi_adapters.audit",
@@ -102,7 +100,6 @@ KNOWN_LONG_SIGNATURES = {
     "delphi_adapters.clients.anthropic_client.AnthropicClient.__init__",
     "delphi_adapters.delphi.crosscoder_cache.CrosscoderLatentCache.__init__",
     "sparsify_crosscoder.crosscoders.base.Crosscoder.forward",
-    "sparsify_crosscoder.harvest.sources.load_sources",
     "sparsify_crosscoder.interventions.effects.dose_response",
     "sparsify_crosscoder.interventions.generation.generate",
 }

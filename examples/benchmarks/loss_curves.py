@@ -69,7 +69,7 @@ def synthetic_batches(setting: Setting) -> tuple[list[Tensor], Batches]:
 def stored_batches(path: Path, size: int) -> tuple[list[Tensor], Batches]:
     """The same from an activation store: batches of whole windows that training never sees."""
     from sparsify_crosscoder.store.store import ActivationStore
-    from sparsify_crosscoder.store.stream import StoreStream
+    from sparsify_crosscoder.store.store_stream import StoreStream
 
     store = ActivationStore.open(path)
     held_out_pairs = HELD_OUT_BATCHES * size

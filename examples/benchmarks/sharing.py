@@ -53,7 +53,7 @@ def child() -> None:
     import torch
     from demo_training import train
 
-    from sparsify_crosscoder.store.stream import TensorStream
+    from sparsify_crosscoder.store.tensor_stream import TensorStream
     from sparsify_crosscoder.training.allocator import keep_freed_memory
 
     keep_freed_memory()

@@ -16,18 +16,14 @@ from step_report import table
 
 from sparsify_crosscoder.config import CrosscoderTrainConfig
 from sparsify_crosscoder.files import atomic_write_json
-from sparsify_crosscoder.store.manifest import (
-    MANIFEST,
-    new_part,
-    shard_name,
-    shift_texts,
-    windows_name,
-)
+from sparsify_crosscoder.store.manifest import MANIFEST, new_part
 from sparsify_crosscoder.store.normalization import within_norm
+from sparsify_crosscoder.store.part_windows import shift_texts, windows_name
+from sparsify_crosscoder.store.plan import default_shard_pairs, shard_bounds
+from sparsify_crosscoder.store.shard_notes import shard_name
 from sparsify_crosscoder.store.shards import DTYPES, write_shard
 from sparsify_crosscoder.store.store import ActivationStore
-from sparsify_crosscoder.store.stream import StoreStream
-from sparsify_crosscoder.store.writing import default_shard_pairs, shard_bounds
+from sparsify_crosscoder.store.store_stream import StoreStream
 from sparsify_crosscoder.training.metrics import ErrorStatistics, fve
 
 EXACT = "float32"

@@ -26,8 +26,8 @@ from step_report import table
 
 from sparsify_crosscoder.files import atomic_write_json
 from sparsify_crosscoder.store.order import BLOCK_PAIRS
+from sparsify_crosscoder.store.plan import default_shard_pairs
 from sparsify_crosscoder.store.shards import Shard, bytes_per_pair, num_checked_blocks, write_shard
-from sparsify_crosscoder.store.writing import default_shard_pairs
 
 DTYPES = ("float32", "bfloat16", "int8")
 PAIRS, ROUNDS = 8192, 5

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from sparsify_crosscoder.store.order import WHOLE_PAIRS
 from sparsify_crosscoder.store.store import ActivationStore
-from sparsify_crosscoder.store.stream import StoreStream, TensorStream
+from sparsify_crosscoder.store.store_stream import StoreStream
+from sparsify_crosscoder.store.tensor_stream import TensorStream
 
 BATCH: int = OPTIONS["pairs_per_step"]
 REGIMES = {"in stretches": 0, "pair by pair": WHOLE_PAIRS}

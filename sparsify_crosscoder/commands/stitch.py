@@ -20,7 +20,7 @@ from ..harvest.source import Source
 from ..interventions.command_parts import device_of
 from ..interventions.stitching import Stitching, StitchingConfig, check_folder, fit_stitching
 from ..interventions.unseen_text import unseen_text
-from ..store.stream import TensorStream
+from ..store.tensor_stream import TensorStream
 
 if TYPE_CHECKING:
     from ..cli import RunConfig

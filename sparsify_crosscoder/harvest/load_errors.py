@@ -9,10 +9,7 @@ from pathlib import Path
 
 import torch
 
-from .model_files import (
-    ModelError,
-    first_line,
-)
+from .model_files import ModelError, first_line
 from .model_name import ModelName
 
 

@@ -7,15 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
-from transformers import (
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
-from .model_files import (
-    Checkpoint,
-    shortened,
-    wrapper_in,
-)
+from .model_files import Checkpoint, shortened, wrapper_in
 
 # Buffers that older versions of transformers wrote, and scales that only caches of keys need.
 _HARMLESS = re.compile(

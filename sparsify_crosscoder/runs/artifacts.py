@@ -20,10 +20,12 @@ from ..harvest.placement import Placement
 from ..harvest.source import Source
 from ..harvest.sources import load_sources
 from ..registry import get_architecture
+from ..store.live_stream import LiveStream
 from ..store.manifest import is_store, read_manifest
 from ..store.order import split_windows
 from ..store.store import ActivationStore
-from ..store.stream import ActivationStream, LiveStream, StoreStream
+from ..store.store_stream import StoreStream
+from ..store.stream import ActivationStream
 from ..text.alignment_report import alignment_report
 from ..text.loss_reasons import warn_of_loss
 from ..text.templates import TEMPLATE_DATE

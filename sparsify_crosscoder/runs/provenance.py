@@ -23,7 +23,8 @@ from ..harvest.model_identity import checkpoint_digest
 from ..harvest.source import Source
 from ..harvest.sources import load_fast_tokenizer
 from ..harvest.weight_digests import weights_digest
-from ..store.manifest import describe_source, hash_pairs, tokenizer_digest
+from ..store.manifest import describe_source, tokenizer_digest
+from ..store.part_windows import hash_pairs
 from ..store.store import ActivationStore
 
 if TYPE_CHECKING:

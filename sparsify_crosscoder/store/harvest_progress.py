@@ -7,7 +7,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..world import current_world
-from .manifest import note_of
+from .shard_notes import note_of
 
 
 class HarvestProgress:

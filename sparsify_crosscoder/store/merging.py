@@ -12,18 +12,13 @@ import numpy as np
 from tqdm import tqdm
 
 from ..files import atomic_path, atomic_write_json, hash_file, no_address
-from .manifest import (
-    MANIFEST,
-    is_whole,
-    load_part_windows,
-    read_manifest,
-    same_sources,
-    shard_name,
-    shift_texts,
-    windows_name,
-)
+from .beginning import refuse
+from .manifest import MANIFEST, read_manifest, same_sources
+from .part_windows import load_part_windows, shift_texts, windows_name
+from .plan import plan_part
+from .shard_notes import is_whole, read_note, shard_name
 from .shards import damaged
-from .writing import plan_part, read_note, refuse, writing
+from .writing import writing
 
 
 def merge_stores(path: Path, stores: Sequence[Path]) -> None:

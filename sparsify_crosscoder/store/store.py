@@ -51,20 +51,13 @@ from tqdm import tqdm
 from ..files import hash_file
 from ..harvest.report import HarvestReport
 from ..harvest.source import Source
-from .manifest import (
-    MANIFEST,
-    hash_windows,
-    is_whole,
-    join_windows,
-    load_part_windows,
-    read_manifest,
-    shard_name,
-    shift_texts,
-    windows_name,
-)
+from .manifest import MANIFEST, read_manifest
 from .merging import drop_unfinished, merge_stores
 from .order import split_windows
-from .shards import Shard, StoredRows, damaged, join_rows, num_checked_blocks
+from .part_windows import hash_windows, join_windows, load_part_windows, shift_texts, windows_name
+from .shard_notes import is_whole, shard_name
+from .shards import Shard, damaged, num_checked_blocks
+from .stored_rows import StoredRows, join_rows
 from .writing import harvest_into
 
 # A mapped file counts as memory of the process, in the worst case all of it.

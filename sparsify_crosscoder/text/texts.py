@@ -11,13 +11,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Features, Value
 
 from .chat import Text, plain_text
-from .messages import (
-    EXTRAS,
-    OF_CONVERSATION,
-    ShapeError,
-    normalize_messages,
-    read_conversation,
-)
+from .messages import EXTRAS, OF_CONVERSATION, ShapeError, normalize_messages, read_conversation
 from .open_dataset import open_dataset
 from .text_columns import inner_of, is_strings, one_column, text_column_of
 

@@ -4,7 +4,7 @@ import torch
 from sparsify_crosscoder import DedicatedFeatureCrosscoder, DFCConfig
 from sparsify_crosscoder.evaluation.clusters import clusters, duplicates
 from sparsify_crosscoder.evaluation.false_exclusives import FilterConfig, filter_exclusives
-from sparsify_crosscoder.store.stream import TensorStream
+from sparsify_crosscoder.store.tensor_stream import TensorStream
 
 PAIRS = 8_000
 

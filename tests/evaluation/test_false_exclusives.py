@@ -16,7 +16,7 @@ from sparsify_crosscoder.evaluation.latent_moments import (
     collect,
     predicted_share,
 )
-from sparsify_crosscoder.store.stream import TensorStream
+from sparsify_crosscoder.store.tensor_stream import TensorStream
 
 WIDTHS = [8, 10]
 PAIRS = 12_000

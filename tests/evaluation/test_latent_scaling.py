@@ -3,7 +3,7 @@ import torch
 
 from sparsify_crosscoder import DedicatedFeatureCrosscoder, DFCConfig
 from sparsify_crosscoder.evaluation.latent_scaling import latent_scaling
-from sparsify_crosscoder.store.stream import TensorStream
+from sparsify_crosscoder.store.tensor_stream import TensorStream
 
 PAIRS = 8_000
 SHRUNK, DECOUPLED, OWN = range(3)

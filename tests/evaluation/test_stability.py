@@ -6,7 +6,7 @@ import torch
 from sparsify_crosscoder import DedicatedFeatureCrosscoder, DFCConfig
 from sparsify_crosscoder.evaluation.clusters import clusters
 from sparsify_crosscoder.evaluation.stability import FoundClusters, stability
-from sparsify_crosscoder.store.stream import TensorStream
+from sparsify_crosscoder.store.tensor_stream import TensorStream
 from tests.evaluation.test_clusters import PAIRS, crosscoder, filtered  # noqa: F401
 
 

@@ -12,7 +12,7 @@ from sparsify_crosscoder.harvest.harvest import harvest_windows
 from sparsify_crosscoder.harvest.placement import Placement
 from sparsify_crosscoder.harvest.sources import load_language_model, load_sources
 from sparsify_crosscoder.store.store import ActivationStore
-from sparsify_crosscoder.store.stream import StoreStream
+from sparsify_crosscoder.store.store_stream import StoreStream
 from tests.support.models import save_tiny_model
 from tests.support.tokenizers import byte_level_tokenizer, metaspace_tokenizer
 from tests.support.windows import random_windows

@@ -10,7 +10,7 @@ from sparsify_crosscoder.__main__ import main
 from sparsify_crosscoder.interventions.basis import LEAST_R2, IdentityFit, identity_stitching
 from sparsify_crosscoder.interventions.stitching import StitchingConfig
 from sparsify_crosscoder.interventions.vectors import SteeringVector
-from sparsify_crosscoder.store.stream import TensorStream
+from sparsify_crosscoder.store.tensor_stream import TensorStream
 
 SHORT = ["--prompts", "In", "--max_new_tokens", "2", "--strengths", "0", "1", "--s_max", "2"]
 SHORT += ["--device", "cpu", "--model_dtype", "float32"]

@@ -16,7 +16,7 @@ from sparsify_crosscoder.interventions.likeness import common_words, likeness, w
 from sparsify_crosscoder.interventions.steering import Steering
 from sparsify_crosscoder.interventions.stitching import StitchingConfig
 from sparsify_crosscoder.interventions.vectors import SteeringVector, cosine
-from sparsify_crosscoder.store.stream import TensorStream
+from sparsify_crosscoder.store.tensor_stream import TensorStream
 
 PROMPTS = ["--prompts", "The quick brown", "In 1989"]
 SHORT = [*PROMPTS, "--max_new_tokens", "4", "--device", "cpu", "--model_dtype", "float32"]

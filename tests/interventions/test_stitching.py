@@ -19,7 +19,7 @@ from sparsify_crosscoder.interventions.affine_maps import (
     stitching_loss,
 )
 from sparsify_crosscoder.interventions.stitching import StitchingConfig
-from sparsify_crosscoder.store.stream import TensorStream
+from sparsify_crosscoder.store.tensor_stream import TensorStream
 
 QUICK = {"steps": 60, "pairs_per_step": 256, "learning_rate": 3e-3}
 

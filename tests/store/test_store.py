@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 
 from sparsify_crosscoder.harvest.harvest import harvest_windows
 from sparsify_crosscoder.harvest.source import Source
+from sparsify_crosscoder.store.plan import default_shard_pairs, shard_bounds
 from sparsify_crosscoder.store.shards import bytes_per_pair
 from sparsify_crosscoder.store.store import ActivationStore
-from sparsify_crosscoder.store.writing import default_shard_pairs, shard_bounds
 from sparsify_crosscoder.text.texts import load_texts
 from sparsify_crosscoder.text.windows import prepare_windows
 from tests.support.models import tiny_model
@@ -223,7 +223,7 @@ def test_a_harvest_killed_at_its_beginning_goes_on(whole, tmp_path, monkeypatch,
         if moment == "windows":
             patch.setattr(type(WINDOWS), "save_to_disk", kill)
         else:
-            patch.setattr("sparsify_crosscoder.store.writing.atomic_write_json", kill)
+            patch.setattr("sparsify_crosscoder.store.beginning.atomic_write_json", kill)
         with pytest.raises(Killed):
             ActivationStore.create(path, SOURCES, WINDOWS, **SETTINGS)
     ActivationStore.create(path, SOURCES, WINDOWS, **SETTINGS)

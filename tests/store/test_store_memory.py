@@ -17,7 +17,7 @@ SHARDS, SHARD_PAIRS, WINDOW_PAIRS = 44, 8192, 128
 READER = """
 import json, resource, sys
 from sparsify_crosscoder.store.store import ActivationStore
-from sparsify_crosscoder.store.stream import StoreStream
+from sparsify_crosscoder.store.store_stream import StoreStream
 
 def peak():
     unit = 1 if sys.platform == "darwin" else 1024

@@ -9,15 +9,12 @@ from hypothesis import strategies as st
 
 from sparsify_crosscoder.harvest.harvest import harvest_windows
 from sparsify_crosscoder.harvest.source import Source
+from sparsify_crosscoder.store.live_stream import LiveStream
 from sparsify_crosscoder.store.order import split_windows
 from sparsify_crosscoder.store.store import ActivationStore
-from sparsify_crosscoder.store.stream import (
-    LiveStream,
-    SelectedSources,
-    StoreStream,
-    TensorStream,
-    every_pair,
-)
+from sparsify_crosscoder.store.store_stream import StoreStream
+from sparsify_crosscoder.store.stream import SelectedSources, every_pair
+from sparsify_crosscoder.store.tensor_stream import TensorStream
 from tests.support.models import tiny_model
 from tests.support.tokenizers import byte_level_tokenizer
 from tests.support.windows import random_windows

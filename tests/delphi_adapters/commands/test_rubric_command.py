@@ -16,7 +16,7 @@ from sparsify_crosscoder.harvest.sources import load_language_model
 from sparsify_crosscoder.interventions.generation import Sampling, generate
 from sparsify_crosscoder.interventions.steering import Steering
 from sparsify_crosscoder.interventions.stitching import Stitching, StitchingConfig
-from sparsify_crosscoder.store.stream import TensorStream
+from sparsify_crosscoder.store.tensor_stream import TensorStream
 from tests.support.messages_server import message
 from tests.support.rating_judge import RatingJudge, score_of
 

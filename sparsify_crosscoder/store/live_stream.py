@@ -1,0 +1,113 @@
+"""Pairs that are harvested while they are used."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from ..harvest.harvest import run_harvest
+from ..harvest.source import Source
+from .order import PAIRS, WINDOWS, Rows, block_bounds, random_numbers, windows_used
+from .stream import ActivationStream
+
+
+class _Block(NamedTuple):
+    """Windows whose pairs are shuffled together, and this process's part of them."""
+
+    start: int
+    """Where the block begins in the global sequence."""
+
+    stop: int
+
+    local_row: Tensor
+    """[pairs of the block, in shuffled order]: row in `activations`, or -1 if another rank's."""
+
+    activations: list[Tensor]
+
+
+class LiveStream(ActivationStream):
+    """Pairs harvested while they are used, shuffled in blocks.
+
+    Every epoch the windows are permuted and cut into blocks of at least `buffer_pairs` pairs (a
+    rest joins the block before it), and the pairs of a block are permuted. A block is in memory as
+    a whole, and harvested as a whole: beginning inside one gives the same bits as arriving there.
+    Rank r of `world_size` runs the models on every `world_size`-th window of a block. `window_rows`
+    are the windows to use, all by default.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        windows: Dataset,
+        *,
+        batch_size: int,
+        buffer_pairs: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        window_rows: Rows | None = None,
+    ):
+        if buffer_pairs < 1:
+            raise ValueError(f"buffer_pairs must be at least 1, got {buffer_pairs}.")
+        super().__init__()
+        self.sources = sources
+        self.windows = windows
+        self.batch_size = batch_size
+        self.buffer_pairs = buffer_pairs
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self._rows, self._num_pairs = windows_used(windows, window_rows)
+        self._block: _Block | None = None
+
+    @property
+    def num_pairs(self) -> int:
+        """Pairs in an epoch, over all processes."""
+        return int(self._num_pairs.sum())
+
+    @property
+    def d_sources(self) -> list[int]:
+        return [source.width for source in self.sources]
+
+    def _read(self, start: int, stop: int) -> list[Tensor]:
+        parts: list[list[Tensor]] = []
+        while start < stop or not parts:
+            block = self._block_at(start)
+            end = min(stop, block.stop)
+            rows = block.local_row[start - block.start : end - block.start]
+            rows = rows[rows >= 0]
+            parts.append([x[rows.to(x.device)] for x in block.activations])
+            start = end
+            del block  # or it stays in memory while the next is harvested
+        return [torch.cat(list(of_source)) for of_source in zip(*parts, strict=True)]
+
+    def _block_at(self, position: int) -> _Block:
+        if self._block is not None and self._block.start <= position < self._block.stop:
+            return self._block
+        self._block = None  # two blocks need not fit into memory
+        epoch, offset = divmod(position, self.num_pairs)
+        order = random_numbers(WINDOWS, self.seed, epoch).permutation(len(self._rows))
+        ends = np.cumsum(self._num_pairs[order])
+        bounds = block_bounds(ends, self.buffer_pairs)
+        number = int(np.searchsorted(ends[bounds[1:] - 1], offset, side="right"))
+        first, last = bounds[number], bounds[number + 1]
+        start = epoch * self.num_pairs + int(ends[first - 1] if first else 0)
+        stop = epoch * self.num_pairs + int(ends[last - 1])
+
+        mine = order[first:last][self.rank :: self.world_size]
+        harvest = run_harvest(
+            self.sources, self.windows, self._rows[mine], batch_size=self.batch_size
+        )
+        self._report += harvest.report
+        counts = self._num_pairs[order[first:last]]
+        owner = np.repeat(np.arange(len(counts)) % self.world_size, counts)
+        local_row = np.full(stop - start, -1, dtype=np.int64)
+        local_row[owner == self.rank] = np.arange(harvest.report.pairs)
+        shuffled = local_row[
+            random_numbers(PAIRS, self.seed, epoch, number).permutation(len(local_row))
+        ]
+        self._block = _Block(start, stop, torch.from_numpy(shuffled), harvest.activations)
+        return self._block
