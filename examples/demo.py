@@ -14,7 +14,6 @@ are too small to be believed. Latents are described by what can be counted and c
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -89,9 +88,9 @@ def main() -> None:
     size = "-large" if args.large else ""
     run = args.folder / (f"demo{size}" if args.arch == "dfc" else f"demo{size}-{args.arch}")
     if (run / "summary.json").exists():
-        from sparsify_crosscoder.cli import print_summary
+        from sparsify_crosscoder.runs.summary import read_summary
 
-        print_summary(json.loads((run / "summary.json").read_text(encoding="utf-8")), run)
+        print(read_summary(run).text(run))
     else:
         options = {**OPTIONS, **(LARGE if args.large else {})}
         train(args.arch, options, run, models, texts, data / f"store{size}")

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from shown_command import call
 
-from sparsify_crosscoder.cli import load_run_config
 from sparsify_crosscoder.interventions.persona import Persona
+from sparsify_crosscoder.runs.config import load_run_config
 
 PLAIN = [
     "The cat is on the table and looks out of the window.",

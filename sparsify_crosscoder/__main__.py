@@ -11,13 +11,13 @@ _EVALUATION = f"{_HERE}.evaluation"
 _COMMANDS = f"{_HERE}.commands"
 COMMANDS = {
     "train": (
-        f"{_HERE}.cli",
-        "run",
+        f"{_COMMANDS}.train",
+        "main",
         "train a crosscoder: the same as `sparsify ... --arch NAME`",
     ),
     "harvest": (
-        f"{_HERE}.cli",
-        "harvest",
+        f"{_COMMANDS}.harvest",
+        "main",
         "fill an activation store and report on the alignment",
     ),
     "store": (

@@ -14,14 +14,15 @@ if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
     from types import CodeType, ModuleType
 
+_COMMAND = "sparsify_crosscoder.commands.train"
 # What runpy executes for `python -m sparsify` and `torchrun -m sparsify`.
-_MAIN = """\
-from sparsify_crosscoder.cli import run
+_MAIN = f"""\
+from {_COMMAND} import main
 
 if __name__ == "__main__":
     import sys
 
-    sys.exit(run())
+    sys.exit(main())
 """
 
 
@@ -80,12 +81,12 @@ class _SparsifyMainLoader:
         """Run sparsify's own module, then replace `run`: the console script's way in."""
         self._original.exec_module(module)
 
-        # Late, because `sparsify_crosscoder.cli` imports sparsify.__main__ itself and may be the
-        # one that is importing it now.
+        # Late, because the command imports sparsify.__main__ itself and may be the one that is
+        # importing it now.
         def run() -> object:
-            from .cli import run
+            from importlib import import_module
 
-            return run()
+            return import_module(_COMMAND).main()
 
         module.run = run  # pyright: ignore[reportAttributeAccessIssue]
 

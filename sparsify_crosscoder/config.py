@@ -244,7 +244,7 @@ class CrosscoderTrainConfig(TrainConfig):
     """Steps between two lines of `metrics.jsonl`."""
 
     trained_on: Any = field(default=None, cmd=False, to_dict=False)
-    """Of a run that was begun, the models and texts that it recorded then (`training.provenance`).
+    """Of a run that was begun, the models and texts that it recorded then (`runs.provenance`).
     """
 
     def __post_init__(self):

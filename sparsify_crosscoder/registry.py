@@ -35,11 +35,11 @@ class Architecture:
     trainer_class: type
     """The `CrosscoderTrainer` subclass that trains it."""
 
-    load_artifacts: Callable[..., Any]
-    """Loads the models and the dataset of a run from its configuration."""
-
     description: str = ""
     """One line for `--help`."""
+
+    load_artifacts: Callable[..., Any] | None = None
+    """Loads the models and the dataset of a run from its configuration, in a way of its own."""
 
 
 _registered: dict[str, Architecture] = {}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsify_crosscoder import cli
+from sparsify_crosscoder.commands import train
 from tests.support.demo import DemoRun, run_demo
 from tests.support.models import save_tiny_model, save_twins
 from tests.support.plugins import modules_of, write_plugin
@@ -41,7 +41,7 @@ def run(tmp_path_factory):
     options += " --max_steps 30 --ctx_len 64 --run_name run --log_to_wandb False --device cpu"
     places = ["--save_dir", str(folder), "--cache", str(folder / "store")]
     models = [str(folder / "llama"), str(folder / "texts.txt"), "--partners", str(folder / "gpt2")]
-    cli.run([*models, "--arch", "dfc", *options.split(), *places])
+    train.main([*models, "--arch", "dfc", *options.split(), *places])
     return folder / "run"
 
 
@@ -57,7 +57,7 @@ def twins(tmp_path_factory):
     options += " --max_steps 30 --ctx_len 64 --run_name run --log_to_wandb False --device cpu"
     places = ["--save_dir", str(folder), "--cache", str(folder / "store")]
     models = [str(folder / "base"), str(folder / "texts.txt"), "--partners", str(folder / "tuned")]
-    cli.run([*models, "--arch", "dfc", *options.split(), *places])
+    train.main([*models, "--arch", "dfc", *options.split(), *places])
     return folder / "run"
 
 

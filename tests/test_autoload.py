@@ -95,7 +95,7 @@ def test_without_arch_the_command_imports_sparsifys_own_run():
 def test_with_arch_the_rest_of_sparsify_main_stays_and_run_is_ours():
     code = (
         "from sparsify.__main__ import RunConfig, load_artifacts, run;"
-        "from sparsify_crosscoder.cli import SparsifyRunConfig;"
+        "from sparsify_crosscoder.commands.train import SparsifyRunConfig;"
         "print(SparsifyRunConfig is RunConfig, load_artifacts.__code__.co_filename,"
         "run.__module__)"
     )

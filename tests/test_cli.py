@@ -16,8 +16,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sparsify_crosscoder import ActivationStore, Crosscoder, RDFCConfig, cli
+from sparsify_crosscoder import ActivationStore, Crosscoder, RDFCConfig
 from sparsify_crosscoder.__main__ import main
+from sparsify_crosscoder.commands import train
+from sparsify_crosscoder.registry import get_architecture
+from sparsify_crosscoder.runs.config import run_config_class
+from sparsify_crosscoder.runs.options import parse_run_config
+from sparsify_crosscoder.runs.summary import RunSummary
 from tests.support.models import save_tiny_model
 from tests.support.tokenizers import byte_level_tokenizer, metaspace_tokenizer
 
@@ -75,7 +80,7 @@ CODER = RUN / "layers.1+h.2"
 
 @pytest.mark.parametrize("arch", ["crosscoder", "dfc", "rdfc"])
 def test_two_models_train_from_the_command_line(arch, inputs, capsys):
-    cli.run(command(inputs, "--json", "summary.json", arch=arch))
+    train.main(command(inputs, "--json", "summary.json", arch=arch))
     summary = json.loads((RUN / "summary.json").read_text(encoding="utf-8"))
     assert summary["arch"] == arch
     assert summary["data"]["alignment"]["aligned_fraction"][0] > 0.5
@@ -96,7 +101,7 @@ def test_two_models_train_from_the_command_line(arch, inputs, capsys):
 @pytest.mark.parametrize("store", [True, False])
 def test_a_runs_exclusive_latents_are_filtered(store, inputs, capsys):
     options = ("--cache", "store") if store else ()
-    cli.run(command(inputs, *options, arch="rdfc"))
+    train.main(command(inputs, *options, arch="rdfc"))
     coder = load_file(CODER / "sae.safetensors")
     assert coder["maps"].shape == (56, 56) and coder["maps"].any()
     main(["filter", str(RUN), "--min_firings", "5", "--pairs", "4000", "--json", "found.json"])
@@ -117,7 +122,7 @@ LENIENT = ("--predictability", "9", "--shadow", "99", "--min_firings", "5", "--p
 def test_the_same_run_twice_finds_the_same_differences_and_another_seed_others(inputs, capsys):
     for name, seed in (("run", "0"), ("again", "0"), ("other", "1")):
         options = ("--run_name", name, "--init_seeds", seed, "--cache", "store")
-        cli.run(command(inputs, *options, arch="dfc"))
+        train.main(command(inputs, *options, arch="dfc"))
     runs = [str(RUN.parent / name) for name in ("run", "again", "other")]
     capsys.readouterr()
     main(["stability", *runs[:2], *LENIENT, "--json", "twice.json"])
@@ -140,7 +145,7 @@ def test_the_same_run_twice_finds_the_same_differences_and_another_seed_others(i
     "runs, complaint", [(["run"], "two runs or more"), (["run", "nowhere"], "holds no run")]
 )
 def test_stability_without_two_runs_ends_with_1(runs, complaint, inputs, capsys):
-    cli.run(command(inputs, arch="dfc"))
+    train.main(command(inputs, arch="dfc"))
     with pytest.raises(SystemExit) as stop:
         main(["stability", *(str(RUN.parent / run) for run in runs)])
     assert stop.value.code == 1
@@ -155,29 +160,29 @@ def test_filtering_what_is_no_run_ends_with_1(tmp_path, capsys):
 
 
 def test_no_token_is_written_to_any_file(inputs):
-    cli.run(command(inputs, "--hf_token", "hf_secret"))
+    train.main(command(inputs, "--hf_token", "hf_secret"))
     files = [path for path in Path("checkpoints").rglob("*") if path.is_file()]
     assert RUN / "config.json" in files
     assert not any(b"hf_secret" in path.read_bytes() for path in files)
 
 
 def test_left_out_hookpoints_are_the_middle_layers(inputs):
-    cli.run(command(inputs, hookpoints=""))
+    train.main(command(inputs, hookpoints=""))
     assert (RUN / "layers.2+h.2" / "sae.safetensors").exists()
 
 
 def test_layers_stand_for_hookpoints(inputs):
-    cli.run(command(inputs, "--layers", "1", "3", hookpoints=""))
+    train.main(command(inputs, "--layers", "1", "3", hookpoints=""))
     assert (RUN / "layers.1+h.3").is_dir()
 
 
 def test_dsf_trains_on_equal_widths_and_says_so_otherwise(inputs, tmp_path, capsys):
     save_tiny_model(tmp_path / "twin", "gpt2", metaspace_tokenizer(), width=24)
-    cli.run(command(inputs, arch="dsf", partners=str(tmp_path / "twin")))
+    train.main(command(inputs, arch="dsf", partners=str(tmp_path / "twin")))
     crosscoder = Crosscoder.load_from_disk(CODER)
     assert torch.equal(crosscoder.decoder(0)[:6], crosscoder.decoder(1)[:6])
     with pytest.raises(SystemExit) as stop:
-        cli.run(command(inputs, arch="dsf", run_name="other"))
+        train.main(command(inputs, arch="dsf", run_name="other"))
     assert stop.value.code == 1
     assert "equal widths, got [24, 32]" in capsys.readouterr().err
     assert not Path("checkpoints/other").exists()
@@ -191,15 +196,15 @@ def test_three_models(inputs, tmp_path):
         partners=f"{inputs / 'gpt2'} {tmp_path / 'third'}",
         hookpoints="layers.1 h.2 layers.3",
     )  # fmt: skip
-    cli.run(argv)
+    train.main(argv)
     assert Crosscoder.load_from_disk(RUN / "layers.1+h.2+layers.3").d_sources == [24, 32, 16]
 
 
 def test_training_from_an_activation_store_equals_training_again_from_it(inputs, capsys):
     main(["harvest", *command(inputs, "--cache", "store")])
     assert '"aligned_fraction"' in capsys.readouterr().out
-    cli.run(command(inputs, "--cache", "store"))
-    cli.run(command(inputs, "--cache", "store", run_name="again"))
+    train.main(command(inputs, "--cache", "store"))
+    train.main(command(inputs, "--cache", "store", run_name="again"))
     first, again = (
         load_file(Path("checkpoints") / run / "layers.1+h.2" / "sae.safetensors")
         for run in ("run", "again")
@@ -227,7 +232,7 @@ def test_harvest_refuses_a_device_that_is_not_there(inputs, capsys):
 
 
 def test_a_run_is_looked_at_where_its_devices_are_not(inputs, monkeypatch):
-    cli.run(command(inputs, devices="cpu cpu"))
+    train.main(command(inputs, devices="cpu cpu"))
     config = json.loads((RUN / "config.json").read_text(encoding="utf-8"))
     (RUN / "config.json").write_text(
         json.dumps({**config, "devices": ["cuda:98", "cuda:99"]}), encoding="utf-8"
@@ -241,14 +246,14 @@ def saved(run):
 
 
 def test_training_from_a_store_needs_neither_models_nor_texts(inputs, tmp_path, capsys):
-    cli.run(command(inputs, "--cache", "store"))
+    train.main(command(inputs, "--cache", "store"))
     main(["top", str(RUN), "--pairs", "500", "--latents", "3", "--json", "before.json"])
     hidden = inputs.rename(inputs.with_name("hidden"))
     try:
         from_store = {"dataset": "store", "partners": "", "hookpoints": ""}
-        cli.run(command(inputs, run_name="alone", **from_store))
+        train.main(command(inputs, run_name="alone", **from_store))
         moved = {"model": f"{hidden}/llama", "partners": f"{hidden}/gpt2", "dataset": "store"}
-        cli.run(command(inputs, run_name="moved", **moved))
+        train.main(command(inputs, run_name="moved", **moved))
         main(["filter", "checkpoints/alone", "--min_firings", "5", "--pairs", "4000"])
     finally:
         hidden.rename(inputs)
@@ -281,7 +286,7 @@ def test_a_store_that_does_not_fit_the_command_is_refused(
 ):
     main(["harvest", *command(inputs, "--cache", "store", "--pairs", "500")])
     with pytest.raises(SystemExit) as stop:
-        cli.run(command(inputs, *options, dataset="store", **changed))
+        train.main(command(inputs, *options, dataset="store", **changed))
     assert stop.value.code == 2 and re.search(message, capsys.readouterr().err)
     assert not RUN.exists()
 
@@ -402,7 +407,7 @@ def test_mixing_datasets_and_chat(inputs, tmp_path):
             file.write(json.dumps({"messages": messages}) + "\n")
     options = ["--extra_datasets", str(tmp_path / "chat.jsonl"), "--dataset_weights", "0.5", "0.5"]
     argv = command(inputs, *options, model=str(tmp_path / "a"), partners=str(tmp_path / "b"))
-    cli.run(argv)
+    train.main(argv)
     summary = json.loads((RUN / "summary.json").read_text(encoding="utf-8"))
     assert 0.4 < summary["data"]["alignment"]["texts"] / 600 < 1
     main(["top", str(RUN), "--pairs", "500", "--count", "1", "--snippets", "1"])
@@ -410,7 +415,7 @@ def test_mixing_datasets_and_chat(inputs, tmp_path):
 
 @pytest.mark.parametrize("cached", [True, False])
 def test_top_shows_where_latents_fire_in_both_models_tokens(cached, inputs, capsys):
-    cli.run(command(inputs, *(["--cache", "store"] if cached else [])))
+    train.main(command(inputs, *(["--cache", "store"] if cached else [])))
     capsys.readouterr()
     main(["top", str(RUN), "--pairs", "2000", "--count", "2", "--json", "top.json"])
     shown = capsys.readouterr().out
@@ -463,7 +468,7 @@ def test_bad_input_is_refused_with_a_reason_and_nothing_written(
     changed, code, message, inputs, capsys
 ):
     with pytest.raises(SystemExit) as stop:
-        cli.run(command(inputs, **changed))
+        train.main(command(inputs, **changed))
     assert stop.value.code == code
     assert message in capsys.readouterr().err
     assert not Path("checkpoints").exists()
@@ -481,7 +486,7 @@ def test_a_dataset_without_text_is_refused(lines, message, inputs, tmp_path, cap
     file = tmp_path / "bad.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     with pytest.raises(SystemExit) as stop:
-        cli.run(command(inputs, dataset=str(file)))
+        train.main(command(inputs, dataset=str(file)))
     assert stop.value.code == 1
     error = capsys.readouterr().err
     assert "bad.jsonl" in error and message in error
@@ -497,26 +502,26 @@ def test_nan_activations_stop_the_run(inputs, tmp_path, capsys):
     state["transformer.h.1.mlp.c_proj.bias"][0] = torch.nan
     save_file(state, file, metadata={"format": "pt"})
     with pytest.raises(SystemExit) as stop:
-        cli.run(command(inputs, partners=str(tmp_path / "broken")))
+        train.main(command(inputs, partners=str(tmp_path / "broken")))
     assert stop.value.code == 1
     assert "h.2" in capsys.readouterr().err
 
 
 def test_a_folder_with_another_run_is_left_as_it_is(inputs, capsys):
-    cli.run(command(inputs))
+    train.main(command(inputs))
     before = {p: p.read_bytes() for p in RUN.rglob("*") if p.is_file()}
     with pytest.raises(SystemExit) as stop:
-        cli.run(command(inputs))
+        train.main(command(inputs))
     assert stop.value.code == 1 and "already holds a run" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stop:
-        cli.run(command(inputs, "--resume", arch="crosscoder"))
+        train.main(command(inputs, "--resume", arch="crosscoder"))
     assert "arch: 'dfc' before, 'crosscoder' now" in capsys.readouterr().err
     assert before == {p: p.read_bytes() for p in RUN.rglob("*") if p.is_file()}
 
 
 def test_finetuning_begins_with_the_given_weights(inputs):
-    cli.run(command(inputs))
-    cli.run(command(inputs, "--finetune", str(RUN), run_name="tuned", lr="1e-12"))
+    train.main(command(inputs))
+    train.main(command(inputs, "--finetune", str(RUN), run_name="tuned", lr="1e-12"))
     before = Crosscoder.load_from_disk(CODER)
     after = Crosscoder.load_from_disk(Path("checkpoints") / "tuned" / CODER.name)
     torch.testing.assert_close(after.W_dec, before.W_dec, atol=1e-6, rtol=0)
@@ -532,10 +537,10 @@ def spawn(argv: list[str], *prefix: str, cwd: Path | None = None) -> subprocess.
 
 
 def test_a_run_stopped_before_its_first_checkpoint_begins_again(inputs):
-    cli.run(command(inputs))
+    train.main(command(inputs))
     whole = load_file(CODER / "sae.safetensors")
     shutil.rmtree(RUN / "checkpoints")
-    cli.run(command(inputs, "--resume"))
+    train.main(command(inputs, "--resume"))
     again = load_file(CODER / "sae.safetensors")
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
@@ -573,31 +578,33 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_bits(options, inputs):
 
 def test_a_run_that_fills_the_disk_says_so_and_goes_on(inputs, capsys):
     resource = pytest.importorskip("resource")
-    cli.run(command(inputs, run_name="whole"))
+    train.main(command(inputs, run_name="whole"))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     argv = command(inputs, "--save_every", "5")
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
         with pytest.raises(SystemExit) as stop:
-            cli.run(argv)
+            train.main(argv)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert stop.value.code == 1
     assert "could not be written" in capsys.readouterr().err
     assert not list(RUN.glob("checkpoints/*"))
-    cli.run([*argv, "--resume"])
+    train.main([*argv, "--resume"])
     assert all(torch.equal(saved("whole")[name], saved("run")[name]) for name in saved("run"))
 
 
 @pytest.mark.parametrize("arch", ["crosscoder", "dfc", "dsf", "rdfc"])
 def test_a_new_process_reads_the_options_of_a_run(arch, tmp_path):
     """Once a command line was parsed, types that cannot be read from a file can be."""
-    options = cli.run_config_class(cli.get_architecture(arch))(
+    options = run_config_class(get_architecture(arch))(
         model="a", dataset="b", partners=["c"], arch=arch
     )
     (tmp_path / "config.json").write_text(json.dumps(options.to_dict()), encoding="utf-8")
-    script = "from pathlib import Path; from sparsify_crosscoder import cli; "
-    script += f"print(cli.load_run_config(Path({str(tmp_path)!r})).arch)"
+    script = (
+        "from pathlib import Path; from sparsify_crosscoder.runs.config import load_run_config; "
+    )
+    script += f"print(load_run_config(Path({str(tmp_path)!r})).arch)"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, encoding="utf-8"
     )
@@ -636,7 +643,7 @@ def test_two_processes_train_together(inputs):
     process = spawn(command(inputs), *torchrun, "--nproc-per-node", "2", "-m", "sparsify")
     out, _ = process.communicate(timeout=280)
     assert process.returncode == 0, out
-    cli.run(command(inputs, run_name="alone"))
+    train.main(command(inputs, run_name="alone"))
     together, alone = (
         json.loads((Path("checkpoints") / run / "summary.json").read_text(encoding="utf-8"))
         for run in ("run", "alone")
@@ -647,12 +654,12 @@ def test_two_processes_train_together(inputs):
 
 def test_help_shows_both_and_an_architectures_own_options(capsys):
     with pytest.raises(SystemExit) as stop:
-        cli.run(["--help"])
+        train.main(["--help"])
     assert stop.value.code == 0
     shown = capsys.readouterr().out
     assert "--expansion_factor" in shown and "--arch dfc" in shown and "--arch dsf" in shown
     with pytest.raises(SystemExit) as stop:
-        cli.run(["--arch", "dfc", "--help"])
+        train.main(["--arch", "dfc", "--help"])
     assert stop.value.code == 0
     shown = capsys.readouterr().out
     assert "--exclusive_fractions" in shown and "Fraction of the latents that is" in shown
@@ -666,17 +673,17 @@ def test_wrong_subcommands_are_refused(capsys):
 
 
 def test_without_an_architecture_the_recommended_one_is_trained_and_help_says_so(capsys):
-    args = cli.parse_run_config(["m/a", "texts.jsonl", "--partners", "m/b"])
+    args = parse_run_config(["m/a", "texts.jsonl", "--partners", "m/b"])
     assert args.arch == "rdfc" and type(args.sae) is RDFCConfig
-    assert cli.parse_run_config(["m/a", "t.jsonl", "--partners", "m/b", "--arch", "dfc"]).arch == (
+    assert parse_run_config(["m/a", "t.jsonl", "--partners", "m/b", "--arch", "dfc"]).arch == (
         "dfc"
     )
     with pytest.raises(SystemExit):
-        cli.parse_run_config(["--help"])
+        parse_run_config(["--help"])
     assert "(default: rdfc)" in capsys.readouterr().out
 
 
-def test_the_summary_says_how_many_latents_fired_and_how_many_can_be_judged(capsys):
+def test_the_summary_says_how_many_latents_fired_and_how_many_can_be_judged():
     summary = {
         "arch": "dfc",
         "num_latents": 1_000,
@@ -696,8 +703,7 @@ def test_the_summary_says_how_many_latents_fired_and_how_many_can_be_judged(caps
         "pairs": 9_000,
         "wall_seconds": 1.0,
     }
-    cli.print_summary(summary, Path("run"))
-    printed = capsys.readouterr().out
+    printed = RunSummary.from_dict(summary).text(Path("run"))
     assert "alive" not in printed
     assert (
         "100.0% of its 102 exclusive latents fired at least once in the last 5,000 pairs, 7 as"

@@ -6,9 +6,9 @@ import sys
 import pytest
 
 from delphi_adapters.__main__ import COMMANDS as ADAPTERS
-from sparsify_crosscoder import cli
 from sparsify_crosscoder.__main__ import COMMANDS
 from sparsify_crosscoder.command_line import dispatch
+from sparsify_crosscoder.commands import train
 
 HELPS = [(COMMANDS, [name]) for name in COMMANDS]
 HELPS += [(ADAPTERS, [name]) for name in ADAPTERS]
@@ -67,6 +67,6 @@ def test_the_overview_is_printed_on_any_terminal(monkeypatch):
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
     with pytest.raises(SystemExit) as stop:
-        cli.run(["--help"])
+        train.main(["--help"])
     sys.stdout.flush()
     assert stop.value.code == 0 and b"--arch rdfc" in raw.getvalue()

@@ -108,10 +108,10 @@ def models(tmp_path_factory) -> Path:
     save_twins(folder)
     # What the commands import, once for all forks.
     import delphi_adapters.commands.explain  # noqa: F401
-    import sparsify_crosscoder.cli
     import sparsify_crosscoder.commands.filter
     import sparsify_crosscoder.commands.steer
-    import sparsify_crosscoder.commands.stitch  # noqa: F401
+    import sparsify_crosscoder.commands.stitch
+    import sparsify_crosscoder.commands.train  # noqa: F401
 
     return folder
 

@@ -36,7 +36,9 @@ def folder(tmp_path_factory) -> Path:
 def processes():
     """Starts processes that have everything imported already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sparsify_crosscoder.cli", "transformers.models.auto"])
+    context.set_forkserver_preload(
+        ["sparsify_crosscoder.commands.train", "transformers.models.auto"]
+    )
     return context
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sparsify_crosscoder import cli
 from sparsify_crosscoder.__main__ import main
+from sparsify_crosscoder.commands import train
 from tests.support.models import change_a_value, put_into_hub_cache, save_tiny_model
 from tests.support.tokenizers import byte_level_tokenizer, metaspace_tokenizer
 from tests.test_cli import CODER, RUN, SENTENCES, command
@@ -85,11 +85,11 @@ CHANGES = [
 
 @pytest.mark.parametrize("what", CHANGES)
 def test_nothing_of_a_run_goes_on_with_other_models_or_texts(what, inputs, capsys):
-    cli.run(command(inputs))
+    train.main(command(inputs))
     before = contents(RUN)
     said = change(what, inputs)
     for job in (
-        lambda: cli.run(command(inputs, "--resume")),
+        lambda: train.main(command(inputs, "--resume")),
         *(lambda name=name: main([name, str(RUN), *LOOKED_AT[name]]) for name in LOOKED_AT),
     ):
         assert said in failure(capsys, job)
@@ -99,14 +99,14 @@ def test_nothing_of_a_run_goes_on_with_other_models_or_texts(what, inputs, capsy
 def test_a_run_from_a_store_goes_on_with_that_store_alone(inputs, capsys):
     main(["harvest", *command(inputs, "--cache", "store")])
     from_store = command(inputs, dataset="store", partners="", hookpoints="")
-    cli.run(from_store)
-    cli.run([*from_store, "--resume"])
+    train.main(from_store)
+    train.main([*from_store, "--resume"])
     before = contents(RUN)
     shutil.move("store", "kept")
     write_texts(inputs / "texts.jsonl", first=1)
     main(["harvest", *command(inputs, "--cache", "store")])
     for job in (
-        lambda: cli.run([*from_store, "--resume"]),
+        lambda: train.main([*from_store, "--resume"]),
         *(lambda name=name: main([name, str(RUN), *LOOKED_AT[name]]) for name in LOOKED_AT),
     ):
         assert "is not the one that the run was begun with: it holds other texts" in failure(
@@ -120,17 +120,17 @@ def test_a_run_from_a_store_goes_on_with_that_store_alone(inputs, capsys):
 
 def test_a_store_that_has_grown_is_still_that_of_the_run(inputs, capsys):
     main(["harvest", *command(inputs, "--cache", "store", "--pairs", "9_000")])
-    cli.run(command(inputs, dataset="store", partners="", hookpoints=""))
+    train.main(command(inputs, dataset="store", partners="", hookpoints=""))
     main(["harvest", *command(inputs, "--cache", "store", "--pairs", "10_000", "--append")])
     main(["top", str(RUN), *LOOKED_AT["top"]])
     resumed = command(inputs, "--resume", dataset="store", partners="", hookpoints="")
-    assert "other texts" in failure(capsys, lambda: cli.run(resumed))
+    assert "other texts" in failure(capsys, lambda: train.main(resumed))
 
 
 def test_resuming_a_run_that_was_not_begun_begins_it_and_says_so(inputs, capsys):
-    cli.run(command(inputs, "--resume"))
+    train.main(command(inputs, "--resume"))
     assert "There is no run in 'checkpoints/run' yet: it is begun." in capsys.readouterr().out
-    cli.run(command(inputs, run_name="plain"))
+    train.main(command(inputs, run_name="plain"))
     resumed, plain = (
         load_file(Path("checkpoints") / run / CODER.name / "sae.safetensors")
         for run in ("run", "plain")
@@ -145,21 +145,21 @@ def test_resuming_a_run_that_was_not_begun_begins_it_and_says_so(inputs, capsys)
 
 
 def test_a_run_without_a_record_goes_on_and_it_is_said(inputs, caplog):
-    cli.run(command(inputs))
+    train.main(command(inputs))
     config = json.loads((RUN / "config.json").read_text(encoding="utf-8"))
     for name in ("trained_on", "partner_revisions"):
         del config[name]
     (RUN / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    cli.run(command(inputs, "--resume"))
+    train.main(command(inputs, "--resume"))
     assert "has no record of its models and texts" in caplog.text
     caplog.clear()
-    cli.run(command(inputs, "--resume"))  # it has one now
+    train.main(command(inputs, "--resume"))  # it has one now
     assert "has no record" not in caplog.text
     main(["top", str(RUN), *LOOKED_AT["top"]])
 
 
 def test_a_run_that_was_moved_and_renamed_works(inputs, capsys):
-    cli.run(command(inputs))
+    train.main(command(inputs))
     shutil.copytree(RUN, RUN / "backup")
     RUN.rename("elsewhere")
     main(["top", "elsewhere", *LOOKED_AT["top"]])
@@ -173,7 +173,7 @@ def test_models_of_one_last_name_are_shown_apart(inputs, capsys):
         (inputs / name).mkdir()
         (inputs / model).rename(inputs / name / "final")
     names = {"model": str(inputs / "base/final"), "partners": str(inputs / "sft/final")}
-    cli.run(command(inputs, **names))
+    train.main(command(inputs, **names))
     main(["top", str(RUN), *LOOKED_AT["top"]])
     main(["filter", str(RUN), *LOOKED_AT["filter"]])
     printed = capsys.readouterr().out
@@ -194,7 +194,7 @@ def hub(inputs, tmp_path, monkeypatch) -> Path:
 def test_a_run_over_two_revisions_keeps_to_its_commits(hub, inputs, capsys):
     revisions = {"model": "org/m", "partners": "org/m", "hookpoints": "layers.1 layers.1"}
     argv = command(inputs, "--partner_revisions", "step2", **revisions)
-    cli.run(argv)
+    train.main(argv)
     recorded = json.loads((RUN / "config.json").read_text(encoding="utf-8"))["trained_on"][
         "sources"
     ]
@@ -208,7 +208,7 @@ def test_a_run_over_two_revisions_keeps_to_its_commits(hub, inputs, capsys):
         encoding="utf-8"
     )
     assert "A m@aaaaaaaa" in capsys.readouterr().out
-    cli.run([*argv, "--resume"])
+    train.main([*argv, "--resume"])
     shutil.rmtree(hub / "snapshots" / COMMITS[0])
     error = failure(capsys, lambda: main(["top", str(RUN), *LOOKED_AT["top"]]))
     assert f"'org/m' at revision '{COMMITS[0]}'" in error
@@ -222,11 +222,11 @@ def test_a_store_over_two_revisions_is_of_these(hub, inputs, capsys):
     assert "org/m@aaaaaaaa  layers.1" in printed and "B m@bbbbbbbb:" in printed
     (hub / "refs" / "main").write_text(COMMITS[1], encoding="utf-8")
     of_store = {**revisions, "dataset": "s", "hookpoints": ""}
-    cli.run(command(inputs, **of_store))
+    train.main(command(inputs, **of_store))
     main(["top", str(RUN), *LOOKED_AT["top"]])
     assert "A m@aaaaaaaa" in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        cli.run(command(inputs, "--partner_revisions", "main", "--revision", "main", **of_store))
+        train.main(command(inputs, "--partner_revisions", "main", "--revision", "main", **of_store))
     error = capsys.readouterr().err
     assert "org/m@aaaaaaaa at layers.1, org/m@bbbbbbbb" in error
     assert "it is the store's model 2" in error
@@ -244,7 +244,7 @@ def test_the_token_reaches_every_command_and_no_file(inputs, monkeypatch, capsys
 
     monkeypatch.setattr(sources, "load_tokenizer", noted)
     token = ["--hf_token", "hf_secret"]
-    cli.run(command(inputs, *token))
+    train.main(command(inputs, *token))
     shutil.copytree(RUN, RUN.parent / "other")
     prompts = ["--prompts", "The", "--max_new_tokens", "2", "--strengths", "1", "--device", "cpu"]
     commands = [

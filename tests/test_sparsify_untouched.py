@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from simple_parsing import parse
 from sparsify.__main__ import RunConfig as SparsifyRunConfig
 
-from sparsify_crosscoder.cli import parse_run_config
+from sparsify_crosscoder.runs.options import parse_run_config
 
 ONE_MODEL_RUN = """
 import sys

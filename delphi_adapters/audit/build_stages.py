@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from sparsify_crosscoder.cli import RunConfig, train
 from sparsify_crosscoder.commands.filter import judge, show
 from sparsify_crosscoder.crosscoders import Crosscoder
 from sparsify_crosscoder.crosscoders.checkpoints import WEIGHTS, own_crosscoders
@@ -19,7 +18,9 @@ from sparsify_crosscoder.files import atomic_write_json, hash_file
 from sparsify_crosscoder.harvest.model_identity import checkpoint_digest
 from sparsify_crosscoder.records import read_json
 from sparsify_crosscoder.registry import get_architecture
-from sparsify_crosscoder.runs.artifacts import harvest_run, load_pairs
+from sparsify_crosscoder.runs.config import RunConfig
+from sparsify_crosscoder.runs.pairs import harvest_run, load_pairs, load_training_data
+from sparsify_crosscoder.runs.train import prepare_training
 from sparsify_crosscoder.store.manifest import is_store, read_manifest
 from sparsify_crosscoder.store.store import ActivationStore
 from sparsify_crosscoder.store.stream import ActivationStream, SelectedSources
@@ -68,7 +69,7 @@ def harvest(work: Workspace, folder: Path) -> Outcome:
         result: dict[str, Any] = {"given": str(work.store), "pairs": len(store)}
         outputs = []
     else:
-        result = harvest_run(options, work.device)
+        result = harvest_run(options, work.device).to_dict()
         store = ActivationStore.open(work.store)
         outputs = store.files()
     result["bytes"] = store.num_bytes
@@ -91,7 +92,9 @@ def train_crosscoder(work: Workspace, folder: Path) -> Outcome:
         run = folder / "run"
         if not (run / "summary.json").exists():
             options.resume = (run / "config.json").exists()
-            train(options, work.device)
+            training = prepare_training(options, work.device)
+            print(training.announcement())
+            print(training.fit().text(run))
     remedy = "Restore it." if work.args.run else "Delete it, and the run is finished again."
     summary = read_json(work.run / "summary.json", dict, remedy)
     outputs = []
@@ -153,7 +156,7 @@ def null(work: Workspace, folder: Path) -> Outcome:
 
 def _train_on_itself(options: RunConfig, run: Path, device: torch.device) -> None:
     architecture = get_architecture(options.arch)
-    data = architecture.load_artifacts(options, device)
+    data = load_training_data(options, device)
 
     def doubled(stream: ActivationStream | None) -> ActivationStream | None:
         return None if stream is None else SelectedSources(stream, [0, 0])

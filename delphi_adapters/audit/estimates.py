@@ -19,7 +19,8 @@ from sparsify_crosscoder.evaluation.false_exclusives import called_exclusive
 from sparsify_crosscoder.harvest.loading import load_config, load_tokenizer
 from sparsify_crosscoder.harvest.model_name import ModelName
 from sparsify_crosscoder.interventions.command_parts import read_prompts
-from sparsify_crosscoder.runs.artifacts import load_run_texts, run_revisions
+from sparsify_crosscoder.runs.models import run_revisions
+from sparsify_crosscoder.runs.texts import load_run_texts
 from sparsify_crosscoder.store.manifest import is_store
 from sparsify_crosscoder.store.store import ActivationStore
 from sparsify_crosscoder.text.windows import prepare_windows

@@ -9,7 +9,7 @@ from typing import Any
 
 from sparsify_crosscoder.command_line import add_hub_options
 from sparsify_crosscoder.endings import prepare
-from sparsify_crosscoder.evaluation.scorability import FILTER_PAIRS
+from sparsify_crosscoder.scorability import FILTER_PAIRS
 
 from ..clients.judge import NO_JUDGE
 from ..commands.judge_options import add_judge_options, judge_config

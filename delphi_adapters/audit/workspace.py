@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sparsify_crosscoder.cli import RunConfig, load_run_config, parse_run_config
 from sparsify_crosscoder.crosscoders import Crosscoder
 from sparsify_crosscoder.evaluation.false_exclusives import FilterConfig
 from sparsify_crosscoder.hardware import pick_device
 from sparsify_crosscoder.harvest.model_identity import short_names
 from sparsify_crosscoder.harvest.sources import load_language_model
-from sparsify_crosscoder.interventions.command_parts import End, check_model, ends_of
+from sparsify_crosscoder.runs.config import RunConfig, load_run_config
+from sparsify_crosscoder.runs.models import End, check_model, ends_of
+from sparsify_crosscoder.runs.options import parse_run_config
 from sparsify_crosscoder.store.manifest import is_store, read_manifest
 
 from ..clients.judge import NO_JUDGE, JudgeConfig, make_client
@@ -171,7 +172,7 @@ class Workspace:
 
     @cached_property
     def ends(self) -> list[End]:
-        return ends_of(self.run_options, self.crosscoder)
+        return ends_of(self.run_options, self.crosscoder.sources)
 
     def language_model(self, source: int) -> tuple[Any, Any]:
         """One of the models with its head, and its tokenizer."""

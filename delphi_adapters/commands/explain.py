@@ -15,8 +15,8 @@ from sparsify_crosscoder.crosscoders import Crosscoder
 from sparsify_crosscoder.evaluation.false_exclusives import called_exclusive
 from sparsify_crosscoder.files import atomic_write_json
 from sparsify_crosscoder.harvest.sources import load_language_model
-from sparsify_crosscoder.interventions.command_parts import check_model, ends_of
 from sparsify_crosscoder.records import read_json
+from sparsify_crosscoder.runs.models import check_model, ends_of
 
 from ..clients import AnthropicClient
 from ..clients.costs import say_costs
@@ -36,7 +36,7 @@ from .judge_options import add_judge_options, execute_asking, judge_config
 from delphi.clients import Client
 
 if TYPE_CHECKING:
-    from sparsify_crosscoder.cli import RunConfig
+    from sparsify_crosscoder.runs.config import RunConfig
 
 SAMPLED = 24  # latents that an estimate looks at
 
@@ -48,8 +48,8 @@ def main(argv: Sequence[str]) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Cache, filter, explain, flag, score and sort; print a summary and return it."""
-    from sparsify_crosscoder.cli import load_run_config
     from sparsify_crosscoder.hardware import pick_device
+    from sparsify_crosscoder.runs.config import load_run_config
 
     device = pick_device(args.device)
     folder = args.out or args.run / "delphi"
@@ -127,7 +127,7 @@ def _described(
     print(f"{len(latents):,} latents, {len(latents) - len(alive):,} of them dead; no judge to ask")
     if args.dry_run:
         return {"pending": 0, "estimate": {"requests": 0}, "stopped": None}
-    ends = ends_of(options, crosscoder)
+    ends = ends_of(options, crosscoder.sources)
     for end in ends:
         check_model(end.model, end.revision, end.checkpoint)
 
@@ -208,7 +208,7 @@ def _filtered(
     device: torch.device,
 ) -> dict[str, Any]:
     """What the false-exclusive filter says, kept in the folder for the next start."""
-    from sparsify_crosscoder.runs.artifacts import load_pairs
+    from sparsify_crosscoder.runs.pairs import load_pairs
 
     cfg = filter_config(args, options.outlier_multiple)
     settings = {"weights": digest(crosscoder), "filter": asdict(cfg)}

@@ -49,16 +49,13 @@ class RunText:
         `token` is the hub's. Raises FileNotFoundError if the folder holds no run, ValueError if
         its models, texts or store are others now.
         """
-        from sparsify_crosscoder.cli import load_run_config
         from sparsify_crosscoder.crosscoders import Crosscoder
         from sparsify_crosscoder.harvest.harvest import harvest_windows
-        from sparsify_crosscoder.runs.artifacts import (
-            load_run_sources,
-            load_windows,
-            run_revisions,
-            run_store,
-        )
+        from sparsify_crosscoder.runs.config import load_run_config
+        from sparsify_crosscoder.runs.models import load_run_sources, run_revisions
+        from sparsify_crosscoder.runs.pairs import run_store
         from sparsify_crosscoder.runs.provenance import load_run_tokenizers
+        from sparsify_crosscoder.runs.texts import load_windows
 
         args = load_run_config(run, token, trust_remote_code=trust_remote_code)
         described = Crosscoder.load_one(run).sources

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from delphi_adapters.audit.options import read_options
-from sparsify_crosscoder.cli import RunConfig, parse_run_config
+from sparsify_crosscoder.runs.config import RunConfig
+from sparsify_crosscoder.runs.options import parse_run_config
 
 
 class AuditFile(NamedTuple):

@@ -18,10 +18,10 @@ from step_settings import Setting
 
 from delphi_adapters.delphi.latent_cache import CacheLayout
 from delphi_adapters.judging.rubrics import Rubric
-from sparsify_crosscoder.cli import RunConfig
 from sparsify_crosscoder.crosscoders import Crosscoder
 from sparsify_crosscoder.interventions.generation import PROMPTS
 from sparsify_crosscoder.registry import get_architecture
+from sparsify_crosscoder.runs.config import RunConfig
 from sparsify_crosscoder.store.shards import bytes_per_pair
 
 MEASURED_STEP = "576+640, M=16,384, batch 1,024, k=64"  # in training_step.md

@@ -12,8 +12,8 @@ from ..command_line import add_hub_options, execute
 from ..crosscoders import Crosscoder
 from ..evaluation.clusters import clusters, duplicates
 from ..evaluation.false_exclusives import FilterConfig, FilteredLatents, Verdict, filter_exclusives
-from ..evaluation.scorability import rarity, rarity_line
 from ..harvest.model_identity import source_names
+from ..scorability import rarity, rarity_line
 from ..store.stream import ActivationStream
 
 SHOWN = 10
@@ -43,9 +43,9 @@ def main(argv: Sequence[str]) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Judge the exclusive latents of a run's crosscoder, print the outcome and return it."""
-    from ..cli import load_run_config
     from ..hardware import pick_device
-    from ..runs.artifacts import load_pairs
+    from ..runs.config import load_run_config
+    from ..runs.pairs import load_pairs
 
     device = pick_device(args.device)
     options = load_run_config(args.run, args.hf_token, trust_remote_code=args.trust_remote_code)

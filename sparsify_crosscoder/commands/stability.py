@@ -27,9 +27,9 @@ def main(argv: Sequence[str]) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Filter every run, match what they found on the first run's pairs, print and return it."""
-    from ..cli import load_run_config
     from ..hardware import pick_device
-    from ..runs.artifacts import load_pairs
+    from ..runs.config import load_run_config
+    from ..runs.pairs import load_pairs
 
     if len(args.runs) < 2:
         raise ValueError("Stability compares two runs or more; name several run folders.")

@@ -23,7 +23,7 @@ from ..interventions.unseen_text import unseen_text
 from ..store.tensor_stream import TensorStream
 
 if TYPE_CHECKING:
-    from ..cli import RunConfig
+    from ..runs.config import RunConfig
 
 PAIRS_PER_DIMENSION = 10  # fewer, and a linear map learns the noise of its pairs
 MUCH = 0.01  # of R2
@@ -36,8 +36,8 @@ def main(argv: Sequence[str]) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Stitch two of a run's models together, write and print the outcome and return it."""
-    from ..cli import load_run_config
-    from ..runs.artifacts import load_run_sources
+    from ..runs.config import load_run_config
+    from ..runs.models import load_run_sources
     from ..runs.provenance import source_of_run
 
     cfg = StitchingConfig(

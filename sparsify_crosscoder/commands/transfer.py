@@ -14,11 +14,9 @@ from ..crosscoders import Crosscoder
 from ..harvest.model_identity import short_names
 from ..interventions.command_parts import (
     CHAT,
-    End,
     add_model_options,
     add_prompt_options,
     device_of,
-    ends_of,
     load_model,
     read_prompts,
     source_of,
@@ -28,6 +26,7 @@ from ..interventions.steering import Steering
 from ..interventions.stitching import Stitching
 from ..interventions.transfer import NUM_LATENTS, Transferred, random_transfers, transfer
 from ..interventions.vectors import SteeringVector, cosine
+from ..runs.models import End, ends_of
 
 STRENGTHS = (0.0, 0.5, 1.0, 2.0)
 
@@ -39,14 +38,14 @@ def main(argv: Sequence[str]) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Transfer a vector, write it, compare it with the stitched one and with chance."""
-    from ..cli import load_run_config
+    from ..runs.config import load_run_config
 
     vector = SteeringVector.load(args.vector)
     if args.out.exists():
         SteeringVector.load(args.out)  # raises for what must not be overwritten
     configured = load_run_config(args.run, args.hf_token, trust_remote_code=args.trust_remote_code)
     crosscoder = Crosscoder.load_one(args.run, args.seed, device_of(args))
-    ends = ends_of(configured, crosscoder)
+    ends = ends_of(configured, crosscoder.sources)
     source = args.source
     if source is None:
         source = source_of(ends, vector)

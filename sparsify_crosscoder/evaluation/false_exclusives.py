@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..crosscoders import Crosscoder
 from ..crosscoders.rdfc import ridge_regression
+from ..scorability import FILTER_PAIRS, MIN_FIRINGS, MIN_OWN, pairs_needed, too_rare
 from ..store.stream import ActivationStream
 from .latent_moments import (
     DENSE_FRACTION,
@@ -32,7 +33,6 @@ from .latent_moments import (
     collect,
     predicted_share,
 )
-from .scorability import FILTER_PAIRS, MIN_FIRINGS, MIN_OWN, pairs_needed, too_rare
 
 EXCLUSIVE_NORM = 0.8  # equation 12
 ERRORS = 3  # standard errors that are no evidence of a shadow

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..command_line import add_hub_options, execute
 from ..crosscoders import Crosscoder, SparseCode
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     import datasets
 
 CONTEXT_TOKENS = (12, 6)  # before and after the strongest token
-CHUNK_PAIRS = 4096
 ROLES = frozenset(
     ["system", "developer", "user", "human", "assistant", "model", "gpt", "bot", "tool", "function"]
 )
@@ -279,51 +277,6 @@ def print_reports(
                 print(f"  {strength}  {name:<{width}}  {text}{note if s == 0 else ''}")
 
 
-def run_pairs(
-    run: Path,
-    pairs: int,
-    device: torch.device,
-    token: str | None = None,
-    *,
-    trust_remote_code: bool = False,
-) -> tuple[Iterator[tuple[list[Tensor], Tensor, Tensor]], datasets.Dataset, list[Any]]:
-    """Pairs of the texts that a run was trained on, from its store or by running its models.
-
-    Returns the pairs as `collect_occurrences` takes them, the windows, and the tokenizers.
-    """
-    from ..cli import load_run_config
-    from ..harvest.harvest import harvest_windows
-    from ..runs.artifacts import load_run_sources, load_windows, run_store
-    from ..runs.provenance import load_run_tokenizers
-
-    args = load_run_config(run, token, trust_remote_code=trust_remote_code)
-    store = run_store(args)
-    if store is not None:
-        tokenizers = load_run_tokenizers(args, store)
-
-        def from_store():
-            stop = min(pairs, len(store))
-            for start in tqdm(range(0, stop, CHUNK_PAIRS), desc="Encoding", unit="chunk"):
-                rows = torch.arange(start, min(start + CHUNK_PAIRS, stop))
-                yield store.rows(rows), *store.provenance(rows)
-
-        return from_store(), store.windows, tokenizers
-
-    sources = load_run_sources(args, device)
-    windows, _ = load_windows(args, sources)
-    counts = torch.tensor(windows["num_pairs"][:])
-    chosen = (counts.cumsum(0) - counts < pairs).nonzero()[:, 0]
-
-    def from_models():
-        for rows in tqdm(chosen.split(args.batch_size), desc="Harvesting", unit="batch"):
-            raw, origin = harvest_windows(
-                sources, windows, rows.tolist(), batch_size=args.batch_size
-            )
-            yield [x.to(device) for x in raw], origin[:, 0], origin[:, 1]
-
-    return from_models(), windows, [source.tokenizer for source in sources]
-
-
 def main(argv: Sequence[str]) -> None:
     """`sparsify-crosscoder top RUN`."""
     parser = argparse.ArgumentParser(
@@ -346,19 +299,17 @@ def main(argv: Sequence[str]) -> None:
 
 def show_top(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Show where latents of a run fire, and return that as JSON values."""
-    from ..cli import load_run_config
     from ..hardware import pick_device
+    from ..runs.run import Run
 
     device = pick_device(args.device)
-    crosscoder = Crosscoder.load_one(args.run, args.seed, device)
+    run = Run.open(args.run, token=args.hf_token, trust_remote_code=args.trust_remote_code)
+    crosscoder = run.crosscoder(args.seed, device)
     for latent in args.latents or ():
         if not 0 <= latent < crosscoder.num_latents:
             raise ValueError(f"There are latents 0..{crosscoder.num_latents - 1}, not {latent}.")
-    chunks, windows, tokenizers = run_pairs(
-        args.run, args.pairs, device, args.hf_token, trust_remote_code=args.trust_remote_code
-    )
-    outlier_multiple = load_run_config(args.run).outlier_multiple
-    found = collect_occurrences(crosscoder, chunks, outlier_multiple)
+    chunks, windows, tokenizers = run.first_pairs(args.pairs, device)
+    found = collect_occurrences(crosscoder, chunks, run.config.outlier_multiple)
     latents = args.latents
     if latents is None:
         latents = in_turn(choose_by_source(crosscoder, found, args.count))

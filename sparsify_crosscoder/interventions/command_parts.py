@@ -5,21 +5,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import torch
 
 from ..command_line import add_hub_options
-from ..crosscoders import Crosscoder
 from ..hardware import pick_device
-from ..harvest.model_identity import checkpoint_digest, same_model, same_name
-from ..harvest.sources import load_language_model
+from ..harvest.model_identity import same_model, same_name
 from ..records import reading
+from ..runs.models import End, Loading
 from .generation import PROMPTS, Sampling
 from .vectors import SteeringVector
-
-if TYPE_CHECKING:
-    from ..cli import RunConfig
 
 CHAT = {"auto": None, "yes": True, "no": False}
 
@@ -102,47 +98,8 @@ def load_model(
     Raises ValueError if it cannot be loaded, or its checkpoint has another digest than
     `checkpoint`.
     """
-    loaded = load_language_model(
-        name,
-        device=device_of(args),
-        dtype=args.model_dtype,
-        revision=revision,
-        token=args.hf_token,
-        trust_remote_code=args.trust_remote_code,
-    )
-    check_model(name, revision, checkpoint)
-    return loaded
-
-
-def check_model(name: str, revision: str | None, checkpoint: str | None) -> None:
-    """Raise ValueError if a model's checkpoint has another digest; None is any."""
-    now = None if checkpoint is None else checkpoint_digest(name, revision)
-    if now is not None and now != checkpoint:
-        raise ValueError(
-            f"'{name}' has other weights or settings now than the model that the run or vector was "
-            "made with. Put that model back in its place."
-        )
-
-
-class End(NamedTuple):
-    """One of a run's models, as a place to steer."""
-
-    model: str
-    revision: str | None
-    hookpoint: str
-    checkpoint: str | None = None
-    """Digest of its checkpoint, where the run recorded one."""
-
-
-def ends_of(options: RunConfig, crosscoder: Crosscoder) -> list[End]:
-    """The models of a run in the order of its crosscoder's sources."""
-    from ..runs.artifacts import run_revisions
-
-    names = [options.model, *options.partners]
-    hookpoints = [source["hookpoint"] for source in crosscoder.sources]
-    checkpoints = [source.get("checkpoint") for source in crosscoder.sources]
-    ends = zip(names, run_revisions(options), hookpoints, checkpoints, strict=True)
-    return [End(*end) for end in ends]
+    loading = Loading(device_of(args), args.model_dtype, args.hf_token, args.trust_remote_code)
+    return loading.load(name, revision, checkpoint)
 
 
 def _described(one: End | SteeringVector) -> dict[str, Any]:

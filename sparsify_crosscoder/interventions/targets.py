@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..crosscoders import Crosscoder
+from ..runs.models import End, ends_of
 from .basis import (
     ENOUGH_PAIRS,
     LEAST_R2,
@@ -20,7 +21,7 @@ from .basis import (
     identity_stitching,
     may_share_basis,
 )
-from .command_parts import End, device_of, ends_of
+from .command_parts import device_of
 from .steering import Steering
 from .stitching import Stitching
 
@@ -83,8 +84,9 @@ def latent_targets(args: argparse.Namespace, latents: Sequence[int]) -> list[Tar
     stitching makes of them, or with the same vectors if both models share a basis (`basis`). Raises
     ValueError for everything that can be wrong about the vectors, before a model answers.
     """
-    from ..cli import load_run_config
-    from ..evaluation.top import largest_activations, run_pairs
+    from ..evaluation.top import largest_activations
+    from ..runs.config import load_run_config
+    from ..runs.pairs import first_pairs
 
     options = steering_options(args)
     device = device_of(args)
@@ -99,26 +101,18 @@ def latent_targets(args: argparse.Namespace, latents: Sequence[int]) -> list[Tar
     stitching = None if args.stitching is None else Stitching.load(args.stitching)
     if stitching is not None:
         stitching.check_sources(crosscoder.sources)
-    ends = ends_of(configured, crosscoder)
+    ends = ends_of(configured, crosscoder.sources)
     identity = _identity(args, crosscoder, ends, source, away)
     fit = None if identity is None or args.map == "identity" else IdentityFit(*identity.cfg.sources)
 
     if args.s_max is not None:
         largest = torch.full((len(latents),), args.s_max)
         if fit is not None:
-            chunks, _, _ = run_pairs(
-                args.run,
-                min(args.pairs, ENOUGH_PAIRS),
-                device,
-                args.hf_token,
-                trust_remote_code=args.trust_remote_code,
-            )
+            chunks, _, _ = first_pairs(configured, min(args.pairs, ENOUGH_PAIRS), device)
             for _ in fit.watch(chunks):
                 pass
     else:
-        chunks, _, _ = run_pairs(
-            args.run, args.pairs, device, args.hf_token, trust_remote_code=args.trust_remote_code
-        )
+        chunks, _, _ = first_pairs(configured, args.pairs, device)
         watched = chunks if fit is None else fit.watch(chunks)
         wanted, multiple = torch.tensor(latents), configured.outlier_multiple
         largest = largest_activations(crosscoder, watched, wanted, multiple)

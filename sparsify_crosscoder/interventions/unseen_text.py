@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ..harvest.source import Source
 from ..records import read_json
-from ..runs.artifacts import (
+from ..runs.config import RunConfig
+from ..runs.texts import (
     HELD_OUT_SEED,
     align_texts,
     load_run_texts,
@@ -26,9 +27,6 @@ from ..runs.artifacts import (
 )
 from ..store.order import split_windows
 from ..text.overlap import SPAN, contents, overlap
-
-if TYPE_CHECKING:
-    from ..cli import RunConfig
 
 
 class _Alignment(TypedDict):

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from datasets import Dataset
 
@@ -26,10 +26,7 @@ from ..harvest.weight_digests import weights_digest
 from ..store.manifest import describe_source, tokenizer_digest
 from ..store.part_windows import hash_pairs
 from ..store.store import ActivationStore
-
-if TYPE_CHECKING:
-    from ..cli import RunConfig
-    from ..config import CrosscoderTrainConfig
+from .config import RunConfig
 
 RECORDED = ("name", "revision", "hookpoint", "width", "checkpoint", "weights", "model_dtype")
 
@@ -86,16 +83,16 @@ def _identity(store: ActivationStore) -> dict[str, Any]:
     }
 
 
-def recorded_revisions(args: CrosscoderTrainConfig) -> list[str | None] | None:
+def recorded_revisions(config: RunConfig) -> list[str | None] | None:
     """The commit of each model that a run was begun with; None without a record."""
-    sources = (args.trained_on or {}).get("sources")
+    sources = (config.trained_on or {}).get("sources")
     return None if sources is None else [source.get("revision") for source in sources]
 
 
-def check_models(args: RunConfig, sources: Sequence[Source]) -> None:
+def check_models(config: RunConfig, sources: Sequence[Source]) -> None:
     """Raise ValueError if loaded models have other weights than those that a run was begun with."""
     for number, (source, before) in enumerate(
-        zip(sources, (args.trained_on or {}).get("sources", ()), strict=False), 1
+        zip(sources, (config.trained_on or {}).get("sources", ()), strict=False), 1
     ):
         if before.get("checkpoint") is not None:
             now = checkpoint_digest(source.name, source.revision)
@@ -115,23 +112,23 @@ def check_models(args: RunConfig, sources: Sequence[Source]) -> None:
             )
 
 
-def check_texts(args: RunConfig, windows: Dataset) -> None:
+def check_texts(config: RunConfig, windows: Dataset) -> None:
     """Raise ValueError if windows are not those of the texts that a run was begun with."""
-    before = (args.trained_on or {}).get("texts")
+    before = (config.trained_on or {}).get("texts")
     if before is not None and before["sha256"] != hash_pairs(windows):
         raise ValueError(
-            f"The texts of '{args.dataset}' are not those that the run was begun with "
+            f"The texts of '{config.dataset}' are not those that the run was begun with "
             f"({before['pairs']:,} pairs then, {sum(windows['num_pairs'][:]):,} now). Restore the "
             "dataset and the tokenizers as they were, or train again under another --run_name."
         )
 
 
-def check_store(args: RunConfig, store: ActivationStore, *, whole: bool = False) -> None:
+def check_store(config: RunConfig, store: ActivationStore, *, whole: bool = False) -> None:
     """Raise ValueError if a store is not the one that a run was begun with.
 
     It may have had texts appended to it since, unless it has to be the same as a `whole`.
     """
-    before, now = (args.trained_on or {}).get("store"), _identity(store)
+    before, now = (config.trained_on or {}).get("store"), _identity(store)
     if before is None:
         return
     parts = now["parts"] if whole else now["parts"][: len(before["parts"])]
@@ -145,19 +142,19 @@ def check_store(args: RunConfig, store: ActivationStore, *, whole: bool = False)
         )
 
 
-def load_run_tokenizers(args: RunConfig, store: ActivationStore) -> list[Any]:
+def load_run_tokenizers(config: RunConfig, store: ActivationStore) -> list[Any]:
     """The tokenizers of a run with a store, which must be those of the harvest.
 
     Raises ValueError if one cannot be loaded, or is another now.
     """
-    names = [args.model, *args.partners]
+    names = [config.model, *config.partners]
     tokenizers = []
     for name, source in zip(names, store.manifest["sources"], strict=True):
         tokenizer = load_fast_tokenizer(
             name,
             revision=source.get("revision"),
-            token=args.hf_token,
-            trust_remote_code=args.trust_remote_code,
+            token=config.hf_token,
+            trust_remote_code=config.trust_remote_code,
         )
         if tokenizer_digest(tokenizer) != source.get("tokenizer", tokenizer_digest(tokenizer)):
             raise ValueError(

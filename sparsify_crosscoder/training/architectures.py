@@ -8,7 +8,6 @@ from ..crosscoders import (
     ResidualDedicatedFeatureCrosscoder,
 )
 from ..registry import Architecture
-from ..runs.artifacts import load_artifacts
 from .trainer import CrosscoderTrainer, DFCTrainer, DSFTrainer, RDFCTrainer
 
 STANDARD = Architecture(
@@ -16,7 +15,6 @@ STANDARD = Architecture(
     CrosscoderConfig,
     Crosscoder,
     CrosscoderTrainer,
-    load_artifacts,
     "standard crosscoder: every latent reads and writes every model",
 )
 DFC = Architecture(
@@ -24,7 +22,6 @@ DFC = Architecture(
     DFCConfig,
     DedicatedFeatureCrosscoder,
     DFCTrainer,
-    load_artifacts,
     "dedicated features: blocks of latents exclusive to each model",
 )
 RDFC = Architecture(
@@ -32,7 +29,6 @@ RDFC = Architecture(
     RDFCConfig,
     ResidualDedicatedFeatureCrosscoder,
     RDFCTrainer,
-    load_artifacts,
     "residual DFC: exclusive latents read what the other models do not predict",
 )
 DSF = Architecture(
@@ -40,6 +36,5 @@ DSF = Architecture(
     DSFConfig,
     DesignatedSharedFeatureCrosscoder,
     DSFTrainer,
-    load_artifacts,
     "designated shared features: a dense block with tied decoders (equal widths only)",
 )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..crosscoders import Crosscoder
-from ..evaluation.scorability import FILTER_PAIRS, MIN_FIRINGS
+from ..scorability import FILTER_PAIRS, MIN_FIRINGS
 from ..store.normalization import within_norm
 from ..store.stream import ActivationStream, every_pair
 from ..world import ALONE, World

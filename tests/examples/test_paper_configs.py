@@ -10,8 +10,9 @@ import torch
 import yaml
 
 from delphi_adapters.delphi.latent_cache import CacheLayout, LatentCacheWriter
-from sparsify_crosscoder import Crosscoder, cli
+from sparsify_crosscoder import Crosscoder
 from sparsify_crosscoder.crosscoders import SparseCode
+from sparsify_crosscoder.runs.train import train
 from tests.support.models import save_tiny_model
 from tests.support.tokenizers import SENTENCES, byte_level_tokenizer, metaspace_tokenizer
 
@@ -129,7 +130,7 @@ def in_small(name, folder):
 def test_the_options_together_train_a_crosscoder(name, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     run = in_small(name, tmp_path)
-    summary = cli.train(run, torch.device("cpu"))
+    summary = train(run, torch.device("cpu")).to_dict()
     assert summary["arch"] == "dfc" and 24 * 120 < summary["pairs"] <= 24 * 128
     trained = Crosscoder.load_one(tmp_path / "run")
     assert trained.cfg.selection == "joint" and trained.cfg.auxk_form == "residual"

@@ -22,7 +22,6 @@ from transformers import (
     RobertaConfig,
 )
 
-from sparsify_crosscoder import cli
 from sparsify_crosscoder.harvest import loading
 from sparsify_crosscoder.harvest.harvest import harvest_windows
 from sparsify_crosscoder.harvest.limits import check_windows, context_length
@@ -36,6 +35,8 @@ from sparsify_crosscoder.harvest.model_name import ModelName
 from sparsify_crosscoder.harvest.placement import Placement
 from sparsify_crosscoder.harvest.sources import load_language_model, load_sources
 from sparsify_crosscoder.interventions.generation import Sampling, generate
+from sparsify_crosscoder.runs.config import load_run_config
+from sparsify_crosscoder.runs.options import parse_run_config
 from tests.support.models import save_tiny_model, tiny_config, tiny_model
 from tests.support.tokenizers import byte_level_tokenizer
 
@@ -704,10 +705,10 @@ def test_alibi_has_no_limit_but_for_the_table_of_mpt():
 
 def test_a_run_does_not_remember_that_code_was_trusted(tmp_path):
     options = ["a", "b", "--partners", "c", "--trust_remote_code"]
-    asked = cli.parse_run_config(options)
-    assert asked.trust_remote_code and not cli.parse_run_config(options[:-1]).trust_remote_code
+    asked = parse_run_config(options)
+    assert asked.trust_remote_code and not parse_run_config(options[:-1]).trust_remote_code
     saved = json.dumps(asked.to_dict())
     assert json.loads(saved)["trust_remote_code"]
     (tmp_path / "config.json").write_text(saved, encoding="utf-8")
-    assert not cli.load_run_config(tmp_path).trust_remote_code
-    assert cli.load_run_config(tmp_path, trust_remote_code=True).trust_remote_code
+    assert not load_run_config(tmp_path).trust_remote_code
+    assert load_run_config(tmp_path, trust_remote_code=True).trust_remote_code

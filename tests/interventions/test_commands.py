@@ -11,11 +11,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sparsify_crosscoder import Crosscoder, Stitching, fit_stitching
 from sparsify_crosscoder.__main__ import main
-from sparsify_crosscoder.evaluation.top import collect_occurrences, run_pairs
+from sparsify_crosscoder.evaluation.top import collect_occurrences
 from sparsify_crosscoder.interventions.likeness import common_words, likeness, word_changes
 from sparsify_crosscoder.interventions.steering import Steering
 from sparsify_crosscoder.interventions.stitching import StitchingConfig
 from sparsify_crosscoder.interventions.vectors import SteeringVector, cosine
+from sparsify_crosscoder.runs.run import Run
 from sparsify_crosscoder.store.tensor_stream import TensorStream
 
 PROMPTS = ["--prompts", "The quick brown", "In 1989"]
@@ -35,7 +36,7 @@ def crosscoder(run):
 @pytest.fixture(scope="module")
 def fired(run, crosscoder):
     """The largest activation of every latent over the run's pairs."""
-    chunks, _, _ = run_pairs(run, 100_000, torch.device("cpu"))
+    chunks, _, _ = Run.open(run).first_pairs(100_000, "cpu")
     found = collect_occurrences(crosscoder, chunks)
     largest = torch.zeros(crosscoder.num_latents)
     for latent, act in zip(found.latents.tolist(), found.acts.tolist(), strict=True):

@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparsify_crosscoder import Stitching, cli
+from sparsify_crosscoder import Stitching
 from sparsify_crosscoder.__main__ import main
+from sparsify_crosscoder.commands import train
 from sparsify_crosscoder.harvest.placement import Placement
 from sparsify_crosscoder.harvest.sources import load_sources
-from sparsify_crosscoder.runs.artifacts import load_windows, split_run_windows
+from sparsify_crosscoder.runs.config import load_run_config
+from sparsify_crosscoder.runs.texts import load_windows, split_run_windows
 from sparsify_crosscoder.text.texts import load_texts
 from tests.support.models import save_tiny_model
 from tests.support.tokenizers import byte_level_tokenizer
@@ -33,7 +35,7 @@ def run(inputs, offline, tmp_path_factory) -> Path:  # noqa: F811
     """A run on 200 of 300 texts."""
     folder = tmp_path_factory.mktemp("runs")
     options = ("--save_dir", str(folder), "--max_examples", str(TRAINED_ON))
-    cli.run(command(inputs, *options, max_steps="4", held_out_pairs="500"))
+    train.main(command(inputs, *options, max_steps="4", held_out_pairs="500"))
     return folder / "run"
 
 
@@ -62,7 +64,7 @@ def write_texts(file: Path, texts: list[str]) -> Path:
 
 def trained_texts(run: Path, inputs: Path) -> list[str]:  # noqa: F811
     """The texts of the run without those that it held out."""
-    args = cli.load_run_config(run)
+    args = load_run_config(run)
     sources = load_sources(
         [args.model, *args.partners], placement=Placement("cpu"), hookpoints=args.hookpoints
     )
@@ -110,7 +112,7 @@ def test_a_run_from_a_store_is_stitched_on_what_its_harvest_left_out(
     options = ("--save_dir", str(tmp_path), "--pairs", "6000")
     store = str(tmp_path / "store")
     main(["harvest", *command(inputs, *options, "--cache", store)])
-    cli.run(command(inputs, *options[:2], dataset=store, max_steps="4", held_out_pairs="500"))
+    train.main(command(inputs, *options[:2], dataset=store, max_steps="4", held_out_pairs="500"))
     text = stitch(tmp_path / "run", tmp_path / "stitching")["text"]
     assert (text["trained_on"], text["partly_trained_on"]) == (0, 0)
     assert 0 < text["trained_on_texts"] < 300 and text["looked_at"] > 0
@@ -219,7 +221,7 @@ def test_two_of_three_models_are_stitched_on_what_the_run_held_out(
     tmp_path,
 ):
     save_tiny_model(tmp_path / "third", "qwen3", byte_level_tokenizer(vocab_size=500), width=16)
-    cli.run(
+    train.main(
         command(
             inputs,
             *("--save_dir", str(tmp_path)),

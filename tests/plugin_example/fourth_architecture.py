@@ -10,7 +10,6 @@ from sparsify_crosscoder import (
     CrosscoderTrainer,
     Partition,
 )
-from sparsify_crosscoder.runs.artifacts import load_artifacts
 
 
 @dataclass
@@ -44,6 +43,5 @@ ONE_SIDED = Architecture(
     config_class=OneSidedConfig,
     coder_class=OneSidedCrosscoder,
     trainer_class=CrosscoderTrainer,
-    load_artifacts=load_artifacts,
     description="latents exclusive to the first model, and shared ones",
 )

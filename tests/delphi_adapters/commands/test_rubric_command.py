@@ -213,10 +213,11 @@ def test_a_folder_of_another_steering_is_refused(options, server, stitching, cap
 
 
 def test_s_max_is_looked_for_where_it_is_not_given(options, run):
-    from sparsify_crosscoder.evaluation.top import largest_activations, run_pairs
+    from sparsify_crosscoder.evaluation.top import largest_activations
+    from sparsify_crosscoder.runs.run import Run
 
     crosscoder = Crosscoder.load_one(run)
-    chunks, _, _ = run_pairs(run, 500, torch.device("cpu"))
+    chunks, _, _ = Run.open(run).first_pairs(500, "cpu")
     largest = largest_activations(crosscoder, chunks, torch.arange(crosscoder.num_latents))
     latent = int(largest.argmax())
     rubric(options, latent=latent, s_max=None, pairs=500, prompts_limit=1)
