@@ -1,0 +1,32 @@
+"""What stands in fenced blocks of a Markdown file."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Block(NamedTuple):
+    """A fenced block."""
+
+    line: int
+    """Of its first fence, from 1."""
+
+    language: str
+    text: str
+
+
+def blocks(path: Path) -> list[Block]:
+    text = path.read_text(encoding="utf-8")
+    return [
+        Block(text.count("\n", 0, found.start()) + 1, found[1], found[2])
+        for found in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    ]
+
+
+def commands(block: Block) -> list[list[str]]:
+    """The words of every command of a console block, comments and assignments left out."""
+    lines = block.text.replace("\\\n", " ").splitlines()
+    words = [shlex.split(line, comments=True) for line in lines]
+    shell = ("for", "done", "export")
+    return [w for w in words if w and w[0] not in shell and "=" not in w[0]]
