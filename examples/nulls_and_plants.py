@@ -46,6 +46,7 @@ from sparsify_crosscoder.registry import get_architecture
 from sparsify_crosscoder.store.tensor_stream import TensorStream
 from sparsify_crosscoder.training.allocator import keep_freed_memory
 from sparsify_crosscoder.training.data import PairedData
+from sparsify_crosscoder.training.trainer import make_trainer
 
 NULLS = ("itself", "rotated", "noisy")
 NOISE = 0.05
@@ -130,7 +131,7 @@ def train(
     ]
     held_out = TensorStream([x[-HELD_OUT:] for x in control.activations], seed=1)
     data = PairedData(TensorStream(training, seed=control.seed), held_out, sources)
-    trainer = architecture.trainer_class(cfg, data, coder_class=architecture.coder_class)
+    trainer = make_trainer(architecture, cfg, data)
     shutil.rmtree(folder, ignore_errors=True)
     with redirect_stdout(io.StringIO()):
         summary = trainer.fit(show_progress=False)

@@ -6,11 +6,14 @@ Python, so it must stay free of imports, those of the standard library included.
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .config import CrosscoderConfig, DFCConfig, DSFConfig, RDFCConfig
+    from .config import CrosscoderConfig
     from .crosscoders import (
         Crosscoder,
         DedicatedFeatureCrosscoder,
         DesignatedSharedFeatureCrosscoder,
+        DFCConfig,
+        DSFConfig,
+        RDFCConfig,
         ResidualDedicatedFeatureCrosscoder,
     )
     from .crosscoders.partition import Partition
@@ -69,16 +72,16 @@ _MODULES = {
     "Crosscoder": "crosscoders",
     "CrosscoderConfig": "config",
     "CrosscoderTrainer": "training",
-    "DFCConfig": "config",
+    "DFCConfig": "crosscoders",
     "DFCTrainer": "training",
-    "DSFConfig": "config",
+    "DSFConfig": "crosscoders",
     "DSFTrainer": "training",
     "DedicatedFeatureCrosscoder": "crosscoders",
     "DesignatedSharedFeatureCrosscoder": "crosscoders",
     "NonContent": "text.alignment",
     "Partition": "crosscoders.partition",
     "Persona": "interventions.persona",
-    "RDFCConfig": "config",
+    "RDFCConfig": "crosscoders",
     "RDFCTrainer": "training",
     "ResidualDedicatedFeatureCrosscoder": "crosscoders",
     "Steering": "interventions.steering",

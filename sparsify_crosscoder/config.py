@@ -1,4 +1,4 @@
-"""Configurations of the crosscoders: one dataclass per architecture.
+"""What the configurations of all architectures share, and the options of training.
 
 The docstring under a field is its text in ``--help``. Numbers with a section beside them are the
 paper's (Cross-Architecture Model Diffing with Crosscoders, Tables 2 and 3 and Appendix B).
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from simple_parsing import field, list_field
+from simple_parsing import field
 from sparsify import SparseCoderConfig, TrainConfig
 
 INITIAL_K_FACTOR = 5  # 1000 / 200, B.1.3
@@ -86,88 +86,6 @@ class CrosscoderConfig(SparseCoderConfig):
                 f"lower --k or raise --num_latents."
             )
         return num_latents
-
-
-@dataclass
-class DFCConfig(CrosscoderConfig):
-    """Dedicated Feature Crosscoder: blocks that belong to one source by structure (2.2)."""
-
-    exclusive_fractions: list[float] = list_field(0.05, 0.05)  # Table 3
-    """Fraction of the latents that is exclusive to each source, in the order of the sources."""
-
-    exclusive_budget: float = 0.1
-    """Share of k that the exclusive blocks together select by a BatchTopK of their own, divided
-    by their sizes. Used when `selection` is `grouped`."""
-
-    selection: Literal["grouped", "joint"] = "grouped"
-    """`grouped`: each exclusive block and the shared block have budgets of their own. `joint`: all
-    latents compete for one budget, as in the paper, which leaves exclusive ones little to do if
-    they are ranked by `score`."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        if any(not 0 <= f <= 1 for f in self.exclusive_fractions):
-            raise ValueError(
-                f"exclusive_fractions must lie in [0, 1], got {self.exclusive_fractions}."
-            )
-        if sum(self.exclusive_fractions) >= 1:
-            raise ValueError(
-                f"exclusive_fractions {self.exclusive_fractions} sum to "
-                f"{sum(self.exclusive_fractions):g}: nothing would be shared. Keep the sum below 1."
-            )
-        if not 0 < self.exclusive_budget < 1:
-            raise ValueError(
-                f"exclusive_budget is a share of k between 0 and 1, got {self.exclusive_budget}."
-            )
-
-
-@dataclass
-class RDFCConfig(DFCConfig):
-    """Residual DFC: exclusive latents read what the other sources do not predict of their own."""
-
-    rank_by: Literal["score", "mean", "activation"] = "mean"
-    """As for all architectures. In one budget with the shared latents, as `joint` has it, exclusive
-    ones then need as much in their source as a shared one in each: where there is no difference,
-    they are silent, and where there is one, they are not outbid."""
-
-    selection: Literal["grouped", "joint"] = "joint"
-    """As for a DFC."""
-
-    map_pairs: int = 65_536
-    """Pairs from which the linear maps between the sources are fitted before training."""
-
-    map_ridge: float = 1e-3
-    """Ridge penalty of these maps, as a multiple of the mean variance of what they read."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.map_pairs < 1 or self.map_ridge <= 0:
-            raise ValueError(
-                f"map_pairs and map_ridge must be positive, got {self.map_pairs} and "
-                f"{self.map_ridge}."
-            )
-
-
-@dataclass
-class DSFConfig(CrosscoderConfig):
-    """Designated Shared Feature crosscoder: a block whose decoder is tied across sources (B.3)."""
-
-    designated_fraction: float = 0.1  # B.3
-    """Fraction of the latents in the designated shared block."""
-
-    designated_k_multiplier: float = 2.0  # B.3
-    """How much denser the designated block is than its share of the latents."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not 0 < self.designated_fraction < 1:
-            raise ValueError(
-                f"designated_fraction must lie between 0 and 1, got {self.designated_fraction}."
-            )
-        if self.designated_k_multiplier <= 0:
-            raise ValueError(
-                f"designated_k_multiplier must be positive, got {self.designated_k_multiplier}."
-            )
 
 
 @dataclass

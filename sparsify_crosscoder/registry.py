@@ -21,7 +21,7 @@ class ArchitectureError(ValueError):
 
 @dataclass(frozen=True)
 class Architecture:
-    """All that the command needs to train, save and load one kind of crosscoder."""
+    """One kind of crosscoder: all that differs from the others, to train, save and load it."""
 
     name: str
     """What `--arch` and a checkpoint's `cfg.json` call it."""
@@ -32,14 +32,14 @@ class Architecture:
     coder_class: type
     """The `Crosscoder` subclass that is trained."""
 
-    trainer_class: type
-    """The `CrosscoderTrainer` subclass that trains it."""
+    trainer_class: type | None = None
+    """The `CrosscoderTrainer` subclass that trains it; None for `CrosscoderTrainer` itself."""
+
+    load_artifacts: Callable[..., Any] | None = None
+    """Loads the pairs of a run from its configuration and the device; None for the usual way."""
 
     description: str = ""
     """One line for `--help`."""
-
-    load_artifacts: Callable[..., Any] | None = None
-    """Loads the models and the dataset of a run from its configuration, in a way of its own."""
 
 
 _registered: dict[str, Architecture] = {}

@@ -33,8 +33,6 @@ KNOWN_CIRCLES = {
     "delphi_adapters.commands.audit",
     "delphi_adapters.clients.batch",
     "delphi_adapters.clients.batches",
-    "sparsify_crosscoder.crosscoders.base",
-    "sparsify_crosscoder.crosscoders.checkpoints",
 }
 KNOWN_ROOM_CIRCLES = {
     "delphi_adapters.audit",
@@ -83,13 +81,8 @@ KNOWN_NAMESPACES = {
 KNOWN_LONG_SIGNATURES = {
     "delphi_adapters.clients.anthropic_client.AnthropicClient.__init__",
     "delphi_adapters.delphi.crosscoder_cache.CrosscoderLatentCache.__init__",
-    "sparsify_crosscoder.crosscoders.base.Crosscoder.forward",
     "sparsify_crosscoder.interventions.effects.dose_response",
     "sparsify_crosscoder.interventions.generation.generate",
-}
-KNOWN_LONG_FUNCTIONS = {
-    "sparsify_crosscoder.crosscoders.base.Crosscoder._select",
-    "sparsify_crosscoder.crosscoders.base.Crosscoder.forward",
 }
 
 
@@ -129,9 +122,7 @@ def test_the_forward_pass_and_the_selection_fit_a_screen():
     room = [m for m in MODULES.values() if m.name.startswith("sparsify_crosscoder.crosscoders.")]
     found = house.lengths(room, ["Crosscoder.forward", "_select", "select"])
     assert len(found) >= 2
-    assert [
-        one for one, lines in found.items() if lines >= 45 and one not in KNOWN_LONG_FUNCTIONS
-    ] == []
+    assert [one for one, lines in found.items() if lines >= 45] == []
 
 
 def test_no_room_of_the_adapters_is_more_than_a_fifth_of_them():

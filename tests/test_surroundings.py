@@ -46,9 +46,9 @@ def test_our_own_python_warnings_are_lines_as_well(capsys):
     with command_surroundings():
         code = compile("import warnings; warnings.warn('numba is not used')", __file__, "exec")
         exec(code)
-        from sparsify_crosscoder.crosscoders import cpu_kernels
+        from sparsify_crosscoder.crosscoders.kernels import numba_kernels
 
-        place = cpu_kernels.__file__
+        place = numba_kernels.__file__
         exec(compile("import warnings; warnings.warn('numba is not used')", place, "exec"), {})
         kind = "DeprecationWarning"
         exec(compile(f"import warnings; warnings.warn('old', {kind})", place, "exec"), {})

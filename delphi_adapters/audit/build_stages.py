@@ -26,6 +26,7 @@ from sparsify_crosscoder.store.store import ActivationStore
 from sparsify_crosscoder.store.stream import ActivationStream, SelectedSources
 from sparsify_crosscoder.training.data import PairedData
 from sparsify_crosscoder.training.run_folder import SCHEDULE
+from sparsify_crosscoder.training.trainer import make_trainer
 
 from ..delphi.crosscoder_cache import digest
 from .stages import Outcome
@@ -165,9 +166,7 @@ def _train_on_itself(options: RunConfig, run: Path, device: torch.device) -> Non
     assert train_pairs is not None
     first = data.sources[0]
     pairs = PairedData(train_pairs, doubled(data.held_out), [first, dict(first)], data.facts)
-    trainer = architecture.trainer_class(
-        options, pairs, device, coder_class=architecture.coder_class
-    )
+    trainer = make_trainer(architecture, options, pairs, device)
     if (run / "config.json").exists():
         options.resume = True
         trainer.folder.check_resumable(options)

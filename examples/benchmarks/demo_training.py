@@ -13,7 +13,8 @@ import torch
 sys.path.append(str(Path(__file__).parents[1]))
 from demo import OPTIONS
 
-from sparsify_crosscoder.config import CrosscoderTrainConfig, DFCConfig
+from sparsify_crosscoder import DFCConfig
+from sparsify_crosscoder.config import CrosscoderTrainConfig
 from sparsify_crosscoder.store.stream import ActivationStream
 from sparsify_crosscoder.training.data import PairedData
 from sparsify_crosscoder.training.trainer import DFCTrainer

@@ -12,12 +12,12 @@ from step_settings import Setting
 from torch import Tensor, nn
 
 from sparsify_crosscoder import Crosscoder
+from sparsify_crosscoder.crosscoders import SparseCode, losses
 from sparsify_crosscoder.crosscoders.preactivations import (
     BoundedPreactivations,
     ExactPreactivations,
     Product,
 )
-from sparsify_crosscoder.crosscoders.sparse_ops import SparseCode
 
 AUXK_ALPHA = 0.03
 DEAD_AFTER = 10_000_000
@@ -89,7 +89,7 @@ class TrainingStep:
         return losses.loss.detach()
 
 
-INNER_STAGES: dict[tuple[type, str], str] = {
+INNER_STAGES: dict[tuple[Any, str], str] = {
     (Crosscoder, "_preactivations"): "encoder",
     (Crosscoder, "_select"): "select",
     (BoundedPreactivations, "at"): "re-score",
@@ -98,9 +98,9 @@ INNER_STAGES: dict[tuple[type, str], str] = {
     (Crosscoder, "_decode_blocks"): "decode",
     (BoundedPreactivations, "strongest"): "AuxK",
     (ExactPreactivations, "strongest"): "AuxK",
-    (Crosscoder, "_auxk_loss"): "AuxK",
+    (losses, "auxiliary"): "AuxK",
 }
-"""Methods of the crosscoder that are stages of their own, and the stages' names."""
+"""What of the crosscoder is a stage of its own, and the stages' names."""
 
 STAGES = {
     "normalise": "#c4cad0",

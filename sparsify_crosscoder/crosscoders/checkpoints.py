@@ -1,11 +1,8 @@
 """Crosscoders on disk and on the hub, in sparsify's layout.
 
-A checkpoint is a folder of two files. `sae.safetensors` holds `encoder.weight` [M, d_in],
-`encoder.bias` [M], `W_dec` [M, d_in], `b_dec` [d_in], `mean` [d_in], `factors` [S],
-`median_norms` [S] and `threshold` [G], whatever the architecture: weights that do not exist are
-written as zeros, tied ones twice; beside them the `maps` [d_in, d_in] and the whitening of a
-residual DFC. `cfg.json` holds the configuration, the architecture's registered name, the sources
-and their widths, the normalisation factors and the inference thresholds.
+A checkpoint is a folder of two files. `sae.safetensors` holds the state dict (`dense_state`).
+`cfg.json` holds the configuration, the architecture's registered name, by which it is loaded, the
+sources and their widths, the normalisation factors and the inference thresholds.
 """
 
 from __future__ import annotations
@@ -14,20 +11,17 @@ import json
 import re
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, TypedDict
 
 import torch
 from huggingface_hub import HfApi, snapshot_download
 from natsort import natsorted
 from safetensors.torch import load_file, save_file
-from sparsify import SparseCoder, SparseCoderConfig
-from torch import Tensor, nn
 
 from ..files import atomic_path, atomic_write_json, remove_leftovers
 from ..records import check, read_json, reading
-
-if TYPE_CHECKING:
-    from .base import Crosscoder
+from ..registry import get_architecture
+from .parameters import CrosscoderParameters
 
 WEIGHTS = "sae.safetensors"
 CONFIG = "cfg.json"
@@ -47,45 +41,7 @@ class _MoreDescribed(_Described, total=False):
     sources: list[dict[str, Any]]
 
 
-def blocks_to_dense(module: Any, state: dict[str, Tensor], prefix: str, _metadata: Any) -> None:
-    """State dict hook: one dense matrix in place of the blocks' weights."""
-    for b in range(len(module.partition.blocks)):
-        del state[f"{prefix}encoder.weights.{b}"], state[f"{prefix}decoders.{b}"]
-    sources = range(len(module.d_sources))
-    with torch.no_grad():
-        state[f"{prefix}encoder.weight"] = torch.cat([module.block_weight(s) for s in sources], 1)
-        state[f"{prefix}W_dec"] = module.W_dec
-
-
-def dense_to_blocks(
-    module: Any, state: dict[str, Tensor], prefix: str, _metadata, _strict, missing, _extra, errors
-) -> None:
-    """Inverse of `blocks_to_dense`; refuses weights where the architecture has none."""
-    # Crosscoders of version 0.1.0 do not know their median norms.
-    unknown = torch.zeros_like(module.median_norms)
-    state.setdefault(f"{prefix}median_norms", unknown)
-    for dense_name, name, is_decoder in (
-        ("encoder.weight", "encoder.weights", False),
-        ("W_dec", "decoders", True),
-    ):
-        dense = state.pop(f"{prefix}{dense_name}", None)
-        if dense is None:
-            continue
-        for b, block in enumerate(module.partition.blocks):
-            rows = dense[block.start : block.stop]
-            columns = [module.columns[s] for s in block.sources]
-            parts = [rows[:, c] for c in columns]
-            if block.tied and is_decoder:
-                if not all(torch.equal(parts[0], part) for part in parts[1:]):
-                    errors.append(f"{dense_name}: the tied block '{block.name}' is not tied")
-                parts = parts[:1]
-            outside = [rows[:, c] for s, c in enumerate(module.columns) if s not in block.sources]
-            if any(bool(part.any()) for part in outside):
-                errors.append(f"{dense_name}: block '{block.name}' has weights to other sources")
-            state[f"{prefix}{name}.{b}"] = torch.cat(parts, 1)
-
-
-def save(crosscoder: Crosscoder, path: Path) -> None:
+def save(crosscoder: CrosscoderParameters, path: Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path)
     state = {name: t.detach().cpu().contiguous() for name, t in crosscoder.state_dict().items()}
@@ -109,20 +65,6 @@ def save(crosscoder: Crosscoder, path: Path) -> None:
     )
 
 
-def _class_for(arch: str) -> type[Crosscoder]:
-    from .base import Crosscoder
-
-    waiting: list[type[Crosscoder]] = [Crosscoder]
-    while waiting:
-        known = waiting.pop()
-        if known.__dict__.get("arch") == arch:
-            return known
-        waiting.extend(known.__subclasses__())
-    from ..registry import get_architecture
-
-    return get_architecture(arch).coder_class
-
-
 def read_config(path: Path) -> dict[str, Any]:
     """The contents of a checkpoint's `cfg.json`, checked to be a crosscoder's."""
     file = path / CONFIG
@@ -140,11 +82,12 @@ def read_config(path: Path) -> dict[str, Any]:
     return cfg
 
 
-def load(path: Path, device: str | torch.device = "cpu") -> Crosscoder:
+def load(path: Path, device: str | torch.device = "cpu") -> Any:
+    """The crosscoder of a checkpoint, of the class that its architecture is registered with."""
     raw = read_config(path)
     with reading(path / CONFIG, _RESTORE):
         check(raw, _MoreDescribed)
-    cls = _class_for(raw["arch"])
+    cls = get_architecture(raw["arch"]).coder_class
     weights = path / WEIGHTS
     if not weights.exists():
         raise FileNotFoundError(f"'{weights}' is missing; the checkpoint is not complete.")
@@ -170,7 +113,7 @@ def load_many(
     layers: list[str] | None,
     device: str | torch.device,
     pattern: str | None,
-) -> dict[str, Crosscoder]:
+) -> dict[str, Any]:
     folder = Path(name) if local else download(name, f"{pattern}/*" if pattern else None)
     if layers is None:
         layers = [name for name in own_crosscoders(folder) if fnmatch(name, pattern or "*")]
@@ -232,7 +175,7 @@ def _runs_inside(folder: Path) -> str:
     return f" It holds runs: {', '.join(inside)}; name one of them." if inside else ""
 
 
-def load_one(run: Path, seed: int | None, device: str | torch.device) -> Crosscoder:
+def load_one(run: Path, seed: int | None, device: str | torch.device) -> Any:
     if (run / CONFIG).exists() and seed is None:
         return load(run, device)
     names = own_crosscoders(run)
@@ -244,7 +187,7 @@ def load_one(run: Path, seed: int | None, device: str | torch.device) -> Crossco
     return load(run / wanted[0], device)
 
 
-def load_from_hub(name: str, hookpoint: str | None, device: str | torch.device) -> Crosscoder:
+def load_from_hub(name: str, hookpoint: str | None, device: str | torch.device) -> Any:
     folder = download(name, f"{hookpoint}/*" if hookpoint else None)
     return load(folder / hookpoint if hookpoint else folder, device)
 
@@ -256,7 +199,9 @@ def download(repo: str, pattern: str | None) -> Path:
     return Path(snapshot_download(repo, allow_patterns=pattern))
 
 
-def push_to_hub(crosscoder: Crosscoder, repo: str, hookpoint: str | None, **options: Any) -> str:
+def push_to_hub(
+    crosscoder: CrosscoderParameters, repo: str, hookpoint: str | None, **options: Any
+) -> str:
     import tempfile
 
     if Path(repo).is_dir():
@@ -274,32 +219,3 @@ def upload(folder: str, repo: str, path_in_repo: str | None, **options: Any) -> 
     api.create_repo(repo, private=options.pop("private", None), exist_ok=True)
     info = api.upload_folder(folder_path=folder, repo_id=repo, path_in_repo=path_in_repo, **options)
     return str(info)
-
-
-@torch.no_grad()
-def export_sae(crosscoder: Crosscoder, source: int, path: Path) -> SparseCoder:
-    columns = crosscoder.columns[source]
-    factor = crosscoder.factors[source].to(crosscoder.dtype)
-    mean, b_dec = crosscoder.mean[columns].to(crosscoder.dtype), crosscoder.b_dec[columns]
-    cfg = SparseCoderConfig(
-        num_latents=crosscoder.num_latents, k=crosscoder.cfg.k, normalize_decoder=False
-    )
-    sae = SparseCoder(
-        crosscoder.d_sources[source], cfg, device=crosscoder.device, dtype=crosscoder.dtype
-    )
-    weight = crosscoder.encoder_weight(source).clone()
-    for block in crosscoder.partition.blocks:
-        if source not in block.sources:
-            weight[block.start : block.stop] = 0
-    # sparsify subtracts b_dec before it encodes, a crosscoder does not: the bias makes it up.
-    bias = crosscoder.encoder.bias + weight @ b_dec
-    for block in crosscoder.partition.blocks:
-        if source not in block.sources:
-            bias[block.start : block.stop] = -1.0  # with no weights: never active
-    sae.encoder.weight.copy_(weight * factor)
-    sae.encoder.bias.copy_(bias)
-    assert isinstance(sae.W_dec, nn.Parameter)
-    sae.W_dec.copy_(crosscoder.decoder(source) / factor)
-    sae.b_dec.copy_(b_dec / factor + mean)
-    sae.save_to_disk(path)
-    return sae

@@ -3,10 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
-from ..config import DFCConfig
-from .base import Crosscoder
+from simple_parsing import list_field
+
+from ..config import CrosscoderConfig
+from ..registry import Architecture
+from .crosscoder import Crosscoder
 from .partition import Group, Partition
+
+
+@dataclass
+class DFCConfig(CrosscoderConfig):
+    """Dedicated Feature Crosscoder: blocks that belong to one source by structure (2.2)."""
+
+    exclusive_fractions: list[float] = list_field(0.05, 0.05)  # Table 3
+    """Fraction of the latents that is exclusive to each source, in the order of the sources."""
+
+    exclusive_budget: float = 0.1
+    """Share of k that the exclusive blocks together select by a BatchTopK of their own, divided
+    by their sizes. Used when `selection` is `grouped`."""
+
+    selection: Literal["grouped", "joint"] = "grouped"
+    """`grouped`: each exclusive block and the shared block have budgets of their own. `joint`: all
+    latents compete for one budget, as in the paper, which leaves exclusive ones little to do if
+    they are ranked by `score`."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if any(not 0 <= f <= 1 for f in self.exclusive_fractions):
+            raise ValueError(
+                f"exclusive_fractions must lie in [0, 1], got {self.exclusive_fractions}."
+            )
+        if sum(self.exclusive_fractions) >= 1:
+            raise ValueError(
+                f"exclusive_fractions {self.exclusive_fractions} sum to "
+                f"{sum(self.exclusive_fractions):g}: nothing would be shared. Keep the sum below 1."
+            )
+        if not 0 < self.exclusive_budget < 1:
+            raise ValueError(
+                f"exclusive_budget is a share of k between 0 and 1, got {self.exclusive_budget}."
+            )
 
 
 class DedicatedFeatureCrosscoder(Crosscoder):
@@ -53,3 +91,11 @@ def group_shares(cfg: DFCConfig, sizes: list[int]) -> list[float]:
     total = sum(sizes)
     budget = cfg.exclusive_budget if total else 0.0
     return [budget * size / total if total else 0.0 for size in sizes] + [1 - budget]
+
+
+DFC = Architecture(
+    "dfc",
+    DFCConfig,
+    DedicatedFeatureCrosscoder,
+    description="dedicated features: blocks of latents exclusive to each model",
+)

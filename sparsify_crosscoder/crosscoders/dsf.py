@@ -3,10 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from ..config import DSFConfig
-from .base import Crosscoder
+from ..config import CrosscoderConfig
+from ..registry import Architecture
+from .crosscoder import Crosscoder
 from .partition import Partition
+
+
+@dataclass
+class DSFConfig(CrosscoderConfig):
+    """Designated Shared Feature crosscoder: a block whose decoder is tied across sources (B.3)."""
+
+    designated_fraction: float = 0.1  # B.3
+    """Fraction of the latents in the designated shared block."""
+
+    designated_k_multiplier: float = 2.0  # B.3
+    """How much denser the designated block is than its share of the latents."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 < self.designated_fraction < 1:
+            raise ValueError(
+                f"designated_fraction must lie between 0 and 1, got {self.designated_fraction}."
+            )
+        if self.designated_k_multiplier <= 0:
+            raise ValueError(
+                f"designated_k_multiplier must be positive, got {self.designated_k_multiplier}."
+            )
 
 
 class DesignatedSharedFeatureCrosscoder(Crosscoder):
@@ -44,3 +68,13 @@ class DesignatedSharedFeatureCrosscoder(Crosscoder):
             [cfg.designated_k_multiplier * fraction, 1 - fraction],
             tied=["designated"],
         )
+
+
+DSF = Architecture(
+    "dsf",
+    DSFConfig,
+    DesignatedSharedFeatureCrosscoder,
+    description=(
+        "designated shared features: a dense block with tied decoders (equal widths only)"
+    ),
+)

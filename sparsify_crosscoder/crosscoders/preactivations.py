@@ -17,14 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import cpu_kernels
-from .sparse_ops import entry_dots, order_by
+from . import kernels
+from .codes import SparseCode
+from .kernels import comparable
+from .kernels.reference import true_entries
 
 # Makes up for the rounding of the error columns themselves, 2**-8 for each of two factors.
 _UP = 1.02
 _ALIGNMENT = 32
-# Few enough for a CPU's cache to hold their differences.
-_ROWS_AT_ONCE = 512
 _PIECE_BYTES = 4 * 2**20
 # Of multiplications that take no longer than what bounds need around theirs.
 _CHEAP_PRODUCT = 2**23
@@ -89,7 +89,7 @@ class Product:
         """Rows, columns and values of the entries that reach `cuts` [m] > 0, in row-major order."""
         size = self.at_once
         if self.left.device.type != "cpu" or size >= len(self.right):
-            return _reaching(self.whole, cuts)
+            return kernels.reaching(self.whole, cuts)
         found: list[tuple[Tensor, Tensor, Tensor]] = []
         for start in range(0, len(self.right), size):
             columns = slice(start, start + size)
@@ -97,10 +97,10 @@ class Product:
                 piece = self.multiply(slice(0, len(self.left)), columns)
             else:
                 piece = self._whole[:, columns]
-            rows, inside, chosen = _reaching(piece, cuts[columns])
+            rows, inside, chosen = kernels.reaching(piece, cuts[columns])
             found.append((rows, inside + start if start else inside, chosen))
         joined = [torch.cat(parts) for parts in zip(*found, strict=True)]
-        order, _ = order_by(joined[0], len(self.left))
+        order, _ = kernels.order_by(joined[0], len(self.left))
         rows, columns, chosen = (part[order] for part in joined)
         return rows, columns, chosen
 
@@ -137,9 +137,8 @@ class BoundedPreactivations:
         # <x, w> = <x', w'> + <x - x', w> + <x', w - w'> for the rounded x' and w'. More columns add
         # the bias, and what the last two can be at most (Cauchy-Schwarz), to the product.
         width = -(-(x.shape[1] + 4) // _ALIGNMENT) * _ALIGNMENT
-        few = all(cpu_kernels.serve_sums(m) and m.dtype == torch.float32 for m in (x, weight))
-        rounded = cpu_kernels.rounded if few else _rounded
-        (left, x_norms, x_lost), (right, norms, lost) = rounded(x, width), rounded(weight, width)
+        rounded = kernels.rounded([x, weight], width)
+        (left, x_norms, x_lost), (right, norms, lost) = rounded
         ones, bias_error = x.new_ones(len(x)), 2.0**-8 * _UP * bias.abs()
         accumulated = 2.0**-24 * width * norms
         last = slice(x.shape[1], x.shape[1] + 4)
@@ -159,7 +158,10 @@ class BoundedPreactivations:
 
     def at(self, rows: Tensor, latents: Tensor) -> Tensor:
         """The exact pre-activations of some entries, `[E]`."""
-        return entry_dots(self.x, self.weight, rows, latents) + self.bias.index_select(0, latents)
+        shape = (self.num_pairs, len(self.weight))
+        places = SparseCode(self.x[:0], latents, rows, shape)
+        dots = kernels.entry_dots(self.x, self.weight, places)
+        return dots + self.bias.index_select(0, latents)
 
     def strongest(self, latents: Tensor, k: int) -> tuple[Tensor, Tensor]:
         return _strongest(self.bounds, latents, k, self.at, _lowered)
@@ -172,56 +174,13 @@ def screened(
     x: Tensor, weight: Tensor, bias: Tensor, kept: bool = False
 ) -> BoundedPreactivations | ExactPreactivations:
     """Bounds, or exact pre-activations where the kernels of a CPU serve and these cost no more."""
-    cheap = x.numel() * len(weight) <= _CHEAP_PRODUCT and cpu_kernels.serve(x)
+    cheap = x.numel() * len(weight) <= _CHEAP_PRODUCT and kernels.numba_serves("reaching", x)
     return (ExactPreactivations if cheap else BoundedPreactivations)(x, weight, bias, kept)
-
-
-def _rounded(matrix: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The matrix in bfloat16 with columns of zeros behind it, `[rows, width]`.
-
-    With the L2 norms of its rows, and those of what rounding took from them, `[rows]` each.
-    """
-    wide = torch.empty(len(matrix), width, dtype=torch.bfloat16, device=matrix.device)
-    wide[:, : matrix.shape[1]] = matrix
-    wide[:, matrix.shape[1] :] = 0
-    rounded = wide[:, : matrix.shape[1]].split(_ROWS_AT_ONCE)
-    pieces = zip(matrix.split(_ROWS_AT_ONCE), rounded, strict=True)
-    lost = torch.cat([(a - b).norm(dim=1) for a, b in pieces])
-    return wide, matrix.norm(dim=1), lost
 
 
 def _lowered(cuts: Tensor) -> Tensor:
     """Cuts for bounds that are in bfloat16 themselves."""
     return (cuts * (1 - 2.0**-7)).to(torch.bfloat16)
-
-
-def _comparable(values: Tensor) -> Tensor:
-    """The same, faster to compare with numbers >= 0: bfloat16 order as their bits do."""
-    return values.view(torch.int16) if values.dtype == torch.bfloat16 else values
-
-
-def _reaching(values: Tensor, cuts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows, columns and values of the entries of `values` [N, m] that reach `cuts` [m] >= 0."""
-    comparable, comparable_cuts = _comparable(values), _comparable(cuts)
-    if cpu_kernels.serve(comparable):
-        rows, columns, found = cpu_kernels.reaching(comparable, comparable_cuts)
-        return rows, columns, found.view(values.dtype)
-    rows, columns = _true_entries(comparable >= comparable_cuts)
-    return rows, columns, values[rows, columns]
-
-
-def _true_entries(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and columns of the entries of `mask` [N, m] that are true, in row-major order."""
-    width = mask.shape[1]
-    if mask.device.type != "cpu" or width % 8:
-        rows, columns = mask.nonzero(as_tuple=True)
-        return rows.contiguous(), columns.contiguous()
-    # Few are true: as 64-bit words, eight are passed over at a time.
-    eights = mask.view(-1, 8)
-    words = eights.view(torch.int64).nonzero()[:, 0]
-    inside = eights[words].nonzero()
-    places = words[inside[:, 0]] * 8 + inside[:, 1]
-    return places // width, places % width
 
 
 def _strongest(
@@ -238,10 +197,10 @@ def _strongest(
     """
     values = values.index_select(1, latents)
     levels = _sampled_levels(values, k)
-    likely = _comparable(values) > _comparable(levels)[:, None]
+    likely = comparable(values) > comparable(levels)[:, None]
 
     def found(mask: Tensor) -> tuple[Tensor, Tensor]:
-        rows, columns = _true_entries(mask)
+        rows, columns = true_entries(mask)
         columns = latents[columns]
         return _side_by_side(exact(rows, columns), columns, rows, len(mask))
 
@@ -251,7 +210,7 @@ def _strongest(
     acts, order = acts.topk(k, dim=1, sorted=False)
     where = where.gather(1, order)
     cuts = lowered(acts.amin(1))
-    more, more_where = found((_comparable(values) > _comparable(cuts)[:, None]) & ~likely)
+    more, more_where = found((comparable(values) > comparable(cuts)[:, None]) & ~likely)
     if more.shape[1]:
         acts, order = torch.cat([acts, more], 1).topk(k, dim=1, sorted=False)
         where = torch.cat([where, more_where], 1).gather(1, order)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import RDFCConfig
+from ..registry import Architecture
 from ..world import ALONE, World
-from .dfc import DedicatedFeatureCrosscoder
+from .crosscoder import FirstPairs
+from .dfc import DedicatedFeatureCrosscoder, DFCConfig
 
 # Directions with less than this share of a source's mean variance are not made any larger.
 SMALLEST_VARIANCE = 0.005
@@ -20,6 +22,33 @@ SMALLEST_VARIANCE = 0.005
 # pair, the last one says what stands out.
 STARTS_EACH, LEAST_STARTS, ALIKE = 4, 1_024, 0.7
 SHARES = (0.05, 0.05, 0.05, 0.01)
+
+
+@dataclass
+class RDFCConfig(DFCConfig):
+    """Residual DFC: exclusive latents read what the other sources do not predict of their own."""
+
+    rank_by: Literal["score", "mean", "activation"] = "mean"
+    """As for all architectures. In one budget with the shared latents, as `joint` has it, exclusive
+    ones then need as much in their source as a shared one in each: where there is no difference,
+    they are silent, and where there is one, they are not outbid."""
+
+    selection: Literal["grouped", "joint"] = "joint"
+    """As for a DFC."""
+
+    map_pairs: int = 65_536
+    """Pairs from which the linear maps between the sources are fitted before training."""
+
+    map_ridge: float = 1e-3
+    """Ridge penalty of these maps, as a multiple of the mean variance of what they read."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.map_pairs < 1 or self.map_ridge <= 0:
+            raise ValueError(
+                f"map_pairs and map_ridge must be positive, got {self.map_pairs} and "
+                f"{self.map_ridge}."
+            )
 
 
 def ridge_regression(read: Tensor, written: Tensor, ridge: float) -> Tensor:
@@ -69,6 +98,11 @@ class ResidualDedicatedFeatureCrosscoder(DedicatedFeatureCrosscoder):
     def whitening(self, source: int) -> Tensor:
         """What whitens the unpredicted part of a source, `[D, D]`."""
         return getattr(self, f"whitening_{source}")
+
+    def prepare(self, pairs: FirstPairs, world: World = ALONE) -> None:
+        """Fit the maps between the sources, and choose where the exclusive latents begin."""
+        self.fit_maps(pairs(self.cfg.map_pairs), world)
+        self.start_from(torch.cat([world.gather_rows(batch) for batch in pairs(None)]))
 
     @torch.no_grad()
     def fit_maps(self, batches: Iterable[Tensor], world: World = ALONE) -> None:
@@ -185,3 +219,11 @@ def standing_out(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
         (rest if alike or len(kept) == count else kept).append(i)
     chosen = (kept + rest * count)[:count]
     return found[chosen], far_out(found[chosen], SHARES[-1])
+
+
+RDFC = Architecture(
+    "rdfc",
+    RDFCConfig,
+    ResidualDedicatedFeatureCrosscoder,
+    description="residual DFC: exclusive latents read what the other models do not predict",
+)

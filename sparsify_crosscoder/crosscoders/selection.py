@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from ..world import World
-from . import cpu_kernels
+from . import kernels
 from .batch_topk import select_largest, select_largest_per_row
 from .partition import Group, Partition
 from .preactivations import ExactPreactivations, Preactivations
-from .sparse_ops import order_by
 
 # What the smallest kept score may fall from one step to the next without a second look.
 _SLACK = 0.97
@@ -54,29 +53,33 @@ class Entries(NamedTuple):
         return Entries(*(torch.cat(parts) for parts in zip(self, others, strict=True)))
 
 
-def entries_reaching(
-    level: Tensor,
-    blocks: Sequence[Preactivations],
-    partition: Partition,
-    group: Group,
-    norms: Tensor | None,
-) -> Entries:
-    """All entries of a group with a positive score of at least `level`, a scalar tensor.
+class Scores(NamedTuple):
+    """What BatchTopK compares: every block's pre-activations, and what makes scores of them."""
 
-    `blocks` holds every block's pre-activations, `norms` [M] what turns activations into scores.
-    """
-    entries = _candidates(level, blocks, partition, group, norms)
+    blocks: Sequence[Preactivations]
+    """One per block, without a gradient."""
+
+    partition: Partition
+    norms: Tensor | None
+    """`[M]`, times which an activation is its score; None if it is that itself."""
+
+    dtype: torch.dtype
+    """Of the activations."""
+
+    def of(self, acts: Tensor, latents: Tensor | slice) -> Tensor:
+        """Scores of activations whose last dimension is some latents."""
+        return acts if self.norms is None else acts * self.norms[latents]
+
+
+def entries_reaching(level: Tensor, scores: Scores, group: Group) -> Entries:
+    """All entries of a group with a positive score of at least `level`, a scalar tensor."""
+    entries = _candidates(level, scores, group)
     return entries.where((entries.scores >= level) & (entries.scores > 0))
 
 
-def _candidates(
-    level: Tensor,
-    blocks: Sequence[Preactivations],
-    partition: Partition,
-    group: Group,
-    norms: Tensor | None,
-) -> Entries:
+def _candidates(level: Tensor, scores: Scores, group: Group) -> Entries:
     """All entries of a group whose score reaches `level`, and some that fall short of it."""
+    blocks, partition, norms, _ = scores
     found = []
     for b in group.blocks:
         block = partition.blocks[b]
@@ -86,29 +89,23 @@ def _candidates(
         eps = 4 * torch.finfo(cuts.dtype).eps
         cuts = (cuts * (1 - eps)).nan_to_num(torch.inf, posinf=torch.inf)
         rows, latents, acts = blocks[b].reaching(cuts.clamp_min(torch.finfo(cuts.dtype).tiny))
-        scores = acts if scale is None else acts * scale.index_select(0, latents)
-        found.append(Entries(rows, latents + block.start if block.start else latents, acts, scores))
+        reached = acts if scale is None else acts * scale.index_select(0, latents)
+        latents = latents + block.start if block.start else latents
+        found.append(Entries(rows, latents, acts, reached))
     if len(found) == 1:
         return found[0]
     joined = Entries(*(torch.cat(parts) for parts in zip(*found, strict=True)))
-    return joined.at(order_by(joined.rows, blocks[0].num_pairs)[0])
+    return joined.at(kernels.order_by(joined.rows, blocks[0].num_pairs)[0])
 
 
-def sampled_level(
-    share: float,
-    blocks: Sequence[Preactivations],
-    partition: Partition,
-    group: Group,
-    norms: Tensor | None,
-    world: World,
-) -> Tensor:
+def sampled_level(share: float, scores: Scores, group: Group, world: World) -> Tensor:
     """A level that somewhat more than `share` scores per pair will reach, by a sample of rows."""
-    scores = []
+    found = []
     for b in group.blocks:
-        block = partition.blocks[b]
-        values = blocks[b].sample(max(blocks[b].num_pairs // _SAMPLED_ROWS, 1))
-        scores.append(values if norms is None else values * norms[block.start : block.stop])
-    sample = torch.cat(scores, 1)
+        block, preactivations = scores.partition.blocks[b], scores.blocks[b]
+        values = preactivations.sample(max(preactivations.num_pairs // _SAMPLED_ROWS, 1))
+        found.append(scores.of(values, slice(block.start, block.stop)))
+    sample = torch.cat(found, 1)
     wanted = min(round(2 * share * len(sample)) + 1, sample.numel())
     level = sample.new_zeros(1)
     if wanted:
@@ -117,13 +114,7 @@ def sampled_level(
 
 
 def largest_entries(
-    budget: int,
-    level: Tensor,
-    blocks: Sequence[Preactivations],
-    partition: Partition,
-    group: Group,
-    norms: Tensor | None,
-    world: World,
+    budget: int, level: Tensor, scores: Scores, group: Group, world: World
 ) -> tuple[Entries, Tensor]:
     """The `budget` largest positive scores of a group in the global batch, and the smallest kept.
 
@@ -134,9 +125,9 @@ def largest_entries(
         level = torch.full_like(level, torch.inf)
     for attempt in range(NUM_LEVELS):
         lower = lowered(level, attempt)
-        entries = _candidates(lower, blocks, partition, group, norms)
-        if budget and world.size == 1 and cpu_kernels.serve(entries.scores):
-            places, cut = cpu_kernels.largest(entries.scores, budget)
+        entries = _candidates(lower, scores, group)
+        if budget and world.size == 1:
+            places, cut = kernels.largest(entries.scores, budget)
         else:
             mask, cut = select_largest(entries.scores, budget, world)
             places = mask.nonzero()[:, 0]
@@ -151,27 +142,24 @@ def lowered(level: Tensor, attempt: int) -> Tensor:
     return level * (_SLACK, 0.5, 0.0)[attempt]
 
 
-def largest_entries_per_row(
-    k: int,
-    blocks: Sequence[ExactPreactivations],
-    partition: Partition,
-    group: Group,
-    norms: Tensor | None,
-) -> Entries:
-    """The k largest positive scores of every pair."""
-    columns = partition.group_slice(group)
-    acts = torch.cat([blocks[b].values for b in group.blocks], 1)
-    scores = acts if norms is None else acts * norms[columns]
-    rows, places = select_largest_per_row(scores, k).nonzero(as_tuple=True)
-    return Entries(rows, places + columns.start, acts[rows, places], scores[rows, places])
+def largest_entries_per_row(k: int, scores: Scores, group: Group) -> Entries:
+    """The k largest positive scores of every pair; the pre-activations must be exact ones."""
+    columns = scores.partition.group_slice(group)
+    acts = torch.cat([_exact(scores.blocks[b]) for b in group.blocks], 1)
+    ranked = scores.of(acts, columns)
+    rows, places = select_largest_per_row(ranked, k).nonzero(as_tuple=True)
+    return Entries(rows, places + columns.start, acts[rows, places], ranked[rows, places])
 
 
-def strongest_per_row(
-    k: int, latents: Tensor, blocks: Sequence[Preactivations], partition: Partition
-) -> Entries:
+def _exact(preactivations: Preactivations) -> Tensor:
+    assert isinstance(preactivations, ExactPreactivations)
+    return preactivations.values
+
+
+def strongest_per_row(k: int, latents: Tensor, scores: Scores) -> Entries:
     """The k largest positive activations of every pair among `latents`, by whole partition."""
     values, found = [], []
-    for block, preactivations in zip(partition.blocks, blocks, strict=True):
+    for block, preactivations in zip(scores.partition.blocks, scores.blocks, strict=True):
         mine = latents[(latents >= block.start) & (latents < block.stop)] - block.start
         if len(mine):
             best, places = preactivations.strongest(mine, min(k, len(mine)))
@@ -184,3 +172,19 @@ def strongest_per_row(
     kept = (acts > 0).flatten().nonzero()[:, 0]
     chosen = acts.flatten()[kept]
     return Entries(kept // acts.shape[1], places.flatten()[kept], chosen, chosen)
+
+
+def by_block(
+    found: Sequence[Entries], groups: Sequence[Sequence[int]], partition: Partition
+) -> list[Entries]:
+    """The entries of every block, from those of groups of blocks."""
+    parts: dict[int, Entries] = {}
+    for entries, members in zip(found, groups, strict=True):
+        if len(members) == 1:
+            parts[members[0]] = entries
+            continue
+        for b in members:
+            block = partition.blocks[b]
+            inside = (entries.latents >= block.start) & (entries.latents < block.stop)
+            parts[b] = entries.where(inside)
+    return [parts[b] for b in range(len(parts))]

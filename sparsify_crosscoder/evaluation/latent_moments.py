@@ -14,8 +14,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..crosscoders import Crosscoder, SparseCode
+from ..crosscoders.kernels import column_sums
 from ..crosscoders.rdfc import ridge_regression
-from ..crosscoders.sparse_ops import sum_by_latent
 from ..store.normalization import within_norm
 from ..store.stream import ActivationStream, every_pair
 
@@ -66,12 +66,12 @@ class LatentMoments:
         self.z_sum.index_add_(0, indices, acts)
         self.z_squares.index_add_(0, indices, acts.square())
         self.firings += torch.bincount(indices, minlength=length)
-        self.cross += sum_by_latent(code, code.acts, x).cpu()
+        self.cross += column_sums(x, code, code.acts).cpu()
         level = PRESENT * self.z_squares / self.z_sum.clamp_min(1e-30)
         present = acts * (acts >= level[indices])
         self.present_sum.index_add_(0, indices, present)
         self.present_squares.index_add_(0, indices, present.square())
-        self.present_cross += sum_by_latent(code, present.to(code.acts), x).cpu()
+        self.present_cross += column_sums(x, code, present.to(code.acts)).cpu()
         entries = (acts.numpy(), (code.rows.cpu().numpy(), indices.numpy()))
         z = sparse.csr_matrix(entries, shape=code.shape)
         self.gram = self.gram + z.T @ z

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..crosscoders import Crosscoder, SparseCode
-from ..crosscoders.sparse_ops import sum_by_latent
+from ..crosscoders.kernels import column_sums
 from ..store.stream import ActivationStream
 from .latent_moments import NUM_FOLDS, encoded
 
@@ -95,8 +95,8 @@ class _Sums:
     def update(self, x: Tensor, x_hat: Tensor, code: SparseCode) -> None:
         self.pairs += len(x)
         error = x - x_hat
-        self.errors += sum_by_latent(code, code.acts, error).cpu()
-        self.inputs += sum_by_latent(code, code.acts, x).cpu()
+        self.errors += column_sums(error, code, code.acts).cpu()
+        self.inputs += column_sums(x, code, code.acts).cpu()
         self.error_sum += error.double().sum(0).cpu()
         self.input_sum += x.double().sum(0).cpu()
         indices, acts = code.indices.cpu(), code.acts.double().cpu()

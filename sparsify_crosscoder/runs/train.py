@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from ..registry import get_architecture
-from ..training import CrosscoderTrainer
+from ..training import CrosscoderTrainer, make_trainer
 from ..training.allocator import keep_freed_memory
 from ..training.run_folder import RunFolder
 from .config import RunConfig
@@ -64,7 +64,7 @@ def prepare_training(config: RunConfig, device: torch.device) -> Training:
         keep_freed_memory()
     architecture = get_architecture(config.arch)
     data = load_training_data(config, device)
-    trainer = architecture.trainer_class(config, data, device, coder_class=architecture.coder_class)
+    trainer = make_trainer(architecture, config, data, device)
     if config.resume and folder.newest_checkpoint() is not None:
         trainer.load_state(str(folder.path))
     elif config.finetune:

@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,15 +28,17 @@ from transformers import get_constant_schedule_with_warmup, get_wsd_schedule
 
 from ..config import LEARNING_RATE, CrosscoderTrainConfig
 from ..crosscoders import (
+    Batch,
     Crosscoder,
     CrosscoderOutput,
     DedicatedFeatureCrosscoder,
     DesignatedSharedFeatureCrosscoder,
     ResidualDedicatedFeatureCrosscoder,
-    cpu_kernels,
+    kernels,
 )
-from ..crosscoders.sparse_ops import squared_distances
+from ..hardware import has_native_bfloat16
 from ..records import reading
+from ..registry import Architecture
 from ..store.normalization import (
     estimate_normalization,
     geometric_median,
@@ -178,8 +181,7 @@ class CrosscoderTrainer(sparsify.Trainer):
             return self._fit(after_step, show_progress)
 
     def _fit(self, after_step: Callable[[], None] | None, show_progress: bool) -> dict[str, Any]:
-        if self.device.type == "cpu":
-            cpu_kernels.start()
+        kernels.start(self.device)
         rank_zero = self.world.rank == 0
         if rank_zero:
             resumed = self.global_step > 0 or getattr(self.cfg, "resume", False)
@@ -268,7 +270,7 @@ class CrosscoderTrainer(sparsify.Trainer):
         wandb.log({**info, "k": line["k"]}, step=self.global_step)
 
     def _initialise(self) -> None:
-        """Estimate the normalisation and the decoder bias from the first pairs."""
+        """Estimate the normalisation and the decoder bias from the first pairs, and prepare."""
         if self.cfg.finetune:
             return
         sample = [x.to(self.device) for x in self.data.train.sample(self.cfg.normalization_pairs)]
@@ -292,6 +294,18 @@ class CrosscoderTrainer(sparsify.Trainer):
             if bias is None:
                 bias = geometric_median(sae.normalize(sample), self.world)
             sae.b_dec.data.copy_(bias)
+        for sae in self.saes.values():
+            sae.prepare(partial(self._first_pairs, sae), self.world)
+
+    def _first_pairs(self, sae: Crosscoder, num_pairs: int | None) -> Iterator[Tensor]:
+        """See `crosscoders.FirstPairs`."""
+        size = self.cfg.pairs_per_step
+        wanted = self.cfg.normalization_pairs if num_pairs is None else num_pairs
+        steps = -(-min(wanted, self.data.train.num_pairs) // size)
+        for batch in self.data.train.batches(0, steps, size):
+            batch = [x.to(self.device) for x in batch]
+            keep = within_norm(batch, self.cfg.outlier_multiple, self.world)
+            yield sae.normalize([x[keep] for x in batch])
 
     def _wrapped(self) -> dict[str, Any]:
         if self.world.size == 1:
@@ -319,7 +333,7 @@ class CrosscoderTrainer(sparsify.Trainer):
         for name, sae in self.saes.items():
             x = sae.normalize(batch)
             mean = self.world.sum(x.sum(0)) / kept_pairs
-            variance = self.world.sum(squared_distances(x, mean, sae.d_sources))
+            variance = self.world.sum(kernels.squared_distances(x, mean, sae.d_sources))
             log.variances[name] += variance
             dead_mask = None
             if self.cfg.auxk_alpha > 0:
@@ -353,9 +367,7 @@ class CrosscoderTrainer(sparsify.Trainer):
                         dead_mask=dead_mask,
                         # DDP averages the ranks' gradients; dividing by a rank's share sums them.
                         total_variance=variance / world.size,
-                        num_pairs=pairs / world.size,
-                        cuts=cuts,
-                        world=world,
+                        batch=Batch(pairs / world.size, cuts, world),
                         padded=False,
                     )
                     loss = out.loss + self.cfg.auxk_alpha * out.auxk_loss
@@ -366,7 +378,7 @@ class CrosscoderTrainer(sparsify.Trainer):
             sae.update_threshold(out.cuts if cuts is None else cuts, self.cfg.threshold_decay)
 
     def _autocast(self) -> Any:
-        if self.device.type == "cuda" and torch.cuda.is_bf16_supported():
+        if self.device.type == "cuda" and has_native_bfloat16(self.device):
             return torch.autocast("cuda", torch.bfloat16)
         return nullcontext()
 
@@ -607,31 +619,23 @@ class DFCTrainer(CrosscoderTrainer):
 
 
 class RDFCTrainer(DFCTrainer):
-    """Trains residual DFCs: first fits the maps between the sources and chooses where to begin."""
+    """Trains residual DFCs."""
 
     coder_class = ResidualDedicatedFeatureCrosscoder
-
-    def _initialise(self) -> None:
-        super()._initialise()
-        if self.cfg.finetune:
-            return
-        for sae in self.saes.values():
-            assert isinstance(sae, ResidualDedicatedFeatureCrosscoder)
-            sae.fit_maps(self._normalized_pairs(sae, sae.cfg.map_pairs), self.world)
-            first = self._normalized_pairs(sae, self.cfg.normalization_pairs)
-            sae.start_from(torch.cat([self.world.gather_rows(batch) for batch in first]))
-
-    def _normalized_pairs(self, sae: Crosscoder, num_pairs: int) -> Iterator[Tensor]:
-        """This rank's part of the first pairs, without outliers, in batches."""
-        size = self.cfg.pairs_per_step
-        steps = -(-min(num_pairs, self.data.train.num_pairs) // size)
-        for batch in self.data.train.batches(0, steps, size):
-            batch = [x.to(self.device) for x in batch]
-            keep = within_norm(batch, self.cfg.outlier_multiple, self.world)
-            yield sae.normalize([x[keep] for x in batch])
 
 
 class DSFTrainer(CrosscoderTrainer):
     """Trains Designated Shared Feature crosscoders."""
 
     coder_class = DesignatedSharedFeatureCrosscoder
+
+
+def make_trainer(
+    architecture: Architecture,
+    cfg: CrosscoderTrainConfig,
+    data: PairedData,
+    device: str | torch.device = "cpu",
+) -> CrosscoderTrainer:
+    """The trainer of an architecture: its own, or the one that serves all."""
+    trainer_class = architecture.trainer_class or CrosscoderTrainer
+    return trainer_class(cfg, data, device, coder_class=architecture.coder_class)

@@ -13,8 +13,8 @@ from sparsify_crosscoder import (
     RDFCConfig,
     ResidualDedicatedFeatureCrosscoder,
 )
-from sparsify_crosscoder.crosscoders import sparse_ops
-from sparsify_crosscoder.crosscoders.sparse_ops import SparseCode
+from sparsify_crosscoder.crosscoders import Batch, SparseCode, sparse_ops
+from sparsify_crosscoder.crosscoders.codes import concatenate_columns
 from tests.crosscoders.reference import dense_losses
 
 DENSE_OPTIONS = [
@@ -137,7 +137,8 @@ def test_chunks_with_the_batchs_cuts_add_up_to_the_whole_batch():
     cuts = crosscoder.find_cuts(chunks)
     variance = (x - x.mean(0)).pow(2).sum()
     for chunk in chunks:
-        crosscoder(chunk, cuts=cuts, total_variance=variance, num_pairs=24).loss.backward()
+        out = crosscoder(chunk, total_variance=variance, batch=Batch(24, cuts))
+        out.loss.backward()
     for got, p in zip(whole, crosscoder.parameters(), strict=True):
         torch.testing.assert_close(got, p.grad, rtol=1e-10, atol=1e-13)
 
@@ -147,7 +148,7 @@ def test_a_batch_of_no_or_one_pair_has_gradients(pairs):
     crosscoder = make("dfc", {})
     x = torch.randn(pairs, crosscoder.d_in, dtype=torch.float64)
     one = torch.tensor(1.0, dtype=torch.float64)
-    crosscoder(x, total_variance=one, num_pairs=1).loss.backward()
+    crosscoder(x, total_variance=one, batch=Batch(num_pairs=1)).loss.backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in crosscoder.parameters())
 
 
@@ -195,6 +196,6 @@ def test_a_code_pads_to_its_widest_row_and_joins_by_columns():
     acts, indices = code.padded()
     assert acts.tolist() == [[0, 0], [1, 2], [3, 0], [0, 0]]
     assert indices.tolist() == [[0, 0], [5, 2], [0, 1], [0, 0]]
-    joined = sparse_ops.concatenate_columns([code, code], [0, 6], 12)
+    joined = concatenate_columns([code, code], [0, 6], 12)
     assert joined.rows.tolist() == [1, 1, 1, 1, 2, 2]
     assert torch.equal(joined.to_dense(), torch.cat([code.to_dense()] * 2, 1))

@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsify_crosscoder import CrosscoderConfig, DedicatedFeatureCrosscoder, DFCConfig
-from sparsify_crosscoder.crosscoders import Crosscoder, cpu_kernels, preactivations
+from sparsify_crosscoder.crosscoders import Crosscoder, preactivations
+from sparsify_crosscoder.crosscoders.kernels import numba_kernels
 from sparsify_crosscoder.crosscoders.preactivations import (
     BoundedPreactivations,
     ExactPreactivations,
@@ -141,11 +142,11 @@ def test_what_is_selected_does_not_depend_on_the_step_before(screening, level):
     crosscoder = Crosscoder([10, 12], cfg, dtype=torch.float64)
     x = torch.randn(40, 22, dtype=torch.float64)
     fresh = crosscoder(x).code
-    crosscoder._levels[0] = torch.tensor(level, dtype=torch.float64)
+    crosscoder.selector.levels[0] = torch.tensor(level, dtype=torch.float64)
     again = crosscoder(x).code
     assert torch.equal(fresh.rows, again.rows)
     assert torch.equal(fresh.indices, again.indices)
-    crosscoder._levels[0] = torch.tensor(level, dtype=torch.float64)
+    crosscoder.selector.levels[0] = torch.tensor(level, dtype=torch.float64)
     cuts = crosscoder.find_cuts(x.tensor_split(3))
     torch.testing.assert_close(cuts, crosscoder(x).cuts, check_dtype=False)
 
@@ -170,14 +171,15 @@ def test_entries_that_reach_their_cuts_are_found_in_order_over_many_rows(width, 
 
 def test_a_cheap_product_is_made_exactly_where_kernels_serve(monkeypatch):
     x, weight, bias = block(0, dtype=torch.float32)
+    numba_kernels.start()
+    compiled = numba_kernels._compiled
     for serve, most, form in (
         (True, x.numel() * len(weight), ExactPreactivations),
         (True, x.numel() * len(weight) - 1, BoundedPreactivations),
         (False, x.numel() * len(weight), BoundedPreactivations),
     ):
-        monkeypatch.setattr(cpu_kernels, "serve", lambda tensor, serve=serve: serve)
+        monkeypatch.setattr(numba_kernels, "_compiled", compiled if serve else {})
         monkeypatch.setattr(preactivations, "_CHEAP_PRODUCT", most)
-        monkeypatch.setattr(cpu_kernels, "serve_sums", lambda tensor: False)
         assert isinstance(screened(x, weight, bias), form)
 
 

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from sparsify_crosscoder.config import DFCConfig
-from sparsify_crosscoder.crosscoders import DedicatedFeatureCrosscoder
+from sparsify_crosscoder.crosscoders import DedicatedFeatureCrosscoder, DFCConfig
 from sparsify_crosscoder.interventions.steering import SteeredBatch, Steering, steered
 from tests.support.models import tiny_model
 

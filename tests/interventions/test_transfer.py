@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsify_crosscoder.config import CrosscoderConfig, DFCConfig
-from sparsify_crosscoder.crosscoders import Crosscoder, DedicatedFeatureCrosscoder
+from sparsify_crosscoder.config import CrosscoderConfig
+from sparsify_crosscoder.crosscoders import Crosscoder, DedicatedFeatureCrosscoder, DFCConfig
 from sparsify_crosscoder.interventions.transfer import (
     random_transfers,
     shared_latents,

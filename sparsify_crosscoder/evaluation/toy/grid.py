@@ -26,6 +26,7 @@ from ...records import read_json, read_lines
 from ...registry import get_architecture
 from ...training.allocator import keep_freed_memory
 from ...training.data import PairedData
+from ...training.trainer import make_trainer
 from ..false_exclusives import FilterConfig, filter_exclusives
 from ..latent_moments import encoded
 from .metrics import score
@@ -246,7 +247,7 @@ def _train(
             for s in range(preset.toy.num_sources)
         ],
     )
-    trainer = architecture.trainer_class(cfg, data, device, coder_class=architecture.coder_class)
+    trainer = make_trainer(architecture, cfg, data, device)
     snapshots: list[dict[str, Any]] = []
     if trainer.folder.newest_checkpoint() is not None:
         with redirect_stdout(io.StringIO()):

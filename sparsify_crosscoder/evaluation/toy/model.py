@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...crosscoders.sparse_ops import sum_rows
+from ...crosscoders.kernels import segment_sums
 
 
 @dataclass
@@ -164,7 +164,8 @@ class ToyModel:
         starts = counts.cumsum(0) - counts
         activations = []
         for s in range(self.cfg.num_sources):
-            x = sum_rows(self.concepts[s], concepts, starts, self._seen_by(values, generator))
+            seen = self._seen_by(values, generator)
+            x = segment_sums(self.concepts[s], concepts, starts, seen)
             if self.cfg.nonlinearity and s:
                 x = x + self._bend(s, x)
             noise = torch.randn(x.shape, generator=generator, device=self.device)

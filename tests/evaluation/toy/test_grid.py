@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from sparsify_crosscoder import CrosscoderTrainer
 from sparsify_crosscoder.__main__ import main
 from sparsify_crosscoder.evaluation.toy import ToyConfig
 from sparsify_crosscoder.evaluation.toy import grid as grids
@@ -75,7 +76,7 @@ def test_a_stopped_grid_goes_on_where_it_was(tmp_path):
 def test_a_row_that_was_killed_continues_from_its_checkpoint(tmp_path, monkeypatch):
     row = Row("crosscoder", 1.0, 0)
     whole = run_row(TINY, row, tmp_path / "whole")
-    trainer = grids.get_architecture("crosscoder").trainer_class
+    trainer = CrosscoderTrainer
     step = trainer._optimizer_step
 
     def killed_at_40(self):

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from sparsify_crosscoder import DedicatedFeatureCrosscoder, DFCConfig
-from sparsify_crosscoder.crosscoders import sparse_ops, triton_kernels
-from sparsify_crosscoder.crosscoders.triton_kernels import (
+from sparsify_crosscoder.crosscoders.kernels import serving, triton_kernels
+from sparsify_crosscoder.crosscoders.kernels.triton_kernels import (
     available,
-    entry_dots,
+    paired_dots,
     weighted_row_sums,
 )
 
@@ -122,7 +122,7 @@ def test_entry_dots_are_those_of_float64(entries, width, dtypes):
     indices = torch.randint(9, (entries,), device=DEVICE)
     terms = a.double()[rows] * b.double()[indices]
     for order in (slice(None), torch.randperm(entries, device=DEVICE)):
-        got = entry_dots(a, b, rows[order], indices[order])
+        got = paired_dots(a, b, rows[order], indices[order])
         want, magnitude = terms[order].sum(1), terms[order].abs().sum(1)
         assert got.shape == (entries,) and got.dtype == torch.float32
         assert torch.all((got - want).abs() <= 1e-6 * magnitude)
@@ -131,7 +131,7 @@ def test_entry_dots_are_those_of_float64(entries, width, dtypes):
 @runs_kernels
 @TABLES
 def test_the_trial_before_their_first_use_passes(dtype):
-    assert sparse_ops._kernels_work.__wrapped__(torch.device(DEVICE), dtype)
+    assert serving._triton_works.__wrapped__(torch.device(DEVICE), dtype)
 
 
 def test_kernels_that_fail_their_trial_are_not_used(monkeypatch):
@@ -140,7 +140,7 @@ def test_kernels_that_fail_their_trial_are_not_used(monkeypatch):
 
     monkeypatch.setattr(triton_kernels, "weighted_row_sums", broken)
     with pytest.warns(UserWarning, match="torch's own are: RuntimeError: no compiler"):
-        assert not sparse_ops._kernels_work.__wrapped__(torch.device("cpu"), torch.float32)
+        assert not serving._triton_works.__wrapped__(torch.device("cpu"), torch.float32)
 
 
 @runs_kernels
@@ -187,11 +187,11 @@ def test_uneven_segments_at_a_gpus_size_twice_with_the_same_bits(width, dtype):
         assert torch.all((got - want).abs() <= 2e-6 * magnitude)
         assert torch.equal(got, weighted_row_sums(table, ids, offsets, weights, torch.float32))
 
-    got = entry_dots(x, weight, rows, indices)
+    got = paired_dots(x, weight, rows, indices)
     for part in torch.arange(entries, device=DEVICE).split(8192):
         terms = x.double()[rows[part]] * weight.double()[indices[part]]
         assert torch.all((got[part] - terms.sum(1)).abs() <= 2e-6 * terms.abs().sum(1))
-    assert torch.equal(got, entry_dots(x, weight, rows, indices))
+    assert torch.equal(got, paired_dots(x, weight, rows, indices))
 
 
 @needs_gpu
@@ -213,7 +213,7 @@ def test_the_kernels_in_tritons_interpreter():
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
         env={**os.environ, "TRITON_INTERPRET": "1"},
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         capture_output=True,
         text=True,
         encoding="utf-8",
@@ -269,7 +269,7 @@ def test_the_kernels_compile_for_gpus(capability, dtype, monkeypatch, tmp_path):
         table = torch.zeros(20, width, dtype=dtype)
         for offsets in (torch.tensor([0, 295]), torch.arange(300)):
             weighted_row_sums(table, indices, offsets, torch.zeros(300))
-        entry_dots(table, table, indices, indices)
+        paired_dots(table, table, indices, indices)
     assert len({launch["kernel"] for launch in launches}) == 2
 
     for launch in launches:

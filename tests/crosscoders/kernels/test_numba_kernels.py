@@ -11,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsify_crosscoder import Crosscoder, CrosscoderConfig, DedicatedFeatureCrosscoder, DFCConfig
-from sparsify_crosscoder.crosscoders import cpu_kernels
+from sparsify_crosscoder.crosscoders import SparseCode, kernels
 from sparsify_crosscoder.crosscoders.batch_topk import select_largest
+from sparsify_crosscoder.crosscoders.kernels import numba_kernels
 
-cpu_kernels.start()
+kernels.start(torch.device("cpu"))
 untimed = settings(deadline=None)
 runs_kernels = pytest.mark.skipif(
-    not cpu_kernels.serve(torch.zeros(1)), reason="numba is not installed or switched off"
+    not numba_kernels.is_ready(), reason="numba is not installed or switched off"
 )
 needs_numba = pytest.mark.skipif(
     importlib.util.find_spec("numba") is None, reason="numba is not installed"
@@ -28,13 +29,13 @@ TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-14}
 
 
 def entries(seed, dtype, pairs=9, latents=7, width=21, times=1):
-    """Rows, latents and activations of a third of all entries; inputs and weights."""
+    """A code of a third of all entries; inputs and weights."""
     generator = torch.Generator().manual_seed(seed)
     mask = torch.rand(times * pairs, latents, generator=generator) < 0.3
     rows, indices = mask.nonzero(as_tuple=True)
     acts = torch.randn(len(rows), generator=generator, dtype=dtype)
     x, weight = (torch.randn(n, width, generator=generator, dtype=dtype) for n in (pairs, latents))
-    return rows, indices, acts, x, weight
+    return SparseCode(acts, indices, rows, (times * pairs, latents)), x, weight
 
 
 def assert_close(got, want, magnitude):
@@ -55,7 +56,7 @@ def test_entries_that_reach_their_cuts_are_those_of_torch(seed, rows, width, dty
     cuts = cut + torch.rand(width, generator=generator).to(dtype)
     cuts[0] = torch.inf
     mask = values >= cuts
-    found = cpu_kernels.reaching(values, cuts)
+    found = numba_kernels.reaching(values, cuts)
     assert torch.equal(torch.stack(found[:2], 1), mask.nonzero())
     assert torch.equal(found[2], values[mask])
 
@@ -63,7 +64,7 @@ def test_entries_that_reach_their_cuts_are_those_of_torch(seed, rows, width, dty
 @runs_kernels
 def test_not_a_number_reaches_nothing():
     values = torch.tensor([[torch.nan, 1.0, torch.inf]])
-    assert cpu_kernels.reaching(values, torch.zeros(3))[1].tolist() == [1, 2]
+    assert numba_kernels.reaching(values, torch.zeros(3))[1].tolist() == [1, 2]
 
 
 @runs_kernels
@@ -72,7 +73,7 @@ def test_not_a_number_reaches_nothing():
 def test_the_largest_are_those_of_torch_with_ties(seed, count, budget, levels, dtype):
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randint(-2, levels, (count,), generator=generator).to(dtype) / 3
-    places, cut = cpu_kernels.largest(scores, budget)
+    places, cut = numba_kernels.largest(scores, budget)
     mask, want = select_largest(scores.clamp_min(0)[None], budget)
     assert torch.equal(places, mask[0].nonzero()[:, 0])
     assert cut == want
@@ -92,7 +93,7 @@ def test_the_largest_differ_by_their_last_bit(dtype):
         (5, [0, 1, 2, 3, 5], tiny),
         (6, [0, 1, 2, 3, 5], 0),
     ):
-        found, smallest = cpu_kernels.largest(scores, budget)
+        found, smallest = numba_kernels.largest(scores, budget)
         assert found.tolist() == places and smallest == cut
 
 
@@ -101,7 +102,7 @@ def test_the_largest_differ_by_their_last_bit(dtype):
 @given(seeds, st.integers(0, 50), st.integers(1, 20))
 def test_the_order_is_stable(seed, count, size):
     keys = torch.randint(size, (count,), generator=torch.Generator().manual_seed(seed))
-    order, starts = cpu_kernels.order_by(keys, size)
+    order, starts = numba_kernels.order_by(keys, size)
     counts = torch.bincount(keys, minlength=size)
     assert torch.equal(order, keys.argsort(stable=True))
     assert torch.equal(starts, counts.cumsum(0) - counts)
@@ -111,18 +112,17 @@ def test_the_order_is_stable(seed, count, size):
 @untimed
 @given(seeds, st.integers(1, 9), st.integers(1, 7), st.integers(1, 40), dtypes)
 def test_sums_over_entries_are_those_of_dense_products(seed, pairs, latents, width, dtype):
-    rows, indices, acts, x, weight = entries(seed, dtype, pairs, latents, width)
-    code = torch.zeros(pairs, latents, dtype=torch.float64)
-    code[rows, indices] = acts.double()
+    places, x, weight = entries(seed, dtype, pairs, latents, width)
+    rows, indices, acts = places.rows, places.indices, places.acts
+    code = places.to_dense().double()
     wide, wide_x = weight.double(), x.double()
-    by_latent = cpu_kernels.order_by(indices, latents)
 
-    sums = cpu_kernels.row_sums(weight, rows, indices, acts, pairs)
+    sums = numba_kernels.row_sums(weight, places, acts)
     assert_close(sums, code @ wide, code.abs() @ wide.abs())
-    dots = cpu_kernels.entry_dots(x, weight, rows, indices)
+    dots = numba_kernels.entry_dots(x, weight, places)
     want, magnitude = (wide_x @ wide.T)[rows, indices], (wide_x.abs() @ wide.abs().T)[rows, indices]
     assert_close(dots, want, magnitude)
-    grad_acts, grad_weight = cpu_kernels.decoding_gradients(x, acts, weight, rows, by_latent)
+    grad_acts, grad_weight = numba_kernels.decoding_gradients(x, acts, weight, places)
     assert_close(grad_acts, want, magnitude)
     assert_close(grad_weight, code.T @ wide_x, code.abs().T @ wide_x.abs())
 
@@ -131,11 +131,9 @@ def test_sums_over_entries_are_those_of_dense_products(seed, pairs, latents, wid
 @untimed
 @given(seeds, st.integers(1, 3), dtypes)
 def test_encoding_gradients_begin_again_with_the_first_pair(seed, times, dtype):
-    rows, indices, acts, x, weight = entries(seed, dtype, times=times)
-    code = torch.zeros(times * len(x), len(weight), dtype=torch.float64)
-    code[rows, indices] = acts.double()
-    by_latent = cpu_kernels.order_by(indices, len(weight))
-    grad_weight, grad_bias = cpu_kernels.encoding_gradients(acts, x, rows, by_latent)
+    places, x, _ = entries(seed, dtype, times=times)
+    code = places.to_dense().double()
+    grad_weight, grad_bias = numba_kernels.encoding_gradients(places.acts, x, places)
     again = x.double().repeat(times, 1)
     assert_close(grad_weight, code.T @ again, code.abs().T @ again.abs())
     assert_close(grad_bias, code.sum(0), code.abs().sum(0))
@@ -150,16 +148,16 @@ def test_errors_and_distances_are_those_of_torch(seed, widths, pairs, dtype):
         torch.randn(pairs, sum(widths), generator=generator, dtype=dtype) for _ in "ab"
     )
     bias, scales = (torch.randn(n, generator=generator, dtype=dtype) for n in (sum(widths), 3))
-    error, squares = cpu_kernels.errors(target, decoded, bias, widths)
+    error, squares = numba_kernels.errors(target, decoded, bias, widths)
     assert torch.equal(error, target - (decoded + bias))
     want = torch.stack([part.double().square().sum() for part in error.split(widths, 1)])
     assert_close(squares, want, want)
-    distances = cpu_kernels.squared_distances(target, bias, widths)
+    distances = numba_kernels.squared_distances(target, bias, widths)
     far = (target - bias).double().square().split(widths, 1)
     want = torch.stack([part.sum() for part in far])
     assert_close(distances, want, want)
     scales = scales[: len(widths)]
-    scaled, sums = cpu_kernels.scaled_by_source(error, scales, widths)
+    scaled, sums = numba_kernels.scaled_by_source(error, scales, widths)
     assert torch.equal(scaled, error * scales.repeat_interleave(torch.tensor(widths)))
     assert_close(sums, scaled.double().sum(0), scaled.double().abs().sum(0))
 
@@ -171,7 +169,7 @@ def test_norms_are_those_of_torch(seed, widths, rows, dtype):
     generator = torch.Generator().manual_seed(seed)
     table = torch.randn(rows, sum(widths), generator=generator, dtype=dtype)
     want = torch.stack([part.double().norm(dim=1) for part in table.split(widths, 1)])
-    assert_close(cpu_kernels.norms_by_source(table, widths), want, want)
+    assert_close(numba_kernels.norms_by_source(table, widths), want, want)
 
 
 @runs_kernels
@@ -183,17 +181,9 @@ def test_normalised_activations_are_those_of_torch_to_the_last_bit(seed, widths,
     crosscoder = Crosscoder(widths, CrosscoderConfig(num_latents=4, k=1))
     means = [torch.randn(width, generator=generator) for width in widths]
     crosscoder.set_normalization(means, torch.rand(len(widths), generator=generator))
-    assert cpu_kernels.serve_parts(parts, widths)
+    served = numba_kernels.normalized(parts, crosscoder.mean, crosscoder.factors, widths)
+    assert torch.equal(served, crosscoder.normalize(parts))
     assert torch.equal(crosscoder.normalize(parts), crosscoder.normalize(torch.cat(parts, 1)))
-
-
-@runs_kernels
-def test_activations_that_have_a_gradient_or_do_not_fit_are_not_for_the_kernels():
-    fit = [torch.zeros(4, 3), torch.zeros(4, 2)]
-    assert cpu_kernels.serve_parts(fit, [3, 2])
-    assert not cpu_kernels.serve_parts(fit, [2, 3]) and not cpu_kernels.serve_parts(fit[:1], [3, 2])
-    assert not cpu_kernels.serve_parts([fit[0], fit[1].bfloat16()], [3, 2])
-    assert not cpu_kernels.serve_parts([fit[0], fit[1].requires_grad_()], [3, 2])
 
 
 @runs_kernels
@@ -201,7 +191,7 @@ def test_activations_that_have_a_gradient_or_do_not_fit_are_not_for_the_kernels(
 @given(seeds, st.integers(0, 9), st.integers(1, 40))
 def test_rounded_matrices_are_those_of_torch(seed, rows, width):
     matrix = torch.randn(rows, width, generator=torch.Generator().manual_seed(seed))
-    wide, norms, lost = cpu_kernels.rounded(matrix, width + 3)
+    wide, norms, lost = numba_kernels.rounded(matrix, width + 3)
     exact = matrix.double()
     assert torch.equal(wide[:, :width], matrix.bfloat16()) and not wide[:, width:].any()
     want = exact.norm(dim=1)
@@ -214,11 +204,11 @@ def test_rounded_matrices_are_those_of_torch(seed, rows, width):
 def test_rounding_is_to_the_nearest_and_of_two_to_the_even():
     ulp = 2.0**-7
     matrix = torch.tensor([[1 + ulp / 2, 1 + 3 * ulp / 2, 1 + ulp / 2 + 2**-23, -1 - 0.4 * ulp]])
-    wide, _, lost = cpu_kernels.rounded(matrix, 4)
+    wide, _, lost = numba_kernels.rounded(matrix, 4)
     assert wide.tolist() == [[1, 1 + 2 * ulp, 1 + ulp, -1]]
     assert lost.item() == pytest.approx((3 / 4 + 0.4**2) ** 0.5 * ulp, rel=1e-4)
     extremes = torch.tensor([[3.4e38, -0.0, 1e-42, torch.inf, -torch.inf]])
-    wide, norms, _ = cpu_kernels.rounded(extremes, 5)
+    wide, norms, _ = numba_kernels.rounded(extremes, 5)
     assert torch.equal(wide, extremes.bfloat16()) and norms == torch.inf
 
 
@@ -239,9 +229,9 @@ def test_a_step_is_the_same_without_the_kernels(arch, screening, dead, monkeypat
     x = torch.randn(50, 32, generator=torch.Generator().manual_seed(1))
     mask = torch.arange(64) % 3 == 0 if dead else None
     results = []
-    for kernels in (True, False):
-        if not kernels:
-            monkeypatch.setattr(cpu_kernels, "_compiled", {})
+    for compiled in (True, False):
+        if not compiled:
+            monkeypatch.setattr(numba_kernels, "_compiled", {})
         crosscoder = make(arch, screening)
         out = crosscoder(x, normalized=True, dead_mask=mask, padded=False)
         (out.loss + out.auxk_loss).backward()
@@ -267,24 +257,16 @@ def test_a_step_gives_the_same_bits_again():
     assert all(map(torch.equal, *gradients))
 
 
-@runs_kernels
-def test_only_small_sums_and_full_precision_are_for_the_kernels():
-    small, large = torch.zeros(4, 8), torch.zeros(1).expand(2**20, 8)
-    assert cpu_kernels.serve_entries(small, 2**19) and not cpu_kernels.serve_entries(small, 2**20)
-    assert cpu_kernels.serve_sums(small) and not cpu_kernels.serve_sums(large)
-    assert not cpu_kernels.serve(small.bfloat16()) and not cpu_kernels.serve(small.to("meta"))
-
-
 PROBE = """
 import sys, torch
 {before}
 from sparsify_crosscoder import Crosscoder, CrosscoderConfig
-from sparsify_crosscoder.crosscoders import cpu_kernels
+from sparsify_crosscoder.crosscoders.kernels import numba_kernels
 crosscoder = Crosscoder([3, 4], CrosscoderConfig(num_latents=8, k=2))
 crosscoder.eval()(torch.randn(5, 7))
 assert "numba" not in sys.modules or sys.modules["numba"] is None
 crosscoder.train()(torch.randn(5, 7)).loss.backward()
-print("serve", cpu_kernels.serve(torch.zeros(1)))
+print("serve", numba_kernels.is_ready())
 """
 
 
@@ -322,10 +304,10 @@ def test_a_numba_that_does_not_work_is_left_alone(monkeypatch):
     def broken(*args):
         raise ImportError("Numba needs NumPy 1.0 or less")
 
-    monkeypatch.setattr(cpu_kernels, "_compile", broken)
-    monkeypatch.setattr(cpu_kernels, "_started", False)
-    monkeypatch.setattr(cpu_kernels, "_compiled", {})
+    monkeypatch.setattr(numba_kernels, "_compile", broken)
+    monkeypatch.setattr(numba_kernels, "_started", False)
+    monkeypatch.setattr(numba_kernels, "_compiled", {})
     monkeypatch.delenv("SPARSIFY_CROSSCODER_NUMBA", raising=False)
     with pytest.warns(UserWarning, match="numba is not used.*NumPy 1.0 or less"):
-        cpu_kernels.start()
-    assert not cpu_kernels.serve(torch.zeros(1))
+        numba_kernels.start()
+    assert not numba_kernels.is_ready()

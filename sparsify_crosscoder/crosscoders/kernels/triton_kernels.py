@@ -1,8 +1,7 @@
-"""Triton kernels for the sparse training step on a GPU.
+"""The operations on a GPU, by Triton.
 
-N pairs, M latents, D width, E active entries. Nothing here is differentiable. Two runs on the
-same arguments give the same bits: every sum has a fixed order, without atomics, and nothing is
-autotuned, since another tile would be another order of summation.
+Two runs on the same arguments give the same bits: every sum has a fixed order, without atomics,
+and nothing is autotuned, since another tile would be another order of summation.
 
 All of it waits for memory. What each function moves at the paper's size (N = 2,048, M = 131,072,
 D = 8,192, E = 200 N), and how long an H200 needs at least for that (4.8 TB/s; arithmetic, not
@@ -12,7 +11,7 @@ measured), with operands in bf16 and in fp32:
 |---|---|---|
 | `weighted_row_sums`, decode or gradient to x | 6.9 GB, 1.4 ms | 13.6 GB, 2.8 ms |
 | `weighted_row_sums`, gradient to a weight matrix | 2.3 GB, 0.5 ms | 4.5 GB, 0.9 ms |
-| `entry_dots` | 6.8 GB, 1.4 ms | 13.5 GB, 2.8 ms |
+| `paired_dots` | 6.8 GB, 1.4 ms | 13.5 GB, 2.8 ms |
 
 A row of a weight matrix counts each time it is used, E * D elements in all (6.7 or 13.4 GB); the
 L2 cache may spare some of that. For a weight gradient the N rows of the table stay in L2, which
@@ -31,6 +30,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from . import reference
+from .places import Places, column_segments
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_OPERATIONS = (
+    "segment_sums",
+    "row_sums",
+    "entry_dots",
+    "decoding_gradients",
+    "encoding_gradients",
+)
+DTYPES: dict[str, tuple[torch.dtype, ...]] = {name: _DTYPES for name in _OPERATIONS}
+"""What this module is for: operations, and the dtypes of the table that they read."""
 
 # Entries that one program adds up at most; segments are cut at its multiples. A program of 256
 # entries lasts tens of microseconds, so the last ones to finish cost a few percent of a launch,
@@ -68,7 +81,7 @@ def available(tensor: Tensor) -> bool:
     """Whether the kernels can run on `tensor`: its device, its type, and triton's presence."""
     return (
         tensor.is_cuda
-        and tensor.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        and tensor.dtype in _DTYPES
         and _has_triton()
         and torch.cuda.get_device_capability(tensor.device) >= (8, 0)
     )
@@ -230,7 +243,7 @@ def _dot_entries(
     tl.store(out + entries, tl.sum(total, axis=1))
 
 
-def entry_dots(a: Tensor, b: Tensor, rows: Tensor, indices: Tensor) -> Tensor:
+def paired_dots(a: Tensor, b: Tensor, rows: Tensor, indices: Tensor) -> Tensor:
     """The inner products `<a[rows[e]], b[indices[e]]>`, in fp32.
 
     `a` [N, D]; `b` [M, D]; `rows`, `indices` [E]. Returns `[E]`. Any order of the entries is
@@ -260,3 +273,35 @@ def entry_dots(a: Tensor, b: Tensor, rows: Tensor, indices: Tensor) -> Tensor:
             num_warps=4,
         )
     return out
+
+
+def segment_sums(table: Tensor, indices: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+    if len(indices) == 0:
+        return table.new_zeros(len(offsets), table.shape[1])
+    return weighted_row_sums(table, indices, offsets, weights)
+
+
+def row_sums(table: Tensor, places: Places, weights: Tensor) -> Tensor:
+    return segment_sums(table, places.indices, places.offsets, weights)
+
+
+def entry_dots(a: Tensor, b: Tensor, places: Places) -> Tensor:
+    if len(places.rows) == 0:
+        return a.new_zeros(0)
+    # The columns are walked in order, so that each row of `b`, the large table, is read once.
+    order, _ = places.by_latent
+    dots = paired_dots(b, a, places.indices[order], places.rows[order]).to(a.dtype)
+    return torch.empty_like(dots).index_copy_(0, order, dots)
+
+
+def decoding_gradients(
+    grad: Tensor, acts: Tensor, weight: Tensor, places: Places
+) -> tuple[Tensor, Tensor]:
+    grad = grad.contiguous()
+    grad_acts = entry_dots(grad, weight, places).to(acts.dtype)
+    return grad_acts, segment_sums(grad, *column_segments(places, acts, len(grad)))
+
+
+def encoding_gradients(grad: Tensor, x: Tensor, places: Places) -> tuple[Tensor, Tensor]:
+    grad_weight = segment_sums(x, *column_segments(places, grad, len(x)))
+    return grad_weight, reference.column_totals(grad, places)
