@@ -16,12 +16,13 @@ from step_report import table
 
 from sparsify_crosscoder.config import CrosscoderTrainConfig
 from sparsify_crosscoder.files import atomic_write_json
+from sparsify_crosscoder.store.dtypes import dtype_names
 from sparsify_crosscoder.store.manifest import MANIFEST, new_part
 from sparsify_crosscoder.store.normalization import within_norm
 from sparsify_crosscoder.store.part_windows import shift_texts, windows_name
 from sparsify_crosscoder.store.plan import default_shard_pairs, shard_bounds
 from sparsify_crosscoder.store.shard_notes import shard_name
-from sparsify_crosscoder.store.shards import DTYPES, write_shard
+from sparsify_crosscoder.store.shards import write_shard
 from sparsify_crosscoder.store.store import ActivationStore
 from sparsify_crosscoder.store.store_stream import StoreStream
 from sparsify_crosscoder.training.metrics import ErrorStatistics, fve
@@ -96,7 +97,7 @@ def measure_dtypes(
     options that are not the demo's.
     """
     stores, too_large = {EXACT: exact}, {}
-    for dtype in DTYPES:
+    for dtype in dtype_names():
         if dtype == EXACT:
             continue
         try:

@@ -25,6 +25,7 @@ from machine import processor
 from step_report import table
 
 from sparsify_crosscoder.files import atomic_write_json
+from sparsify_crosscoder.store.dtypes import get_dtype
 from sparsify_crosscoder.store.order import BLOCK_PAIRS
 from sparsify_crosscoder.store.plan import default_shard_pairs
 from sparsify_crosscoder.store.shards import Shard, bytes_per_pair, num_checked_blocks, write_shard
@@ -49,7 +50,7 @@ def measure(widths: Sequence[int], num_pairs: int, rounds: int) -> dict[str, dic
                 begun = process_time()
                 write_shard(file, pairs, dtype)
                 written = process_time()
-                shard = Shard(file, np.zeros(num_checked_blocks(num_pairs), bool))
+                shard = Shard(file, get_dtype(dtype), np.zeros(num_checked_blocks(num_pairs), bool))
                 for rows in order.split(READ_AT_ONCE):
                     shard.read(rows).decode()
                 times[dtype].append((written - begun, process_time() - written))

@@ -1,15 +1,14 @@
 """One file of activation pairs: written whole, mapped into memory, checked as it is read.
 
-A shard of n pairs is a safetensors file with, for each source s of width d_s,
+A shard of n pairs is a safetensors file with, for each source s of width d_s, what the store's
+dtype makes of its activations (`dtypes`):
 
     activations_{s}   [n, d_s]   bfloat16, float16, float32 or int8
     scale_{s}         [n]        float32, of int8 alone
     center_{s}        [d_s]      float32, of int8 alone: each dimension's mean in the shard
     spread_{s}        [d_s]      float32, of int8 alone: its standard deviation
 
-and `checksums` [ceil(n / 64)], int64: XXH3 of every 64 pairs. An int8 row q of scale c stands for
-`center + spread * c * q`: scaled by dimension first, since some dimensions of a language model are
-hundreds of times larger than the others, which would leave those nothing of eight bits.
+and `checksums` [ceil(n / 64)], int64: XXH3 of every 64 pairs.
 """
 
 from __future__ import annotations
@@ -26,40 +25,41 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..files import atomic_path, hash_file
+from .dtypes import StoreDtype, get_dtype
 from .stored_rows import StoredRows
 
-DTYPES = ("bfloat16", "float16", "float32", "int8")
 CHECKED_PAIRS = 64
-_QUANTIZED_AT_ONCE = 4096
 
 
 def bytes_per_pair(widths: Sequence[int], dtype: str) -> float:
     """Bytes that a pair takes in a shard, its share of the checksums included."""
-    itemsize = getattr(torch, dtype).itemsize
-    scales = 4 * len(widths) if dtype == "int8" else 0
-    return sum(widths) * itemsize + scales + 8 / CHECKED_PAIRS
+    return sum(map(get_dtype(dtype).row_bytes, widths)) + 8 / CHECKED_PAIRS
 
 
 class Shard:
     """A shard mapped into memory; `checked` says which of its blocks were found whole."""
 
-    def __init__(self, file: Path, checked: np.ndarray):
+    def __init__(self, file: Path, dtype: StoreDtype, checked: np.ndarray):
         self.file = file
+        self.dtype = dtype
         self.checked = checked
         try:
             with safe_open(file, framework="pt", device="cpu") as opened:
                 # On the CPU these are views of the mapped file; nothing is read yet.
-                self._tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         except (OSError, SafetensorError, RuntimeError) as error:  # torch's own, of a lost file
             raise damaged(file, str(error)) from error
-        self._sources = sum(name.startswith("activations_") for name in self._tensors)
-        if not self._sources or len(self._tensors.get("checksums", ())) != len(checked):
+        sources = range(sum(name.startswith(f"{dtype.rows[0]}_") for name in tensors))
+        try:
+            self._checksums = tensors["checksums"]
+            self._rows = [{name: tensors[f"{name}_{s}"] for name in dtype.rows} for s in sources]
+            tables = [{name: tensors[f"{name}_{s}"] for name in dtype.tables} for s in sources]
+        except KeyError as error:
+            raise damaged(file, f"it has no {error}") from error
+        if not sources or len(self._checksums) != len(checked):
             raise damaged(file, "its tensors are not those of a shard of this size")
-        self._seed = _table_checksum(self._of("center") + self._of("spread"))
-
-    def _of(self, name: str) -> list[Tensor]:
-        found = (self._tensors.get(f"{name}_{s}") for s in range(self._sources))
-        return [tensor for tensor in found if tensor is not None]
+        self._tables = tables
+        self._seed = _table_checksum(_by_name(tables, dtype.tables))
 
     def read(self, rows: Tensor) -> StoredRows:
         """The rows numbered `rows` [n] in the shard, in memory of their own.
@@ -69,20 +69,23 @@ class Shard:
         for block in (rows // CHECKED_PAIRS).unique().tolist():
             if not self.checked[block]:
                 self._check(block)
-        values, scales = self._of("activations"), self._of("scale")
         first, last = (int(rows[0]), int(rows[-1])) if len(rows) else (0, -1)
-        if last - first + 1 == len(rows) and bool((rows.diff() == 1).all()):
-            values = [x[first : last + 1].clone() for x in values]
-            scales = [x[first : last + 1].clone() for x in scales]
-        else:
-            values, scales = [x[rows] for x in values], [x[rows] for x in scales]
-        tables = [[x.clone()[None] for x in self._of(name)] for name in ("center", "spread")]
-        return StoredRows(values, scales, torch.zeros_like(rows), *tables)
+        together = last - first + 1 == len(rows) and bool((rows.diff() == 1).all())
+
+        def taken(x: Tensor) -> Tensor:
+            return x[first : last + 1].clone() if together else x[rows]
+
+        return StoredRows(
+            self.dtype,
+            [{name: taken(x) for name, x in of_source.items()} for of_source in self._rows],
+            torch.zeros_like(rows),
+            [{name: x.clone()[None] for name, x in of.items()} for of in self._tables],
+        )
 
     def _check(self, block: int) -> None:
         part = slice(block * CHECKED_PAIRS, (block + 1) * CHECKED_PAIRS)
-        tensors = [x[part] for x in self._of("activations") + self._of("scale")]
-        if _checksum(tensors, self._seed) != int(self._tensors["checksums"][block]):
+        tensors = [x[part] for x in _by_name(self._rows, self.dtype.rows)]
+        if _checksum(tensors, self._seed) != int(self._checksums[block]):
             raise damaged(self.file, f"pairs from {part.start} on do not match their checksum")
         self.checked[block] = True
 
@@ -99,25 +102,25 @@ def write_shard(file: Path, activations: Sequence[Tensor], dtype: str) -> dict[s
     ValueError for activations that the dtype cannot hold, OSError if the disk is full; the file is
     then not there.
     """
-    stored: dict[str, list[Tensor]] = {"activations": [], "scale": [], "center": [], "spread": []}
+    kind = get_dtype(dtype)
+    rows, tables = [], []
     for s, x in enumerate(activations):
-        if dtype == "int8":
-            for name, tensor in _quantize(x).items():
-                stored[name].append(tensor.cpu())
-            continue
-        values = x.to(getattr(torch, dtype)).contiguous()
-        if values.numel() and not all(extreme.isfinite() for extreme in values.aminmax()):
+        try:
+            encoded = kind.encode(x)
+        except OverflowError as error:
             raise ValueError(
                 f"Activations of source {s} are too large for {dtype}; store them as bfloat16, "
                 "float32 or int8."
-            )
-        stored["activations"].append(values.cpu())
-    seed = _table_checksum(stored["center"] + stored["spread"])
+            ) from error
+        rows.append(encoded.rows)
+        tables.append(encoded.tables)
+    seed = _table_checksum(_by_name(tables, kind.tables))
     checksums = [
-        _checksum([x[i : i + CHECKED_PAIRS] for x in stored["activations"] + stored["scale"]], seed)
+        _checksum([x[i : i + CHECKED_PAIRS] for x in _by_name(rows, kind.rows)], seed)
         for i in range(0, len(activations[0]), CHECKED_PAIRS)
     ]
-    tensors = {f"{name}_{s}": x for name, xs in stored.items() for s, x in enumerate(xs)}
+    tensors = {f"{name}_{s}": of[name] for name in kind.rows for s, of in enumerate(rows)}
+    tensors |= {f"{name}_{s}": of[name] for name in kind.tables for s, of in enumerate(tables)}
     tensors["checksums"] = torch.tensor(checksums)
     with atomic_path(file) as temporary:
         try:
@@ -140,18 +143,9 @@ def damaged(file: Path, reason: str) -> ValueError:
     )
 
 
-def _quantize(x: Tensor) -> dict[str, Tensor]:
-    spread, center = torch.std_mean(x.float(), dim=0, correction=0)
-    spread[spread == 0] = 1
-    values = x.new_empty(x.shape, dtype=torch.int8)
-    scale = x.new_empty(len(x), dtype=torch.float32)
-    for i in range(0, len(x), _QUANTIZED_AT_ONCE):
-        part = slice(i, i + _QUANTIZED_AT_ONCE)
-        z = (x[part].float() - center) / spread
-        scale[part] = z.abs().amax(1) / 127
-        scale[part][scale[part] == 0] = 1
-        values[part] = (z / scale[part][:, None]).round().to(torch.int8)
-    return {"activations": values, "scale": scale, "center": center, "spread": spread}
+def _by_name(of_sources: Sequence[dict[str, Tensor]], names: Sequence[str]) -> list[Tensor]:
+    """The tensors of all sources in the order of their names: what checksums are taken over."""
+    return [of_source[name] for name in names for of_source in of_sources]
 
 
 def _checksum(tensors: Sequence[Tensor], seed: int) -> int:

@@ -51,6 +51,7 @@ from tqdm import tqdm
 from ..files import hash_file
 from ..harvest.report import HarvestReport
 from ..harvest.source import Source
+from .dtypes import get_dtype
 from .manifest import MANIFEST, read_manifest
 from .merging import drop_unfinished, merge_stores
 from .order import split_windows
@@ -106,6 +107,7 @@ class ActivationStore:
         self._ends = torch.tensor([shard["rows"] for shard in self._shards]).cumsum(0)
         self._window_ends = np.cumsum(np.asarray(self.windows["num_pairs"], dtype=np.int64))
         self._checked = [np.zeros(num_checked_blocks(s["rows"]), bool) for s in self._shards]
+        self._dtype = get_dtype(self.dtype)
         self._open: OrderedDict[int, Shard] = OrderedDict()
         self._lock = Lock()
         if len(self) != self._window_ends[-1]:
@@ -131,10 +133,11 @@ class ActivationStore:
 
         A harvest that was killed goes on where it stopped and ends with the same bytes; shards
         that were damaged are harvested again. In a distributed run every rank calls this and
-        writes its share of the shards. `dtype` is one of bfloat16, float16, float32 and int8, the
-        last with a scale for each row and each dimension. `shard_pairs` are as many as make
-        256 MB, at most 65,536, by default. With `append`, windows that a complete store
-        does not have are added to it; if the store's are the beginning of those given, the others.
+        writes its share of the shards. `dtype` is one of `dtypes`: bfloat16, float16, float32, int8
+        with a scale for each row and each dimension, or another package's. `shard_pairs` are as
+        many as make 256 MB, at most 65,536, by default. With `append`, windows that a complete
+        store does not have are added to it; if the store's are the beginning of those given, the
+        others.
         `origin` says in the manifest where the texts are from.
 
         Raises ValueError if the folder holds anything else, if another process writes to it or the
@@ -224,7 +227,7 @@ class ActivationStore:
 
     @property
     def dtype(self) -> str:
-        """What activations are kept in: bfloat16, float16, float32 or int8."""
+        """What activations are kept in, such as bfloat16 or int8."""
         return self.manifest["parts"][0]["settings"]["dtype"]
 
     @property
@@ -270,7 +273,7 @@ class ActivationStore:
     def _shard(self, number: int) -> Shard:
         if number not in self._open:
             self._open[number] = Shard(
-                self.path / self._shards[number]["file"], self._checked[number]
+                self.path / self._shards[number]["file"], self._dtype, self._checked[number]
             )
         self._open.move_to_end(number)
         while len(self._open) > 1 and self._mapped() > _MAPPED_AT_ONCE:

@@ -4,78 +4,79 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 from torch import Tensor
+
+from .dtypes import StoreDtype
 
 
 @dataclass(frozen=True)
 class StoredRows:
     """Pairs as they are stored."""
 
-    values: list[Tensor]
-    """[n, d_s] per source."""
+    dtype: StoreDtype
 
-    scales: list[Tensor]
-    """[n] per source, of int8 alone."""
+    rows: list[dict[str, Tensor]]
+    """Per source and by name [n, ...]."""
 
     table: Tensor
     """[n] which of the tables below each row needs."""
 
-    centers: list[Tensor]
-    """[tables, d_s] per source, of int8 alone."""
-
-    spreads: list[Tensor]
+    tables: list[dict[str, Tensor]]
+    """Per source and by name [tables, ...]: what all rows of a shard share."""
 
     def __len__(self) -> int:
         return len(self.table)
 
+    @property
+    def num_tables(self) -> int:
+        return max((len(table) for table in self.tables[0].values()), default=0)
+
     def at(self, places: Tensor) -> StoredRows:
         """The rows at `places` [n]."""
-        return replace(
-            self,
-            values=[x[places] for x in self.values],
-            scales=[x[places] for x in self.scales],
-            table=self.table[places],
-        )
+        rows = [{name: x[places] for name, x in of_source.items()} for of_source in self.rows]
+        return replace(self, rows=rows, table=self.table[places])
 
     def decode(self) -> list[Tensor]:
-        """Activations [n, d_s] per source: as stored, or float32 if that is int8."""
-        if not self.scales:
-            return self.values
-        decoded = []
-        for s, (values, scales) in enumerate(zip(self.values, self.scales, strict=True)):
-            x = values.float().mul_(scales[:, None])
-            if len(self.centers[s]) == 1:
-                decoded.append(x.mul_(self.spreads[s]).add_(self.centers[s]))
-            else:
-                x *= self.spreads[s][self.table]
-                decoded.append(x.add_(self.centers[s][self.table]))
-        return decoded
+        """Activations [n, d_s] per source."""
+        return [
+            self.dtype.decode(rows, tables, self.table)
+            for rows, tables in zip(self.rows, self.tables, strict=True)
+        ]
 
 
 def join_rows(parts: Iterable[StoredRows], num_rows: int) -> StoredRows:
-    """The rows of several parts, one after the other, `num_rows` in all.
+    """The rows of one part or several, one after the other, `num_rows` in all.
 
     Parts are taken one by one, so those of a generator need not exist at the same time.
     """
-    values: list[Tensor] = []
-    scales: list[Tensor] = []
-    centers: list[list[Tensor]] = []
-    spreads: list[list[Tensor]] = []
-    table = torch.empty(num_rows, dtype=torch.int64)
-    done = 0
-    for part in parts:
-        if not values:
-            values = [x.new_empty(num_rows, *x.shape[1:]) for x in part.values]
-            scales = [x.new_empty(num_rows) for x in part.scales]
+    parts = iter(parts)
+    first = next(parts)
+    joined = replace(
+        first,
+        rows=[
+            {name: x.new_empty(num_rows, *x.shape[1:]) for name, x in of_source.items()}
+            for of_source in first.rows
+        ],
+        table=torch.empty(num_rows, dtype=torch.int64),
+    )
+    tables: list[list[dict[str, Tensor]]] = []
+    done = num_tables = 0
+    for part in chain([first], parts):
         here = slice(done, done + len(part))
-        for out, x in zip([*values, *scales], [*part.values, *part.scales], strict=True):
-            out[here] = x
-        table[here] = part.table + sum(len(tables[0]) for tables in centers)
-        if part.scales:
-            centers.append(part.centers)
-            spreads.append(part.spreads)
+        for out, of_source in zip(joined.rows, part.rows, strict=True):
+            for name, x in of_source.items():
+                out[name][here] = x
+        joined.table[here] = part.table + num_tables
+        tables.append(part.tables)
+        num_tables += part.num_tables
         done += len(part)
-    tables = [[torch.cat(xs) for xs in zip(*parts, strict=True)] for parts in (centers, spreads)]
-    return StoredRows(values, scales, table, *tables)
+    return replace(
+        joined,
+        tables=[
+            {name: torch.cat([table[name] for table in of_source]) for name in of_source[0]}
+            for of_source in zip(*tables, strict=True)
+        ],
+    )

@@ -26,12 +26,13 @@ from ..harvest.report import HarvestReport
 from ..harvest.source import Source
 from ..world import current_world
 from .beginning import begin_part
+from .dtypes import get_dtype
 from .harvest_progress import HarvestProgress
 from .manifest import LOCK, MANIFEST, new_manifest, read_manifest
 from .part_windows import load_part_windows
 from .plan import default_shard_pairs, plan_part
 from .shard_notes import is_good, note_of, read_note, write_noted
-from .shards import DTYPES, bytes_per_pair
+from .shards import bytes_per_pair
 
 
 def harvest_into(
@@ -46,8 +47,7 @@ def harvest_into(
     origin: dict[str, Any] | None,
 ) -> HarvestReport:
     """Harvest `windows` into the store at `path`; what `ActivationStore.create` does."""
-    if dtype not in DTYPES:
-        raise ValueError(f"A store keeps activations as {', '.join(DTYPES)}, not {dtype!r}.")
+    get_dtype(dtype)
     if shard_pairs is None:
         shard_pairs = default_shard_pairs([source.width for source in sources], dtype)
     if shard_pairs < 1:
