@@ -21,6 +21,7 @@ from sparsify_crosscoder.harvest.model_name import ModelName
 from sparsify_crosscoder.interventions.command_parts import read_prompts
 from sparsify_crosscoder.runs.models import run_revisions
 from sparsify_crosscoder.runs.texts import load_run_texts
+from sparsify_crosscoder.store.dtypes import get_dtype
 from sparsify_crosscoder.store.manifest import is_store
 from sparsify_crosscoder.store.store import ActivationStore
 from sparsify_crosscoder.text.windows import prepare_windows
@@ -44,7 +45,6 @@ CHARACTERS = 4  # in a token
 PROMPT_TOKENS = 40  # with a chat template
 DETECTION_REQUESTS = 4  # of a latent
 _SAID_APART = ("seconds", "left_out")
-_STORED_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "int8": 1}
 
 
 def estimate(work: Workspace, wanted: Sequence[str]) -> dict[str, Any]:
@@ -222,7 +222,7 @@ class Left:
         if is_store(options.dataset):
             return {"seconds": 0.0, "pairs": self.pairs}
         operations = sum(2 * model.read for model in self.models) * self.pairs
-        size = _STORED_BYTES[options.dtype] * sum(self.widths) * self.pairs
+        size = sum(map(get_dtype(options.dtype).row_bytes, self.widths)) * self.pairs
         return {
             "seconds": operations / (self.flops * EFFICIENCY),
             "pairs": self.pairs,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from simple_parsing import list_field
+from simple_parsing import choice, list_field
 from sparsify.__main__ import RunConfig as SparsifyRunConfig
 
 from ..config import CrosscoderTrainConfig
@@ -14,6 +14,7 @@ from ..crosscoders.checkpoints import CONFIG
 from ..harvest.placement import DEVICE_MAPS
 from ..records import check, read_json, reading
 from ..registry import Architecture, get_architecture
+from ..store.dtypes import dtype_names
 from ..store.manifest import is_store, read_manifest
 from ..store.models import check_store_models
 
@@ -51,7 +52,7 @@ class RunConfig(CrosscoderTrainConfig, SparsifyRunConfig):
     pairs: int | None = None
     """Read only as many texts as give so many pairs. If None, all."""
 
-    dtype: Literal["bfloat16", "float16", "float32", "int8"] = "bfloat16"
+    dtype: str = choice(*dtype_names(), default="bfloat16")
     """What the store of --cache keeps activations in; int8 takes half of bfloat16's bytes."""
 
     shard_pairs: int | None = None
