@@ -15,7 +15,7 @@ from sparsify_crosscoder import Crosscoder, fit_stitching
 from sparsify_crosscoder.__main__ import COMMANDS
 from sparsify_crosscoder.command_line import dispatch
 from sparsify_crosscoder.interventions.stitching import StitchingConfig
-from sparsify_crosscoder.store.stream import TensorStream
+from sparsify_crosscoder.store.tensor_stream import TensorStream
 from tests.support.audit_judge import AuditJudge
 from tests.support.markdown import blocks, commands
 from tests.support.messages_server import KEY, MessagesServer
