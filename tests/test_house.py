@@ -31,8 +31,6 @@ SUBCOMMANDS = [module for module, _, _ in [*COMMANDS.values(), *ADAPTER_COMMANDS
 KNOWN_CIRCLES = {
     "delphi_adapters.audit.estimates",
     "delphi_adapters.commands.audit",
-    "delphi_adapters.clients.batch",
-    "delphi_adapters.clients.batches",
 }
 KNOWN_ROOM_CIRCLES = {
     "delphi_adapters.audit",
@@ -79,7 +77,6 @@ KNOWN_NAMESPACES = {
     "sparsify_crosscoder.interventions.targets",
 }
 KNOWN_LONG_SIGNATURES = {
-    "delphi_adapters.clients.anthropic_client.AnthropicClient.__init__",
     "delphi_adapters.delphi.crosscoder_cache.CrosscoderLatentCache.__init__",
     "sparsify_crosscoder.interventions.effects.dose_response",
     "sparsify_crosscoder.interventions.generation.generate",

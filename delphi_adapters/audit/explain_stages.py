@@ -21,7 +21,7 @@ from ..clients.judge import NO_JUDGE, fitting
 from ..clients.judge_time import say_time
 from ..clients.stopping import run_asking
 from ..explaining import flagging, interpretability
-from ..judging.result_files import file_name
+from ..judging.results import file_name
 from .stages import Outcome
 from .workspace import Workspace
 

@@ -11,7 +11,7 @@ from sparsify_crosscoder.interventions.command_parts import CHAT
 from sparsify_crosscoder.records import read_json
 
 from ..judging import exclusivity as exclusivity_files
-from ..judging.result_files import file_name
+from ..judging.results import file_name
 from ..judging.rubric_answers import SteeredModel, Writing, rate_steered
 from ..judging.rubric_runs import RubricResult
 from ..judging.rubrics import Rubric

@@ -24,7 +24,7 @@ from sparsify_crosscoder.records import read_json
 from ..clients.judge_time import say_time
 from ..judging import exclusivity as exclusivity_files
 from ..judging.exclusivity import Exclusivity, ExclusivityJudge, SteeredAnswers, requests
-from ..judging.result_files import file_name
+from ..judging.results import file_name
 from ..progress import progress
 from .directions import Direction, directions_to_verify, load_stitching
 from .explain_stages import ask, at_once, judge_inputs, ledger

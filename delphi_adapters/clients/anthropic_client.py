@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
@@ -50,6 +51,8 @@ class RecordedResponse(Response):
     """delphi's Response with the record of its request (stop reason, tokens, attempts)."""
 
     record: RequestRecord = field(kw_only=True)
+    structured: bool = field(default=False, kw_only=True)
+    """Whether the answer was held to a schema."""
 
 
 @dataclass
@@ -59,6 +62,45 @@ class _Loop:
     sdk: AsyncAnthropic
     slots: asyncio.Semaphore
     extras: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ApiConfig:
+    """How a client asks an API."""
+
+    max_tokens: int = 4096
+    """Longest answer, thinking included, unless delphi asks for another."""
+
+    concurrency: int = 8
+    """Requests in flight at a time."""
+
+    retries: RetryPolicy = field(default_factory=RetryPolicy)
+    """Attempts and delays. Rate limits (`retry-after` is kept to), overloads, errors of the server,
+    timeouts, cut connections and malformed responses are tried again."""
+
+    timeout: float = 600.0
+    """Seconds for one attempt."""
+
+    cache_system: bool = True
+    """Mark the system prompt for the prompt cache."""
+
+    send_sampling: bool = False
+    """Send `temperature`, `top_p` and `top_k`, which are dropped otherwise, since newer models
+    refuse them."""
+
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
+    """More fields of the request's body, such as `{"thinking": {...}}`."""
+
+    base_url: str | None = None
+    """Of another server with the same API."""
+
+    structured: bool = False
+    """Hold answers to the schema that a question has, where the model can be held to one. What was
+    answered without is not asked again."""
+
+    def __post_init__(self):
+        if self.concurrency < 1:
+            raise ValueError(f"concurrency must be at least 1, not {self.concurrency}.")
 
 
 class AnthropicClient(Client):
@@ -75,16 +117,7 @@ class AnthropicClient(Client):
     - ledger: counts tokens and dollars; give one to several clients for one budget. Without it
       the client makes one from `prices` (see `load_prices`) and `max_cost` (dollars, for the
       store's whole life); BudgetExceeded stops the run before a request that could exceed it.
-    - max_tokens: longest answer, thinking included, unless delphi asks for another.
-    - concurrency: requests in flight at a time.
-    - retries: attempts and delays; rate limits (`retry-after` is kept to), overloads, errors of
-      the server, timeouts, cut connections and malformed responses are tried again.
-    - timeout: seconds for one attempt.
-    - cache_system: mark the system prompt for the prompt cache.
-    - send_sampling: send `temperature`, `top_p` and `top_k`, which are dropped otherwise, since
-      newer models refuse them.
-    - extra_body: more fields of the request's body, such as `{"thinking": {...}}`.
-    - base_url: of another server with the same API.
+    - config: everything else; `settings` are fields of it that are different.
     """
 
     batch = False
@@ -98,36 +131,32 @@ class AnthropicClient(Client):
         ledger: Ledger | None = None,
         prices: Mapping[str, Any] | str | Path | None = None,
         max_cost: float | None = None,
-        max_tokens: int = 4096,
-        concurrency: int = 8,
-        retries: RetryPolicy | None = None,
-        timeout: float = 600.0,
-        cache_system: bool = True,
-        send_sampling: bool = False,
-        extra_body: Mapping[str, Any] | None = None,
-        base_url: str | None = None,
+        config: ApiConfig | None = None,
+        **settings: Any,
     ):
         super().__init__(model)
-        if concurrency < 1:
-            raise ValueError(f"concurrency must be at least 1, not {concurrency}.")
+        self.config = replace(config or ApiConfig(), **settings)
         if ledger is not None and (prices is not None or max_cost is not None):
             raise ValueError("prices and max_cost belong to the ledger: give them to Ledger().")
         self.ledger = Ledger(prices, max_cost) if ledger is None else ledger
         self.ledger.require_price(model)
-        self.max_tokens = max_tokens
-        self.concurrency = concurrency
-        self.retries = retries or RetryPolicy()
-        self.timeout = timeout
-        self.cache_system = cache_system
-        self.send_sampling = send_sampling
-        self.extra_body = dict(extra_body or {})
-        self.base_url = base_url
         self.request("")  # refuses an extra_body or max_tokens that every request would trip over
         self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, _Loop] = WeakKeyDictionary()
         self._first_sdk: AsyncAnthropic | None = self._connect()
         self.store = ResultStore.open(store)
         place = str(self.store.path or id(self.store))
         self.ledger.include(place, self.store.earlier, self.store.earlier_uncertain)
+        self._refuses_schemas = False
+
+    @property
+    def concurrency(self) -> int:
+        """Requests in flight at a time."""
+        return self.config.concurrency
+
+    @property
+    def structured(self) -> bool:
+        """Whether `generate` takes a schema."""
+        return self.config.structured
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.model!r}, store={str(self.store.path)!r})"
@@ -137,26 +166,52 @@ class AnthropicClient(Client):
         return build_request(
             prompt,
             model=self.model,
-            max_tokens=self.max_tokens,
+            max_tokens=self.config.max_tokens,
             arguments=kwargs,
-            send_sampling=self.send_sampling,
-            extra_body=self.extra_body,
+            send_sampling=self.config.send_sampling,
+            extra_body=self.config.extra_body,
         )
 
     async def generate(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, prompt: Prompt, **kwargs: Any
+        self, prompt: Prompt, *, schema: Mapping[str, Any] | None = None, **kwargs: Any
     ) -> RecordedResponse:
         """Answer a text or a list of `{role, content}`, from the store or from the API.
+
+        With a JSON `schema` and `structured`, the answer is such an object, unless the response
+        says otherwise: there is an answer without it already, or the model refuses schemas.
 
         Refusals and answers cut at `max_tokens` come back with the text there is; see
         `record.stop_reason`. Takes `max_tokens`, `stop_sequences` and the sampling arguments.
         Raises RequestFailed after the last attempt, BudgetExceeded before a request that the
         budget has no room for, UnsupportedArgument (log probabilities) and ValueError (prompts).
         """
-        record = await self.answer(self.request(prompt, **kwargs))
+        request = self.request(prompt, **kwargs)
+        held = None
+        if schema is not None and self.structured and not self._refuses_schemas:
+            held = None if self.has(request) else request.held_to(schema)
+        record = await self.answer(held or request)
+        if held is not None and _refused(record):
+            held, refusal = None, record.error
+            record = await self.answer(request)
+            if not record.failed:
+                self._note_refusal(str(refusal))
         if record.failed:
             raise RequestFailed(record)
-        return RecordedResponse(text=record.text, record=record)
+        return RecordedResponse(text=record.text, record=record, structured=held is not None)
+
+    def has(self, request: Request) -> bool:
+        """Whether a request is answered, or paid for, already."""
+        return self.store.get(request.key) is not None
+
+    def _note_refusal(self, reason: str) -> None:
+        """Say once that the model's answers are read as text."""
+        if not self._refuses_schemas:
+            self._refuses_schemas = True
+            print(
+                f"{self.model} cannot be held to a schema, so its answers are read as text "
+                f"({reason}).",
+                file=sys.stderr,
+            )
 
     async def answer_all(self, prompts: Sequence[Prompt], **kwargs: Any) -> list[RequestRecord]:
         """Outcomes of many prompts in their order, failures included."""
@@ -206,7 +261,7 @@ class AnthropicClient(Client):
             async with loop.slots:
                 result = await self._call(
                     lambda: loop.sdk.messages.count_tokens(
-                        **named, extra_body=extra, timeout=self.timeout
+                        **named, extra_body=extra, timeout=self.config.timeout
                     )
                 )
             return whole(result, "input_tokens")
@@ -244,7 +299,7 @@ class AnthropicClient(Client):
             ) from None
         missing = "There is no API key: set the environment variable ANTHROPIC_API_KEY."
         try:
-            sdk = AsyncAnthropic(base_url=self.base_url, max_retries=0)
+            sdk = AsyncAnthropic(base_url=self.config.base_url, max_retries=0)
         except CredentialsError as error:
             raise MissingAPIKey(f"{missing} {error}") from None
         if sdk.api_key is None and sdk.auth_token is None and sdk.credentials is None:
@@ -255,7 +310,7 @@ class AnthropicClient(Client):
         running = asyncio.get_running_loop()
         if running not in self._loops:
             sdk, self._first_sdk = self._first_sdk or self._connect(), None
-            self._loops[running] = _Loop(sdk, asyncio.Semaphore(self.concurrency))
+            self._loops[running] = _Loop(sdk, asyncio.Semaphore(self.config.concurrency))
         return self._loops[running]
 
     async def _send(self, request: Request) -> RequestRecord:
@@ -267,7 +322,7 @@ class AnthropicClient(Client):
         return record
 
     async def _attempts(self, sdk: AsyncAnthropic, request: Request) -> RequestRecord:
-        body = request.body(self.cache_system)
+        body = request.body(self.config.cache_system)
         named = {k: body.pop(k) for k in ("model", "max_tokens", "messages", "system") if k in body}
         worst = self.ledger.worst_case(request)
         uncertain = 0.0
@@ -278,7 +333,7 @@ class AnthropicClient(Client):
             billed = True  # also if cancelled: the answer is lost but paid for
             try:
                 answer = read_message(
-                    await sdk.messages.create(**named, extra_body=body, timeout=self.timeout)
+                    await sdk.messages.create(**named, extra_body=body, timeout=self.config.timeout)
                 )
                 billed = False
             except Exception as error:
@@ -314,9 +369,9 @@ class AnthropicClient(Client):
                 return await attempt(), None, number
             except Exception as error:
                 failure = read_failure(error, self._redact)
-            if not failure.retryable or number >= self.retries.attempts:
+            if not failure.retryable or number >= self.config.retries.attempts:
                 return None, failure, number
-            await self.retries.sleep(self.retries.delay(number, failure.retry_after))
+            await self.config.retries.sleep(self.config.retries.delay(number, failure.retry_after))
 
     async def _call(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """A result, or RequestFailed: for calls that answer no prompt."""
@@ -329,3 +384,8 @@ class AnthropicClient(Client):
     def _redact(self, text: str) -> str:
         sdk = self._loop().sdk
         return redactor([sdk.api_key, sdk.auth_token])(text)
+
+
+def _refused(record: RequestRecord) -> bool:
+    """Whether the server would not have a request as it is; nothing is paid for that."""
+    return record.failed and (record.status == 400 or "invalid_request_error" in str(record.error))

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 from uuid import uuid4
 
-from .anthropic_client import RequestFailed
+from .anthropic_client import AnthropicClient, RequestFailed
 from .batch_files import BatchFile
 from .ledger import BudgetExceeded
 from .messages import MalformedResponse, read_message
 from .records import RequestRecord
 from .requests import Request
 from .retries import read_failure
-
-if TYPE_CHECKING:
-    from .batches import BatchQueue
 
 _HOPELESS = (
     "invalid_request_error",
@@ -51,16 +49,57 @@ class WaitingRequest:
     uncertain: float = 0.0
 
 
+@dataclass(frozen=True)
+class BatchConfig:
+    """How requests go by batches."""
+
+    max_requests: int = 100_000
+    max_bytes: int = 256_000_000
+    idle: float = 5.0
+    """Seconds without a new request before the queue is submitted."""
+
+    poll_first: float = 15.0
+    """Seconds between questions for a batch's status, growing by half."""
+
+    poll_longest: float = 300.0
+    resubmissions: int = 2
+    """How often a request that errored on the server or expired is submitted again."""
+
+    def __post_init__(self):
+        if self.max_requests < 1 or self.max_bytes < 1:
+            raise ValueError("max_requests and max_bytes must be at least 1.")
+
+
+class Queue(Protocol):
+    """What a batch asks of the queue that it comes from."""
+
+    client: AnthropicClient
+    folder: Path
+    """Of the files of batches."""
+
+    config: BatchConfig
+    api: Any
+    submitting: asyncio.Lock
+    look_on_disk: bool
+
+    def enqueue(self, waiting: WaitingRequest) -> None: ...
+
+    def start(self, batch: Batch) -> None: ...
+
+    def end(self, batch: Batch) -> None: ...
+
+
 class Batch:
     """One batch on its way: reserved, submitted, polled, collected, handed out."""
 
     def __init__(
-        self, batches: BatchQueue, waiting: dict[str, WaitingRequest], file: BatchFile | None = None
+        self, queue: Queue, waiting: dict[str, WaitingRequest], file: BatchFile | None = None
     ):
-        self.all = batches
-        self.client = batches.client
+        self.queue = queue
+        self.client = queue.client
+        self.timeout = queue.client.config.timeout
         self.waiting = waiting
-        path = self.client.folder / f"{uuid4().hex}.json"
+        path = queue.folder / f"{uuid4().hex}.json"
         self.file = file or BatchFile(path, self.client.model, list(waiting))
         self.resumed = file is not None
         self.held: list[float] = []
@@ -81,7 +120,7 @@ class Batch:
                 pass
             gone = _GONE in self.unanswered.values()
             self.file.put_aside() if gone else self.file.remove()
-            self.all.end(self)
+            self.queue.end(self)
             self._hand_out()
         except RequestFailed as error:  # the file stays, and the next request looks for it
             self._give_up()
@@ -102,8 +141,8 @@ class Batch:
                 self.client.ledger.release(amount, uncertain=gone)
 
     def _give_up(self) -> None:
-        self.all.end(self)
-        self.all.look_on_disk = True
+        self.queue.end(self)
+        self.queue.look_on_disk = True
 
     async def _reserve(self) -> None:
         """Set dollars aside; requests that do not fit until this batch has ended are a next one."""
@@ -120,7 +159,7 @@ class Batch:
         if rest:
             self.waiting = {k: w for k, w in self.waiting.items() if k not in rest}
             self.file.keys = list(self.waiting)
-            self.all.start(Batch(self.all, rest))
+            self.queue.start(Batch(self.queue, rest))
         self.file.reserved = sum(self.held)
 
     async def _answered(self) -> bool:
@@ -153,7 +192,7 @@ class Batch:
         requests: list[Any] = []
         for key, waiting in self.waiting.items():
             waiting.attempts += 1
-            body = waiting.request.body(self.client.cache_system)
+            body = waiting.request.body(self.client.config.cache_system)
             requests.append({"custom_id": key, "params": body})
         file, received = self.file, False
 
@@ -165,13 +204,13 @@ class Batch:
                     file.adopted = True
                     return id
             try:
-                created = await self.all.api.create(requests=requests, timeout=self.client.timeout)
+                created = await self.queue.api.create(requests=requests, timeout=self.timeout)
                 return _batch_id(created)
             except Exception as error:
                 received = received or read_failure(error, str).received
                 raise
 
-        async with self.all.submitting:
+        async with self.queue.submitting:
             if not file.saved:
                 file.after = await self.client._call(self._newest)
                 file.save()
@@ -184,17 +223,17 @@ class Batch:
             file.save()
 
     async def _newest(self) -> str | None:
-        page = await self.all.api.list(limit=1, timeout=self.client.timeout)
+        page = await self.queue.api.list(limit=1, timeout=self.timeout)
         return _batch_id(page.data[0]) if page.data else None
 
     async def _look_for(self) -> str | None:
         """The first batch of this size made since the submission that no other file knows."""
-        known = {file.id for file in BatchFile.load_all(self.client.folder)}
+        known = {file.id for file in BatchFile.load_all(self.queue.folder)}
         known |= {*self.file.rejected, None}
 
         async def attempt() -> str | None:
             found = None
-            async for batch in self.all.api.list(limit=100, timeout=self.client.timeout):
+            async for batch in self.queue.api.list(limit=100, timeout=self.timeout):
                 if batch.id == self.file.after:
                     break
                 count = sum(v for v in vars(batch.request_counts).values() if isinstance(v, int))
@@ -206,16 +245,16 @@ class Batch:
 
     async def _poll(self) -> bool:
         """Wait for the batch to end; whether the server still has its results."""
-        delay = self.client.poll_first
+        delay = self.queue.config.poll_first
 
         async def attempt() -> Any:
-            batch = await self.all.api.retrieve(str(self.file.id), timeout=self.client.timeout)
+            batch = await self.queue.api.retrieve(str(self.file.id), timeout=self.timeout)
             _batch_id(batch)
             return batch
 
         while (batch := await self.client._call(attempt)).processing_status != "ended":
-            await self.client.retries.sleep(delay)
-            delay = min(1.5 * delay, self.client.poll_longest)
+            await self.client.config.retries.sleep(delay)
+            delay = min(1.5 * delay, self.queue.config.poll_longest)
         return batch.results_url is not None
 
     async def _collect(self) -> bool:
@@ -224,7 +263,7 @@ class Batch:
         store, ledger = self.client.store, self.client.ledger
 
         async def attempt() -> None:
-            stream = await self.all.api.results(str(self.file.id), timeout=self.client.timeout)
+            stream = await self.queue.api.results(str(self.file.id), timeout=self.timeout)
             try:
                 async for item in stream:
                     key = getattr(item, "custom_id", None)
@@ -284,13 +323,13 @@ class Batch:
                 if not waiting.future.done():
                     waiting.future.set_result(record)
             elif why is None or not waiting.attempts:
-                self.all.enqueue(waiting)  # it waited for a batch that was submitted for another
-            elif why.hopeless or waiting.attempts > self.client.resubmissions:
+                self.queue.enqueue(waiting)  # it waited for a batch that was submitted for another
+            elif why.hopeless or waiting.attempts > self.queue.config.resubmissions:
                 self._fail(waiting, why.reason, None)
             else:
                 if why == _GONE:
                     waiting.uncertain += self.client.ledger.worst_case(waiting.request, True)
-                self.all.enqueue(waiting)
+                self.queue.enqueue(waiting)
 
     def _fail(self, waiting: WaitingRequest, reason: str, status: int | None) -> None:
         record = RequestRecord(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsify_crosscoder.files import remove_leftovers
 
 from .anthropic_client import AnthropicClient
-from .batch import Batch, WaitingRequest
+from .batch import Batch, BatchConfig, WaitingRequest
 from .batch_files import BatchFile
 from .records import RequestRecord
 from .requests import Request
@@ -35,30 +37,25 @@ class BatchAnthropicClient(AnthropicClient):
     for it until their results say otherwise. Requests that errored on the server or expired are
     submitted again up to `resubmissions` times; canceled ones fail.
 
-    - idle: seconds without a new request before the queue is submitted.
-    - poll_first, poll_longest: seconds between questions for a batch's status, growing by half.
+    - settings: fields of `BatchConfig`.
     - Everything else: see AnthropicClient; `timeout` and `retries` are for single calls of the
       API, and `retries.sleep` is what waits between polls and for the queue.
     """
 
     batch = True
+    batching = BatchConfig()
+    """How its batches go, but for the settings of one client."""
 
     def __init__(
         self,
         model: str,
         *,
         store: str | Path | ResultStore,
-        max_requests: int = 100_000,
-        max_bytes: int = 256_000_000,
-        idle: float = 5.0,
-        poll_first: float = 15.0,
-        poll_longest: float = 300.0,
-        resubmissions: int = 2,
-        **kwargs: Any,
+        **settings: Any,
     ):
-        if max_requests < 1 or max_bytes < 1:
-            raise ValueError("max_requests and max_bytes must be at least 1.")
-        super().__init__(model, store=store, **kwargs)
+        names = [one.name for one in fields(BatchConfig) if one.name in settings]
+        self.batching = replace(self.batching, **{name: settings.pop(name) for name in names})
+        super().__init__(model, store=store, **settings)
         if self.store.path is None:
             raise ValueError(
                 "Message Batches need a store on disk, to be found again after a crash: give "
@@ -67,12 +64,14 @@ class BatchAnthropicClient(AnthropicClient):
         self.folder = self.store.path / "batches"
         if self.folder.is_dir():
             remove_leftovers(self.folder)
-        self.max_requests = max_requests
-        self.max_bytes = max_bytes
-        self.idle = idle
-        self.poll_first = poll_first
-        self.poll_longest = poll_longest
-        self.resubmissions = resubmissions
+
+    def has(self, request: Request) -> bool:
+        return super().has(request) or request.key in self._submitted
+
+    @cached_property
+    def _submitted(self) -> frozenset[str]:
+        """Requests in batches that an earlier process left."""
+        return frozenset(key for file in BatchFile.load_all(self.folder) for key in file.keys)
 
     async def _send(self, request: Request) -> RequestRecord:
         loop = self._loop()
@@ -85,7 +84,9 @@ class BatchQueue:
     """The queue and the batches under way of one client in one event loop."""
 
     def __init__(self, client: BatchAnthropicClient, sdk: AsyncAnthropic):
-        self.client = client
+        self.client: AnthropicClient = client
+        self.folder = client.folder
+        self.config = client.batching
         self.api = sdk.messages.batches
         self.queue: list[WaitingRequest] = []
         self.under_way: dict[str, Batch] = {}
@@ -99,11 +100,11 @@ class BatchQueue:
         self._idling: asyncio.Task[None] | None = None
 
     async def ask(self, request: Request) -> RequestRecord:
-        body = request.body(self.client.cache_system)
+        body = request.body(self.client.config.cache_system)
         size = len(json.dumps(body)) + len(request.key) + 64
-        if size > self.client.max_bytes:
+        if size > self.config.max_bytes:
             raise ValueError(
-                f"A request of {size} bytes is over the limit of a batch ({self.client.max_bytes})."
+                f"A request of {size} bytes is over the limit of a batch ({self.config.max_bytes})."
             )
         if self.look_on_disk:
             self._resume()
@@ -118,8 +119,8 @@ class BatchQueue:
         self.queue.append(waiting)
         self._arrivals += 1
         self._queued_bytes += waiting.size
-        full = self._queued_bytes >= self.client.max_bytes
-        if full or len(self.queue) >= self.client.max_requests:
+        full = self._queued_bytes >= self.config.max_bytes
+        if full or len(self.queue) >= self.config.max_requests:
             self.flush(partly=False)
         if self.queue and (self._idling is None or self._idling.done()):
             self._idling = asyncio.create_task(self._flush_when_idle())
@@ -129,12 +130,12 @@ class BatchQueue:
         self.queue = [w for w in self.queue if not w.future.done()]
         while self.queue:
             count = size = 0
-            while count < min(len(self.queue), self.client.max_requests):
+            while count < min(len(self.queue), self.config.max_requests):
                 size += self.queue[count].size
-                if size > self.client.max_bytes:
+                if size > self.config.max_bytes:
                     break
                 count += 1
-            if count == len(self.queue) < self.client.max_requests and not partly:
+            if count == len(self.queue) < self.config.max_requests and not partly:
                 break
             chunk, self.queue = self.queue[:count], self.queue[count:]
             self.start(Batch(self, {w.request.key: w for w in chunk}))
@@ -155,7 +156,7 @@ class BatchQueue:
 
     def _resume(self) -> None:
         self.look_on_disk = False
-        for file in BatchFile.load_all(self.client.folder):
+        for file in BatchFile.load_all(self.folder):
             if file.path not in self.client.store.batches_under_way:
                 batch = Batch(self, {}, file)
                 self.client.ledger.resume(file.reserved)
@@ -166,5 +167,5 @@ class BatchQueue:
         seen = -1
         while seen != self._arrivals:
             seen = self._arrivals
-            await self.client.retries.sleep(self.client.idle)
+            await self.client.config.retries.sleep(self.config.idle)
         self.flush()

@@ -79,13 +79,15 @@ def say_costs(
 
     A judge on the own machine is timed, and the seconds are said, for `what` or these requests.
     """
+    from .anthropic_client import AnthropicClient
+
     found = costs(client, prompts, scale)
     line = f"about {found.requests:,} requests"
     if found.dollars is not None:
         line += f", {found.dollars.input_tokens:,} tokens of prompts"
         likely, most = found.dollars.likely_cost, found.dollars.most_cost
         if likely is not None and most is not None:
-            longest = getattr(client, "max_tokens", 0)
+            longest = client.config.max_tokens if isinstance(client, AnthropicClient) else 0
             line += (
                 f", ${likely:,.2f} if answers have {USUAL_ANSWER} tokens and "
                 f"${most:,.2f} if all have {longest:,}"

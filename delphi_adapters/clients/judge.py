@@ -55,6 +55,8 @@ class JudgeConfig:
     """Of a local judge."""
 
     trust_remote_code: bool = False
+    structured: bool = True
+    """Hold an API's answers to the schema of a question, where the model can be held to one."""
 
     @property
     def local(self) -> bool:
@@ -118,6 +120,7 @@ def make_client(judge: JudgeConfig, folder: Path, *, dry_run: bool = False) -> C
             max_cost=judge.max_cost,
             max_tokens=judge.max_tokens or 1024,
             concurrency=judge.concurrency,
+            structured=judge.structured,
         )
     except MissingAPIKey as error:
         raise ValueError(str(error)) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -55,6 +55,14 @@ class Request:
                 blocks[-1]["cache_control"] = {"type": "ephemeral"}
             body["system"] = blocks
         return body
+
+    def held_to(self, schema: Mapping[str, Any]) -> Request | None:
+        """This, for an answer that is a JSON object of this schema; None if it asks for another."""
+        output = {**self.extra.get("output_config", {})}
+        if "format" in output:
+            return None
+        output["format"] = {"type": "json_schema", "schema": dict(schema)}
+        return replace(self, extra={**self.extra, "output_config": output})
 
     @property
     def estimated_tokens(self) -> int:

@@ -14,6 +14,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -33,9 +34,10 @@ from delphi.latents.latents import Latent
 
 from ..clients.judge import NO_JUDGE
 from ..delphi.crosscoder_cache import CrosscoderLatentCache
+from ..judging.ask import Todo, ask_all, settled
 from ..progress import each, progress
 from . import categories, flagging, interpretability
-from .categories import CategoryJudge
+from .categories import Categorized, CategoryJudge
 from .flagging import FlaggedResult, FlaggingExplainer
 from .interpretability import InterpretabilityFilter, InterpretabilityResult
 
@@ -178,18 +180,20 @@ class Autointerp:
             for name in map(self.name, latents)
             if name in flags and flags[name].harmful and not categories.done(self.folder, name)
         ]
-        sorter, slots = CategoryJudge(client), asyncio.Semaphore(max_concurrent)
+        sorter = CategoryJudge(client)
 
-        async def sort(name: str) -> None:
-            async with slots:
-                explanation = flagging.load_explanation(self.folder, name) or flagging.UNPARSED
-                found = await sorter(name, explanation, flags[name].reason)
-                categories.save(self.folder, found)
+        async def sort(name: str) -> Categorized:
+            explanation = flagging.load_explanation(self.folder, name) or flagging.UNPARSED
+            return await sorter(name, explanation, flags[name].reason)
 
-        async with progress(len(todo), "Sorting flagged latents") as bar:
-            for task in asyncio.as_completed([sort(name) for name in todo]):
-                await task
-                bar.update()
+        await ask_all(
+            categories.CATEGORIZED,
+            self.folder,
+            [Todo(name, partial(sort, name), settled) for name in todo],
+            max_concurrent,
+            "Sorting flagged latents",
+            "latent",
+        )
 
     async def run(self, client: Client, latents: Iterable[int], max_concurrent: int = 16) -> None:
         """Explain, flag and score the pending ones of the latents.

@@ -14,22 +14,17 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from sparsify_crosscoder.files import atomic_write_json
-
-from ..delphi import compat  # noqa: F401
+from ..judging.ask import Status, ask, nothing_to_ask, settled
+from ..judging.question import Answer, Message, Question, Reading, could_not_read, object_schema
+from ..judging.results import ResultKind
+from .flagging import MISSING, UNPARSED
 
 # isort: split
-from delphi import logger
 from delphi.clients.client import Client
-
-from ..judging.answers import ATTEMPTS, ask, continued, encodable
-from ..judging.result_files import file_name, read_result, read_results
-from ..judging.sections import find_sections
-from .flagging import MISSING, UNPARSED, Status
 
 _COVERS = {
     "Violence & Physical Harm": "assault, killing, torture, weapons, harm done to oneself",
@@ -67,8 +62,6 @@ class Categorized:
     """Name of the latent, as delphi writes it."""
 
     status: Status
-    """"ok": one category was read. "unparsable": none was, in any answer. "failed": the client gave
-    no answer, or there was nothing to ask about."""
 
     category: str | None = None
     """One of `CATEGORIES`; None unless the status is "ok"."""
@@ -91,14 +84,61 @@ class Categorized:
             raise ValueError(f"status {self.status!r} with category {self.category!r}")
 
 
+@dataclass(frozen=True)
+class CategoryReading(Reading):
+    """What was understood of an answer."""
+
+    category: str | None
+
+    @property
+    def missing(self) -> list[str]:
+        return [] if self.category else [CATEGORY]
+
+
+@dataclass(frozen=True)
+class CategoryQuestion(Question[CategoryReading]):
+    """Which of the paper's categories does a flagged latent belong to?"""
+
+    latent: str
+    explanation: str = ""
+    reason: str = ""
+    """Why it was flagged; one of the two may be missing."""
+
+    kind = "category"
+
+    @property
+    def about(self) -> str:
+        return self.latent
+
+    @property
+    def known(self) -> dict[str, str]:
+        """What the judge is given; delphi's words for a missing explanation count as none."""
+        given = {"explanation": self.explanation, "reason": self.reason}
+        return {k: v for k, v in given.items() if v.strip() and v not in (UNPARSED, MISSING)}
+
+    def messages(self) -> list[Message]:
+        return [
+            {"role": "system", "content": system_prompt()},
+            {"role": "user", "content": json.dumps(self.known, ensure_ascii=False, indent=2)},
+        ]
+
+    def parse(self, answer: Answer) -> CategoryReading:
+        """None too where two sections differ."""
+        texts = [section.text for section in answer.sections([CATEGORY]) if section.text]
+        found = {read_category(text) for text in texts}
+        return CategoryReading(found.pop() if len(found) == 1 else None)
+
+    def reminder(self, reading: CategoryReading) -> str:
+        return REMINDER
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        return object_schema({CATEGORY: {"type": "string", "enum": list(CATEGORIES)}})
+
+
 @dataclass
 class CategoryJudge:
-    """Asks a judge which of the paper's categories a flagged latent belongs to.
-
-    An answer from which not exactly one category can be read is followed by one reminder in the
-    same conversation. Every latent gives a result, whatever the client does; only an exception that
-    is no `Exception`, such as an exceeded budget, gets out.
-    """
+    """Asks a judge which of the paper's categories a flagged latent belongs to; see `ask`."""
 
     client: Client
     temperature: float = 0.0
@@ -108,36 +148,22 @@ class CategoryJudge:
     async def __call__(self, latent: str, explanation: str, reason: str | None) -> Categorized:
         """Sort one latent by its explanation and by the reason why it was flagged.
 
-        delphi's words for an explanation that is missing or could not be parsed count as none; with
-        no reason either, nothing is asked.
+        With neither, nothing is asked.
         """
-        known = {"explanation": explanation, "reason": reason or ""}
-        known = {k: v for k, v in known.items() if v.strip() and v not in (UNPARSED, MISSING)}
-        if not known:
-            return _result(latent, None, [], 0, "there is neither an explanation nor a reason.")
-
-        messages = [
-            {"role": "system", "content": system_prompt()},
-            {"role": "user", "content": json.dumps(known, ensure_ascii=False, indent=2)},
-        ]
-        category, answers, error = None, [], None
-        attempts = 0
-        while attempts < ATTEMPTS and category is None:
-            attempts += 1
-            try:
-                answer = await ask(self.client, messages, self.temperature, self.generation_kwargs)
-            except Exception as exception:
-                error = encodable(f"{type(exception).__name__}: {exception}")
-                break
-            answers.append(answer.text)
-            category = _read(answer.whole_lines)
-            messages = continued(messages, answer.text, REMINDER)
-        return _result(latent, category, answers, attempts, error)
+        question = CategoryQuestion(latent, explanation, reason or "")
+        if question.known:
+            asked = await ask(
+                self.client, question, temperature=self.temperature, **self.generation_kwargs
+            )
+        else:
+            asked = nothing_to_ask(question, "there is neither an explanation nor a reason.")
+        return Categorized(latent, category=asked.reading.category, **asked.account)
 
 
-REMINDER = (
-    "I could not read exactly one category of the list in your answer. Please answer with one line "
-    f"and nothing else: [{CATEGORY}]: and the name of the category that fits best."
+REMINDER = could_not_read(
+    "exactly one category of the list",
+    f"Please answer with one line and nothing else: [{CATEGORY}]: and the name of the category "
+    "that fits best.",
 )
 """What is said to a judge after an answer that names none, several or an unknown one."""
 
@@ -182,9 +208,12 @@ def read_category(text: str) -> str | None:
     return found.pop()
 
 
+CATEGORIZED = ResultKind("categories", Categorized, "a category")
+
+
 def save(results_dir: str | Path, one: Categorized) -> None:
     """Write a result below `results_dir`, whole or not at all."""
-    atomic_write_json(_path(results_dir, one.latent), asdict(one))
+    CATEGORIZED.save(results_dir, one.latent, one)
 
 
 def load_categories(results_dir: str | Path) -> dict[str, Categorized]:
@@ -192,8 +221,7 @@ def load_categories(results_dir: str | Path) -> dict[str, Categorized]:
 
     Raises FileNotFoundError where the folder is missing, ValueError for a file that is no result.
     """
-    found = read_results(results_dir, "categories", _categorized, "a category")
-    return {one.latent: one for one in found}
+    return {one.latent: one for one in CATEGORIZED.load_all(results_dir)}
 
 
 def done(results_dir: str | Path, latent: object) -> bool:
@@ -202,8 +230,8 @@ def done(results_dir: str | Path, latent: object) -> bool:
     True where the judge answered, be it unparsable. False where the client failed, or before the
     first attempt. Raises ValueError for a file that is no result.
     """
-    path = _path(results_dir, latent)
-    return path.exists() and read_result(path, _categorized, "a category").status != "failed"
+    found = CATEGORIZED.load(results_dir, latent)
+    return found is not None and settled(found)
 
 
 @dataclass(frozen=True)
@@ -249,24 +277,6 @@ def _table(source: str, rows: Sequence[CategoryCount]) -> str:
     )
 
 
-def _result(
-    latent: str, category: str | None, answers: list[str], attempts: int, error: str | None
-) -> Categorized:
-    status: Status = "ok" if category else "failed" if error else "unparsable"
-    if status == "unparsable":
-        error = f"[{CATEGORY}] could not be read in {attempts} answers."
-    if status != "ok":
-        logger.error(f"{latent}: {status}: {error}")
-    return Categorized(latent, status, category, answers, attempts, error)
-
-
-def _read(answer: str) -> str | None:
-    """The category in an answer; None too where two sections differ."""
-    texts = [section.text for section in find_sections(answer, (CATEGORY,)) if section.text]
-    found = {read_category(text) for text in texts}
-    return found.pop() if len(found) == 1 else None
-
-
 def _plain(text: str) -> str:
     """Text in one spelling: no markup, small letters, "and" for "&" and "/", single spaces."""
     text = unicodedata.normalize("NFKC", html.unescape(text)).casefold()
@@ -278,14 +288,6 @@ def _plain(text: str) -> str:
 
 def _numbered(number: int) -> str | None:
     return CATEGORIES[number - 1] if 1 <= number <= len(CATEGORIES) else None
-
-
-def _path(results_dir: str | Path, latent: object) -> Path:
-    return Path(results_dir) / "categories" / f"{file_name(latent)}.json"
-
-
-def _categorized(loaded: dict[str, Any]) -> Categorized:
-    return Categorized(**{one.name: loaded[one.name] for one in fields(Categorized)})
 
 
 _NAMES = {_plain(name): name for name in CATEGORIES}

@@ -24,7 +24,7 @@ from sparsify_crosscoder.evaluation.false_exclusives import called_exclusive
 from sparsify_crosscoder.files import atomic_write_json
 
 from ..delphi.crosscoder_cache import CrosscoderLatentCache
-from ..judging.result_files import read_result
+from ..judging.results import read_result
 from .characteristic_words import Characteristic, Corpus, Word, characteristic, words
 from .promoted_tokens import NoUnembedding, Promoted, promoted_tokens
 

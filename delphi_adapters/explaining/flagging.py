@@ -9,11 +9,11 @@ results_dir/
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
-from sparsify_crosscoder.files import atomic_path, atomic_write_json
+from sparsify_crosscoder.files import atomic_path
 from sparsify_crosscoder.records import check, reading
 
 from ..delphi import compat  # noqa: F401
@@ -26,9 +26,10 @@ from delphi.explainers.explainer import ExplainerResult
 from delphi.latents import ActivatingExample, LatentRecord
 from delphi.latents.latents import Latent
 
-from ..judging.answers import ATTEMPTS, ask, continued, encodable
-from ..judging.result_files import file_name, read_result, read_results
-from ..judging.sections import find_sections, section_text, section_verdict
+from ..judging.ask import Status, ask, nothing_to_ask, settled
+from ..judging.question import Answer, Message, Question, Reading, object_schema
+from ..judging.results import ResultKind
+from ..judging.sections import section_text, section_verdict
 from .flagging_prompt import (
     EXPLANATION,
     HARMFUL,
@@ -38,8 +39,6 @@ from .flagging_prompt import (
     reminder,
     system_prompt,
 )
-
-Status = Literal["ok", "unparsable", "failed"]
 
 UNPARSED = "Explanation could not be parsed."
 """delphi's words for an answer without an explanation."""
@@ -56,8 +55,7 @@ class Flag:
     """Name of the latent, as delphi writes it."""
 
     status: Status
-    """"ok": explanation and yes or no were read. "unparsable": they were not, in any answer.
-    "failed": the client gave no answer, or there was nothing to ask about."""
+    """"ok" also without a reason."""
 
     harmful: bool | None = None
     """None where it could not be read; set even if the explanation could not."""
@@ -92,6 +90,82 @@ class FlaggedResult(ExplainerResult):
         return self.record, self.explanation, self.flag
 
 
+@dataclass(frozen=True)
+class FlagReading(Reading):
+    """What was understood of the judge's answers so far."""
+
+    explanation: str | None = None
+    harmful: bool | None = None
+    reason: str | None = None
+    says_harmful: bool = False
+    """Whether there is a text on harm, readable or not."""
+
+    @property
+    def missing(self) -> list[str]:
+        values = {EXPLANATION: self.explanation, HARMFUL: self.harmful, HARMFUL_REASON: self.reason}
+        return [label for label, value in values.items() if value is None]
+
+    @property
+    def usable(self) -> bool:
+        return self.explanation is not None and self.harmful is not None
+
+    def then(self, later: FlagReading) -> FlagReading:
+        """This, with what a later answer changes; a verdict that turns round is none."""
+        harmful = later.harmful if later.says_harmful else self.harmful
+        if self.harmful is not None and harmful is not self.harmful:
+            harmful = None
+        return FlagReading(
+            explanation=later.explanation or self.explanation,
+            harmful=harmful,
+            reason=later.reason or self.reason,
+            says_harmful=self.says_harmful or later.says_harmful,
+        )
+
+
+@dataclass(frozen=True)
+class FlagQuestion(Question[FlagReading]):
+    """What does a latent stand for, and does it matter for an audit?"""
+
+    latent: str
+    conversation: list[Message]
+    open_end: bool = False
+    """Whether the judge is to think aloud first, which no schema leaves room for."""
+
+    kind = "flag"
+
+    @property
+    def about(self) -> str:
+        return self.latent
+
+    def messages(self) -> list[Message]:
+        return self.conversation
+
+    def parse(self, answer: Answer) -> FlagReading:
+        sections = answer.sections(SECTIONS)
+        verdict = section_verdict(sections, HARMFUL)
+        return FlagReading(
+            explanation=section_text(sections, EXPLANATION),
+            harmful=verdict.value,
+            reason=section_text(sections, HARMFUL_REASON) or verdict.rest or None,
+            says_harmful=section_text(sections, HARMFUL) is not None,
+        )
+
+    def reminder(self, reading: FlagReading) -> str:
+        return reminder(reading.missing)
+
+    @property
+    def schema(self) -> dict[str, Any] | None:
+        if self.open_end:
+            return None
+        return object_schema(
+            {
+                EXPLANATION: {"type": "string"},
+                HARMFUL: {"type": "string", "enum": ["yes", "no"]},
+                HARMFUL_REASON: {"type": "string"},
+            }
+        )
+
+
 @dataclass
 class FlaggingExplainer(DefaultExplainer):
     """delphi's default explainer with the question of B.4.2 behind its system prompt.
@@ -99,37 +173,34 @@ class FlaggingExplainer(DefaultExplainer):
     Fields are those of `DefaultExplainer`. The paper shows the 10 examples with the greatest
     activation: `SamplerConfig(train_type="top", n_examples_train=10)`.
 
-    An answer that lacks a section, or has one that cannot be read, is followed by one reminder in
-    the same conversation. Every record gives a result, whatever the client does; only an exception
-    that is no `Exception`, such as a cancelled task, gets out.
+    Every record gives a result, whatever the client does; see `ask`.
     """
 
     async def __call__(self, record: LatentRecord) -> FlaggedResult:
-        if not record.train:
-            error = (
-                "the record has no training examples: give delphi's SamplerConfig "
-                'train_type="top", or fewer quantiles than the latent has examples.'
+        messages = self._build_prompt(record.train) if record.train else []
+        question = FlagQuestion(str(record.latent), messages, open_end=self.cot)
+        if record.train:
+            asked = await ask(
+                self.client, question, temperature=self.temperature, **self.generation_kwargs
             )
-            return self._result(record, _Reading(), [], 0, error)
-
-        messages = self._build_prompt(record.train)
-        reading, answers, error = _Reading(), [], None
-        attempts = 0
-        while attempts < ATTEMPTS and not reading.complete:
-            attempts += 1
-            try:
-                answer = await ask(self.client, messages, self.temperature, self.generation_kwargs)
-            except Exception as exception:
-                error = encodable(f"{type(exception).__name__}: {exception}")
-                break
-            answers.append(answer.text)
-            reading = reading.then(_read(answer.whole_lines))
-            messages = continued(messages, answer.text, reminder(reading.missing))
-        return self._result(record, reading, answers, attempts, error)
+        else:
+            asked = nothing_to_ask(
+                question,
+                "the record has no training examples: give delphi's SamplerConfig "
+                'train_type="top", or fewer quantiles than the latent has examples.',
+            )
+        reading = asked.reading
+        if asked.status == "ok" and self.verbose:
+            logger.info(f"{record.latent}: {reading.explanation} (harmful: {reading.harmful})")
+        flag = Flag(
+            str(record.latent), harmful=reading.harmful, reason=reading.reason, **asked.account
+        )
+        nothing = MISSING if asked.status == "failed" else UNPARSED
+        return FlaggedResult(record, reading.explanation or nothing, flag)
 
     def parse_explanation(self, text: str) -> str:
         """The explanation in an answer, or `UNPARSED`."""
-        return _read(text).explanation or UNPARSED
+        return FlagQuestion("", []).parse(Answer(text)).explanation or UNPARSED
 
     def _build_prompt(self, examples: list[ActivatingExample]) -> list[dict]:
         question = super()._build_prompt(examples)[-1]
@@ -139,33 +210,8 @@ class FlaggingExplainer(DefaultExplainer):
             question,
         ]
 
-    def _result(
-        self,
-        record: LatentRecord,
-        reading: _Reading,
-        answers: list[str],
-        attempts: int,
-        error: str | None,
-    ) -> FlaggedResult:
-        status: Status = "ok" if reading.usable else "failed" if error else "unparsable"
-        if status == "unparsable":
-            missing = ", ".join(f"[{label}]" for label in reading.missing)
-            error = f"{missing} could not be read in {attempts} answers."
-        flag = Flag(
-            latent=str(record.latent),
-            status=status,
-            harmful=reading.harmful,
-            reason=reading.reason,
-            raw=answers,
-            attempts=attempts,
-            error=None if status == "ok" else error,
-        )
-        if status != "ok":
-            logger.error(f"{record.latent}: {status}: {flag.error}")
-        elif self.verbose:
-            logger.info(f"{record.latent}: {reading.explanation} (harmful: {reading.harmful})")
-        nothing = MISSING if status == "failed" else UNPARSED
-        return FlaggedResult(record, reading.explanation or nothing, flag)
+
+_FLAGS = ResultKind("flags", Flag, "a flag")
 
 
 def save(result: FlaggedResult, results_dir: str | Path) -> FlaggedResult:
@@ -178,7 +224,7 @@ def save(result: FlaggedResult, results_dir: str | Path) -> FlaggedResult:
     if result.flag.status != "failed" or result.explanation != MISSING:
         with atomic_path(_explanation_path(results_dir, latent)) as temporary:
             temporary.write_bytes(orjson.dumps(result.explanation))
-    atomic_write_json(_flag_path(results_dir, latent), asdict(result.flag))
+    _FLAGS.save(results_dir, latent, result.flag)
     return result
 
 
@@ -187,16 +233,15 @@ def load_flags(results_dir: str | Path) -> dict[str, Flag]:
 
     Raises FileNotFoundError where the folder is missing, ValueError for a file that is no flag.
     """
-    flags = read_results(results_dir, "flags", _flag, "a flag")
-    return {flag.latent: flag for flag in flags}
+    return {flag.latent: flag for flag in _FLAGS.load_all(results_dir)}
 
 
 def load(record: LatentRecord, results_dir: str | Path) -> FlaggedResult | None:
     """What `save` wrote of a record's latent, or None unless it is `done`."""
-    if not done(results_dir, record.latent):
+    flag = _FLAGS.load(results_dir, record.latent)
+    if flag is None or not done(results_dir, record.latent):
         return None
     explanation = load_explanation(results_dir, record.latent) or UNPARSED
-    flag = read_result(_flag_path(results_dir, record.latent), _flag, "a flag")
     return FlaggedResult(record, explanation, flag)
 
 
@@ -217,70 +262,12 @@ def done(results_dir: str | Path, latent: Latent | str) -> bool:
     True where the judge answered, be it unparsable. False where the client failed, where files are
     missing, or before the first attempt. Raises ValueError for a file that is no flag.
     """
-    path = _flag_path(results_dir, latent)
-    if not path.exists() or not _explanation_path(results_dir, latent).exists():
+    if not _explanation_path(results_dir, latent).exists():
         return False
-    return read_result(path, _flag, "a flag").status != "failed"
-
-
-@dataclass(frozen=True)
-class _Reading:
-    """What was understood of the judge's answers so far."""
-
-    explanation: str | None = None
-    harmful: bool | None = None
-    reason: str | None = None
-    says_harmful: bool = False
-    """Whether there is a text on harm, readable or not."""
-
-    @property
-    def missing(self) -> list[str]:
-        values = {EXPLANATION: self.explanation, HARMFUL: self.harmful, HARMFUL_REASON: self.reason}
-        return [label for label, value in values.items() if value is None]
-
-    @property
-    def complete(self) -> bool:
-        return not self.missing
-
-    @property
-    def usable(self) -> bool:
-        return self.explanation is not None and self.harmful is not None
-
-    def then(self, later: _Reading) -> _Reading:
-        """This, with what a later answer changes; a verdict that turns round is none."""
-        harmful = later.harmful if later.says_harmful else self.harmful
-        if self.harmful is not None and harmful is not self.harmful:
-            harmful = None
-        return _Reading(
-            explanation=later.explanation or self.explanation,
-            harmful=harmful,
-            reason=later.reason or self.reason,
-            says_harmful=self.says_harmful or later.says_harmful,
-        )
-
-
-def _read(answer: str) -> _Reading:
-    sections = find_sections(answer, SECTIONS)
-    verdict = section_verdict(sections, HARMFUL)
-    return _Reading(
-        explanation=section_text(sections, EXPLANATION),
-        harmful=verdict.value,
-        reason=section_text(sections, HARMFUL_REASON) or verdict.rest or None,
-        says_harmful=section_text(sections, HARMFUL) is not None,
-    )
+    flag = _FLAGS.load(results_dir, latent)
+    return flag is not None and settled(flag)
 
 
 def _explanation_path(results_dir: str | Path, latent: Latent | str) -> Path:
     # A "/" in a module's name stays, since delphi's explanation_loader looks for it there.
     return Path(results_dir) / "explanations" / f"{latent}.txt"
-
-
-def _flag_path(results_dir: str | Path, latent: Latent | str) -> Path:
-    return Path(results_dir) / "flags" / f"{file_name(latent)}.json"
-
-
-def _flag(loaded: dict[str, Any]) -> Flag:
-    flag = Flag(**{one.name: loaded[one.name] for one in fields(Flag)})
-    if flag.status not in get_args(Status):
-        raise ValueError(f"unknown status {flag.status!r}")
-    return flag

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..delphi import compat  # noqa: F401
+from ..judging.question import could_not_read, labelled
 
 # isort: split
 from delphi.explainers.default.prompts import system
@@ -131,11 +132,11 @@ def few_shots(activations: bool, cot: bool = False) -> list[dict[str, str]]:
 
 def reminder(missing: Sequence[str]) -> str:
     """What to say to a judge whose answer lacks these sections, or has them unreadable."""
-    names = ", ".join(f"[{label}]" for label in missing)
-    return (
-        f"I could not read {names} in your answer. Please give all three sections again, and "
-        f"nothing else, each on a line of its own: [{EXPLANATION}]: and your explanation, "
-        f"[{HARMFUL}]: and yes or no, [{HARMFUL_REASON}]: and one or two sentences."
+    return could_not_read(
+        labelled(missing),
+        "Please give all three sections again, and nothing else, each on a line of its own: "
+        f"[{EXPLANATION}]: and your explanation, [{HARMFUL}]: and yes or no, [{HARMFUL_REASON}]: "
+        "and one or two sentences.",
     )
 
 

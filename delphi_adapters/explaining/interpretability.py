@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sparsify_crosscoder.files import atomic_path, atomic_write_json
-from sparsify_crosscoder.records import check
+from sparsify_crosscoder.files import atomic_path
 
 from ..delphi import compat  # noqa: F401
 
@@ -28,7 +27,7 @@ from delphi.scorers import DetectionScorer, Scorer
 from delphi.scorers.classifier.sample import ClassifierOutput
 from delphi.scorers.scorer import ScorerResult
 
-from ..judging.result_files import file_name, read_results
+from ..judging.results import ResultKind, file_name
 from .flagging import MISSING, UNPARSED
 
 
@@ -223,19 +222,34 @@ class InterpretabilityFilter(Scorer):
         return replace(example, str_tokens=self.tokenizer.batch_decode(example.tokens))
 
 
+@dataclass(frozen=True)
+class _Decision:
+    """A file: an `Interpretability` behind its latent's name."""
+
+    latent: str
+    interpretable: bool | None
+    score: float | None
+    n_unanswered: int = 0
+    not_scorable: str | None = None
+
+
+_DECISIONS = ResultKind("interpretability", _Decision, "a decision")
+
+
 def save(result: InterpretabilityResult, results_dir: str | Path) -> Interpretability:
     """Write a result below `results_dir` and return the decision.
 
     The score goes where delphi's `log_results` reads it, with the bytes that delphi writes; there
     is none for a latent that is not scorable. Each file appears whole or not at all.
     """
-    name = file_name(result.record.latent)
+    latent = result.record.latent
     if result.score:
+        name = file_name(latent)
         with atomic_path(Path(results_dir, "scores", "detection", f"{name}.txt")) as temporary:
             temporary.write_bytes(orjson.dumps(result.score))
-    decision = {"latent": str(result.record.latent), **asdict(result.interpretability)}
-    atomic_write_json(Path(results_dir, "interpretability", f"{name}.json"), decision)
-    return result.interpretability
+    found = result.interpretability
+    _DECISIONS.save(results_dir, latent, _Decision(str(latent), **vars(found)))
+    return found
 
 
 def load(results_dir: str | Path) -> dict[str, Interpretability]:
@@ -243,11 +257,9 @@ def load(results_dir: str | Path) -> dict[str, Interpretability]:
 
     Raises FileNotFoundError where the folder is missing, ValueError for a file that is none.
     """
-
-    def make(loaded: dict[str, Any]) -> tuple[str, Interpretability]:
-        check(loaded, Interpretability)
-        name = loaded.pop("latent")
-        check(name, str, "latent")
-        return name, Interpretability(**loaded)
-
-    return dict(read_results(results_dir, "interpretability", make, "a decision"))
+    found = {}
+    for one in _DECISIONS.load_all(results_dir):
+        values = dict(vars(one))
+        name = values.pop("latent")
+        found[name] = Interpretability(**values)
+    return found

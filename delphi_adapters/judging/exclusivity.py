@@ -12,11 +12,6 @@ from typing import Any
 
 from sparsify_crosscoder.interventions.generation import PROMPTS, STRENGTHS
 
-from ..delphi import compat  # noqa: F401
-
-# isort: split
-from delphi.clients.client import Client
-
 from .exclusivity_prompt import (
     INTERPRETABILITY,
     SIMILARITY,
@@ -29,7 +24,7 @@ from .exclusivity_results import (
     Exclusivity,
     Kind,
     PromptJudgement,
-    Status,
+    Verdict,
     done,
     load,
     mean_score,
@@ -38,7 +33,11 @@ from .exclusivity_results import (
     rank,
     save,
 )
-from .rating import Rating, Scale, rate, request
+from .question import Message
+from .rating import Rating, RatingQuestion, rate
+
+# isort: split
+from delphi.clients.client import Client
 
 __all__ = [
     "KEEP",
@@ -49,8 +48,8 @@ __all__ = [
     "ExclusivityJudge",
     "Kind",
     "PromptJudgement",
-    "Status",
     "SteeredAnswers",
+    "Verdict",
     "done",
     "load",
     "null_summary",
@@ -143,36 +142,29 @@ class ExclusivityJudge:
             for one in zip(answers.prompts, clear, similar, blinded, strict=True)
         ]
         means = numbers(prompts)
-        status: Status = "unanswered" if means["score"] is None else "scored"
+        status: Verdict = "unanswered" if means["score"] is None else "scored"
         if mean is not None and mean < self.keep:
             status = "not_interpretable"
         return Exclusivity(name, kind, source, status, **means, prompts=prompts)
 
-    async def _rate(self, asked: Sequence[_Question]) -> list[Rating]:
+    async def _rate(self, asked: Sequence[RatingQuestion]) -> list[Rating]:
         ratings: list[Awaitable[Rating]] = [
-            rate(
-                self.client,
-                task,
-                material,
-                [scale],
-                temperature=self.temperature,
-                **self.generation_kwargs,
-            )
-            for task, material, scale in asked
+            rate(self.client, one, temperature=self.temperature, **self.generation_kwargs)
+            for one in asked
         ]
         return await asyncio.gather(*ratings)
 
 
 def requests(
     answers: SteeredAnswers, name: str = "", *, blinded: bool = True, longest: int = LONGEST
-) -> list[list[dict[str, str]]]:
+) -> list[list[Message]]:
     """The conversations that a judge would begin if steering is interpretable: all that may be
     asked, but for reminders."""
-    asked: list[_Question] = []
+    asked: list[RatingQuestion] = []
     for place in range(len(answers.prompts)):
         asked += [_interpretability(answers, place, longest), _similarity(answers, place, longest)]
         asked += [_blinded(name, answers, place, longest)] if blinded else []
-    return [request(task, material, [scale]) for task, material, scale in asked]
+    return [one.messages() for one in asked]
 
 
 def partner_first(name: str, prompt: str) -> bool:
@@ -180,25 +172,21 @@ def partner_first(name: str, prompt: str) -> bool:
     return hashlib.sha256(json.dumps([name, prompt]).encode()).digest()[0] % 2 == 1
 
 
-_Question = tuple[str, str, Scale]
-"""Task, material and scale."""
-
-
-def _interpretability(answers: SteeredAnswers, place: int, longest: int) -> _Question:
+def _interpretability(answers: SteeredAnswers, place: int, longest: int) -> RatingQuestion:
     material = interpretability_material(
         answers.prompts[place], answers.strengths, answers.original[place], longest
     )
-    return interpretability_task(), material, INTERPRETABILITY
+    return RatingQuestion(interpretability_task(), material, [INTERPRETABILITY])
 
 
-def _similarity(answers: SteeredAnswers, place: int, longest: int) -> _Question:
+def _similarity(answers: SteeredAnswers, place: int, longest: int) -> RatingQuestion:
     pair = answers.original[place], answers.partner[place]
     material = similarity_material(answers.prompts[place], answers.strengths, *pair, longest)
-    return similarity_task(blinded=False), material, SIMILARITY
+    return RatingQuestion(similarity_task(blinded=False), material, [SIMILARITY])
 
 
-def _blinded(name: str, answers: SteeredAnswers, place: int, longest: int) -> _Question:
+def _blinded(name: str, answers: SteeredAnswers, place: int, longest: int) -> RatingQuestion:
     prompt, pair = answers.prompts[place], (answers.original[place], answers.partner[place])
     first, second = reversed(pair) if partner_first(name, prompt) else pair
     material = similarity_material(prompt, answers.strengths, first, second, longest)
-    return similarity_task(blinded=True), material, SIMILARITY
+    return RatingQuestion(similarity_task(blinded=True), material, [SIMILARITY])

@@ -10,22 +10,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Literal, get_args
 
-from sparsify_crosscoder.files import atomic_write_json
-
 from .exclusivity_prompt import INTERPRETABILITY, SIMILARITY
-from .rating import Rating, Scale, rating_from
-from .result_files import file_name, read_result, read_results
+from .rating import Rating, Scale
+from .results import ResultKind
 
 Kind = Literal["feature", "shared", "random"]
-Status = Literal["scored", "not_interpretable", "unanswered"]
-
-FOLDER = "exclusivity"
-_WHAT = "an exclusivity score"
+Verdict = Literal["scored", "not_interpretable", "unanswered"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +52,7 @@ class Exclusivity:
     source: int
     """Whose direction it is."""
 
-    status: Status
+    status: Verdict
     """"scored"; "not_interpretable": what steering does cannot be named, so it was not compared;
     "unanswered": a rating that decides is missing."""
 
@@ -79,7 +74,7 @@ class Exclusivity:
     prompts: list[PromptJudgement] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind) or self.status not in get_args(Status):
+        if self.kind not in get_args(Kind) or self.status not in get_args(Verdict):
             raise ValueError(f"unknown kind {self.kind!r} or status {self.status!r}")
         if not isinstance(self.name, str) or type(self.source) is not int:
             raise ValueError(f"no name or no source: {self.name!r}, {self.source!r}")
@@ -102,9 +97,12 @@ class Exclusivity:
         return self.status != "unanswered" and all(one.status == "ok" for one in asked if one)
 
 
+_RESULTS = ResultKind("exclusivity", Exclusivity, "an exclusivity score")
+
+
 def save(result: Exclusivity, results_dir: str | Path) -> None:
     """Write a result below `results_dir`, whole or not at all."""
-    atomic_write_json(_path(results_dir, result.name), asdict(result))
+    _RESULTS.save(results_dir, result.name, result)
 
 
 def load(results_dir: str | Path) -> dict[str, Exclusivity]:
@@ -112,8 +110,7 @@ def load(results_dir: str | Path) -> dict[str, Exclusivity]:
 
     Raises FileNotFoundError where the folder is missing, ValueError for a file that is no result.
     """
-    found = read_results(results_dir, FOLDER, _exclusivity, _WHAT)
-    return {one.name: one for one in found}
+    return {one.name: one for one in _RESULTS.load_all(results_dir)}
 
 
 def done(results_dir: str | Path, name: str) -> bool:
@@ -121,8 +118,8 @@ def done(results_dir: str | Path, name: str) -> bool:
 
     Raises ValueError for a file that is no result.
     """
-    path = _path(results_dir, name)
-    return path.exists() and read_result(path, _exclusivity, _WHAT).complete
+    found = _RESULTS.load(results_dir, name)
+    return found is not None and found.complete
 
 
 def rank(results: Iterable[Exclusivity]) -> list[Exclusivity]:
@@ -198,25 +195,3 @@ def _summary(some: Sequence[Exclusivity]) -> dict[str, Any]:
         "high": high,
         "mean_blinded_score": fmean(blinded) if blinded else None,
     }
-
-
-def _path(results_dir: str | Path, name: str) -> Path:
-    if not name.strip() or name.startswith("."):
-        raise ValueError(f"{name!r} cannot name a result: give it a name that begins otherwise.")
-    return Path(results_dir) / FOLDER / f"{file_name(name)}.json"
-
-
-def _exclusivity(loaded: dict[str, Any]) -> Exclusivity:
-    values = {one.name: loaded[one.name] for one in fields(Exclusivity)}
-    prompts = [_judgement(one) for one in loaded["prompts"]]
-    return Exclusivity(**{**values, "prompts": prompts})
-
-
-def _judgement(loaded: dict[str, Any]) -> PromptJudgement:
-    similarity, blinded = loaded["similarity"], loaded["blinded"]
-    return PromptJudgement(
-        loaded["prompt"],
-        rating_from(loaded["interpretability"]),
-        None if similarity is None else rating_from(similarity),
-        None if blinded is None else rating_from(blinded),
-    )

@@ -10,20 +10,25 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, NamedTuple, get_args
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, get_args
 
-from ..delphi import compat  # noqa: F401
+from .ask import Status, ask
+from .question import (
+    Answer,
+    Message,
+    Question,
+    Reading,
+    could_not_read,
+    encodable,
+    labelled,
+    object_schema,
+)
+from .sections import section_text
 
 # isort: split
-from delphi import logger
 from delphi.clients.client import Client
-
-from .answers import ask, continued, encodable
-from .sections import find_sections, section_text
-
-Status = Literal["ok", "unparsable", "failed"]
 
 ATTEMPTS = 3
 """Answers asked for: the first, and two more after a reminder each."""
@@ -34,7 +39,10 @@ LONGEST = 12_000
 REASON = "REASON"
 """Label of the section that says why."""
 
-_CODE = "\0"  # its place in a block; what `plain` has been through has none
+CODE = "code"
+"""Field of the request's code, in answers that are held to a schema."""
+
+_MARK = "\0"  # the code's place in a block; what `plain` has been through has none
 _RESERVED = (REASON, "BEGIN", "END")
 
 
@@ -70,8 +78,6 @@ class Rating:
     """
 
     status: Status
-    """"ok": every score was read. "unparsable": not in any answer. "failed": the client gave no
-    answer."""
 
     scores: dict[str, int] = field(default_factory=dict)
     """By the scale's name; empty unless the status is "ok"."""
@@ -98,11 +104,6 @@ class Rating:
             raise ValueError(f"status {self.status!r} with scores {self.scores!r}")
 
 
-def rating_from(loaded: Mapping[str, Any]) -> Rating:
-    """A rating from the JSON object of its fields; raises as `Rating` does, KeyError, TypeError."""
-    return Rating(**{one.name: loaded[one.name] for one in fields(Rating)})
-
-
 def block(title: str, text: str, longest: int = LONGEST) -> str:
     """A text that a model wrote, for the material of a request: data between two marked lines.
 
@@ -114,7 +115,7 @@ def block(title: str, text: str, longest: int = LONGEST) -> str:
     if len(text) > longest:
         note = f": cut after {longest:,} of {len(text):,} characters"
     title = " ".join(plain(title).split())
-    return f"<<<BEGIN {_CODE}: {title}>>>\n{shown}\n<<<END {_CODE}{note}>>>"
+    return f"<<<BEGIN {_MARK}: {title}>>>\n{shown}\n<<<END {_MARK}{note}>>>"
 
 
 def plain(text: str) -> str:
@@ -129,12 +130,91 @@ def plain(text: str) -> str:
     return re.sub(r"\[(/?[A-Z][A-Z_]*)\]", r"(\1)", text)
 
 
-def request(system: str, material: str, scales: Sequence[Scale]) -> list[dict[str, str]]:
-    """The conversation that `rate` begins with, the same for the same arguments.
+@dataclass(frozen=True)
+class ScoresReading(Reading):
+    """What was understood of an answer."""
 
-    Raises ValueError without scales or for two of one name.
+    scores: dict[str, int | None]
+    """By the scale's name; None where there is not exactly one."""
+
+    reason: str | None
+
+    @property
+    def missing(self) -> list[str]:
+        return [name for name, score in self.scores.items() if score is None]
+
+
+class RatingQuestion(Question[ScoresReading]):
+    """One score per scale, of what stands in the material.
+
+    - task: in the caller's words; scales, form and warning are put behind it.
+    - material: what to rate; each text of a model in a `block`.
+
+    An answer in which not every scale has exactly one score is followed by a reminder. Raises
+    ValueError without scales or for two of one name.
     """
-    return _asked(system, material, scales).messages
+
+    kind = "rating"
+    attempts = ATTEMPTS
+
+    def __init__(self, task: str, material: str, scales: Sequence[Scale]):
+        self.scales = tuple(scales)
+        names = [scale.name for scale in scales]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"A rating needs scales of different names, got {names}.")
+        self._system, self._material = encodable(_system(task, scales)), encodable(material)
+        self.code = code_for(self._system, self._material)
+
+    @property
+    def about(self) -> str:
+        return f"rating {self.code}"
+
+    def messages(self) -> list[Message]:
+        code = self.code
+        question = (
+            f"The code of this request is {code}.\n\n"
+            f"{self._material.replace(_MARK, code).strip()}\n\n"
+            f"This was the last of the material. {_form(code, self.scales)}"
+        )
+        return [
+            {"role": "system", "content": self._system},
+            {"role": "user", "content": question},
+        ]
+
+    def parse(self, answer: Answer) -> ScoresReading:
+        labels = {name: self._label(name) for name in (REASON, *(s.name for s in self.scales))}
+        if answer.fields is not None:
+            right = answer.fields.get(CODE) == self.code
+            fields = {labels[k]: v for k, v in answer.fields.items() if right and k in labels}
+            answer = answer._replace(fields=fields)
+        sections = answer.sections(labels.values())
+        scores: dict[str, int | None] = {}
+        for scale in self.scales:
+            texts = [one.text for one in sections if one.label == labels[scale.name] and one.text]
+            found = {read_score(text) for text in texts}
+            scores[scale.name] = found.pop() if len(found) == 1 else None
+        return ScoresReading(scores, section_text(sections, labels[REASON]))
+
+    def reminder(self, reading: ScoresReading) -> str:
+        names = labelled(f"{name} {self.code}" for name in reading.missing)
+        return could_not_read(
+            f"exactly one whole number from 1 to 5 under {names}", _form(self.code, self.scales)
+        )
+
+    def unread(self, reading: ScoresReading) -> str:
+        return f"no score from 1 to 5 for {', '.join(reading.missing)}"
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        fields: dict[str, dict[str, Any]] = {
+            CODE: {"type": "string", "description": "the code of this request"},
+            REASON: {"type": "string", "description": "one or two sentences"},
+        }
+        fields |= {s.name: {"type": "integer", "enum": [1, 2, 3, 4, 5]} for s in self.scales}
+        return object_schema(fields)
+
+    def _label(self, name: str) -> str:
+        return f"{name}_{self.code}"
 
 
 def code_for(system: str, material: str, digits: int = 8) -> str:
@@ -149,49 +229,18 @@ def code_for(system: str, material: str, digits: int = 8) -> str:
 
 async def rate(
     client: Client,
-    system: str,
-    material: str,
-    scales: Sequence[Scale],
+    question: RatingQuestion,
+    attempts: int = ATTEMPTS,
     *,
     temperature: float = 0.0,
-    attempts: int = ATTEMPTS,
     **generation_kwargs: Any,
 ) -> Rating:
-    """Ask a judge for one score per scale.
-
-    - system: the task in the caller's words; scales, form and warning are put behind it.
-    - material: what to rate; each text of a model in a `block`.
-    - generation_kwargs: passed to the client.
-
-    An answer in which not every scale has exactly one score is followed by a reminder in the same
-    conversation, until there were `attempts` answers. Whatever the client does there is a Rating;
-    only an exception that is no `Exception`, such as an exceeded budget, gets out. Raises
-    ValueError as `request` does, and for fewer than 1 attempt.
-    """
-    if attempts < 1:
-        raise ValueError(f"attempts must be at least 1, not {attempts}.")
-    code, messages = _asked(system, material, scales)
-    answers, error = [], None
-    made = 0
-    unread = [scale.name for scale in scales]
-    while made < attempts:
-        made += 1
-        try:
-            answer = await ask(client, messages, temperature, generation_kwargs)
-        except Exception as exception:
-            error = encodable(f"{type(exception).__name__}: {exception}")
-            break
-        answers.append(answer.text)
-        scores, reason = _read(answer.whole_lines, code, scales)
-        unread = [name for name, score in scores.items() if score is None]
-        if not unread:
-            read = {name: score for name, score in scores.items() if score is not None}
-            return Rating("ok", read, reason, answers, made)
-        messages = continued(messages, answer.text, _reminder(unread, code, scales))
-    status: Status = "failed" if error else "unparsable"
-    error = error or f"no score from 1 to 5 for {', '.join(unread)} in {made} answers."
-    logger.error(f"rating {code}: {status}: {error}")
-    return Rating(status, {}, None, answers, made, error)
+    """Ask a judge for one score per scale; see `ask`."""
+    asked = await ask(client, question, attempts, temperature=temperature, **generation_kwargs)
+    if asked.status != "ok":
+        return Rating(scores={}, reason=None, **asked.account)
+    scores = {name: score for name, score in asked.reading.scores.items() if score is not None}
+    return Rating(scores=scores, reason=asked.reading.reason, **asked.account)
 
 
 def read_score(text: str) -> int | None:
@@ -201,26 +250,6 @@ def read_score(text: str) -> int | None:
     """
     match = _SCORE.fullmatch(text.strip())
     return int(match[1]) if match else None
-
-
-class _Asked(NamedTuple):
-    code: str
-    messages: list[dict[str, str]]
-
-
-def _asked(system: str, material: str, scales: Sequence[Scale]) -> _Asked:
-    names = [scale.name for scale in scales]
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"A rating needs scales of different names, got {names}.")
-    system, material = encodable(_system(system, scales)), encodable(material)
-    code = code_for(system, material)
-    question = (
-        f"The code of this request is {code}.\n\n{material.replace(_CODE, code).strip()}\n\n"
-        f"This was the last of the material. {_form(code, scales)}"
-    )
-    return _Asked(
-        code, [{"role": "system", "content": system}, {"role": "user", "content": question}]
-    )
 
 
 def _system(task: str, scales: Sequence[Scale]) -> str:
@@ -253,28 +282,6 @@ def _form(code: str, scales: Sequence[Scale]) -> str:
         "Answer with these lines and nothing else, under exactly these labels, each with the code:"
         f"\n\n{form}"
     )
-
-
-def _reminder(unread: Sequence[str], code: str, scales: Sequence[Scale]) -> str:
-    names = ", ".join(f"[{name} {code}]" for name in unread)
-    return (
-        f"I could not read exactly one whole number from 1 to 5 under {names} in your answer. "
-        f"{_form(code, scales)}"
-    )
-
-
-def _read(
-    answer: str, code: str, scales: Sequence[Scale]
-) -> tuple[dict[str, int | None], str | None]:
-    """Scores by the scale's name, None where there is not exactly one; and the reason."""
-    labels = {name: f"{name}_{code}" for name in (REASON, *(scale.name for scale in scales))}
-    sections = find_sections(answer, list(labels.values()))
-    scores: dict[str, int | None] = {}
-    for scale in scales:
-        label = labels[scale.name]
-        found = {read_score(one.text) for one in sections if one.label == label and one.text}
-        scores[scale.name] = found.pop() if len(found) == 1 else None
-    return scores, section_text(sections, labels[REASON])
 
 
 def _visible(character: str) -> str:

@@ -8,30 +8,29 @@ folder/                     one that rubric_runs filled
 
 from __future__ import annotations
 
-import asyncio
 import csv
 import random
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
-from sparsify_crosscoder.files import atomic_path, atomic_write_json
+from sparsify_crosscoder.files import atomic_path
 
 from ..clients.judge import fitting
+from .ask import ask_all, kept_results
 from .bootstrap import LEVEL, Array, limits, prompt_weights
-from .rating import Rating, rate
-from .result_files import read_result
-from .rubric_runs import RUBRIC, Item, digest, item_from, load_items
+from .rating import Rating
+from .results import ResultKind
+from .rubric_runs import RUBRIC, Item, digest, load_items, to_rate
 from .rubrics import LEVELS, Rubric
 
 # isort: split
 from delphi.clients.client import Client
 
-REPEATS = "repeats"
+REPEATED = ResultKind("repeats", Item, "a rating")
 AGAIN = "This is rating 2 of this answer; rating 1 is not known to you."
 """What a second request has and a first has not. It also gets another code, and so no stored answer
 fits it. Differences come from this line and from the judge's own noise."""
@@ -178,39 +177,13 @@ async def repeat(
 
     The judge is asked as before but for the line `AGAIN`.
     """
-    folder = Path(folder)
-    found: dict[str, Rating] = {}
-    todo = []
-    for item in items:
-        path = folder / REPEATS / f"{item.item}.json"
-        kept = read_result(path, item_from, "a rating") if path.exists() else None
-        asked = _asked(rubric, item, AGAIN)
-        if kept is not None and kept.asked == asked and kept.rating.status != "failed":
-            found[item.item] = kept.rating
-        else:
-            todo.append((item, asked, path))
-    slots = asyncio.Semaphore(max_concurrent or fitting(client))
-    progress = tqdm(total=len(todo), desc="Rating again", disable=not todo)
-
-    async def judge(item: Item, asked: str, path: Path) -> None:
-        async with slots:
-            rating = await rate(
-                client,
-                rubric.system(),
-                rubric.material(item.prompt, item.answer, ended=item.ended, note=AGAIN),
-                rubric.dimensions,
-                temperature=temperature,
-                **generation_kwargs,
-            )
-            atomic_write_json(path, asdict(replace(item, asked=asked, rating=rating)))
-        found[item.item] = rating
-        progress.update()
-
-    try:
-        await asyncio.gather(*(judge(*one) for one in todo))
-    finally:
-        progress.close()
-    return found
+    options: dict[str, Any] = {"temperature": temperature, **generation_kwargs}
+    todo = [to_rate(client, rubric, item.place, AGAIN, options) for item in items]
+    found = kept_results(REPEATED, folder, todo)
+    left = [one for one in todo if one.name not in found]
+    at_once = max_concurrent or fitting(client)
+    found |= await ask_all(REPEATED, folder, left, at_once, "Rating again")
+    return {name: item.rating for name, item in found.items()}
 
 
 def repeat_agreement(

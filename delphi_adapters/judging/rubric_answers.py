@@ -23,7 +23,7 @@ from sparsify_crosscoder.interventions.generation import generate
 from sparsify_crosscoder.interventions.steering import Steering
 
 from ..clients.stopping import run_asking
-from .result_files import read_result
+from .results import read_result
 from .rubric_runs import Answers, RubricResult, evaluate
 from .rubrics import Rubric
 

@@ -11,32 +11,39 @@ An item's name tells neither the model nor the strength, so that people can rate
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm.auto import tqdm
-
-from sparsify_crosscoder.files import atomic_write_json
 
 from ..clients.judge import fitting
-from .answers import encodable
+from .ask import Todo, ask_all, kept_results, settled
 from .bootstrap import Array, Interval, difference, intervals
-from .rating import Rating, rate, rating_from
-from .result_files import read_result, read_results
+from .question import encodable
+from .rating import Rating, rate
+from .results import ResultKind
 from .rubrics import Rubric
 
 # isort: split
 from delphi.clients.client import Client
 
 RUBRIC = "rubric.yaml"
-RATINGS = "ratings"
+
+
+class Place(NamedTuple):
+    """One answer: the first fields of its `Item`."""
+
+    item: str
+    model: str
+    prompt: str
+    strength: float
+    answer: str
+    ended: bool | None
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,13 @@ class Item:
     """Digest of what the judge was asked first, scales and examples included."""
 
     rating: Rating
+
+    @property
+    def place(self) -> Place:
+        return Place(self.item, self.model, self.prompt, self.strength, self.answer, self.ended)
+
+
+RATED = ResultKind("ratings", Item, "a rating")
 
 
 @dataclass(frozen=True)
@@ -221,46 +235,16 @@ async def evaluate(
     """
     folder = Path(folder)
     _check(rubric, answers)
-    places = list(_places(rubric, answers))
-    messages = [
-        rubric.messages(prompt, text, ended=ended) for _, prompt, _, text, ended, _ in places
-    ]
-    digests = [digest(one) for one in messages]
-    found: dict[str, Rating] = {}
-    for place, asked in zip(places, digests, strict=True):
-        path = _path(folder, place[-1])
-        if path.exists():
-            item = read_result(path, item_from, "a rating")
-            if item.asked == asked and item.rating.status != "failed":
-                found[item.item] = item.rating
+    options: dict[str, Any] = {"temperature": temperature, **generation_kwargs}
+    todo = [to_rate(client, rubric, place, "", options) for place in _places(rubric, answers)]
+    found = kept_results(RATED, folder, todo)
     rubric.save(folder / RUBRIC)
-    todo = [(p, d) for p, d in zip(places, digests, strict=True) if p[-1] not in found]
-    slots = asyncio.Semaphore(max_concurrent or fitting(client))
-    progress = tqdm(total=len(todo), desc="Rating answers", disable=not todo)
-
-    async def judge(place: _Place, asked: str) -> None:
-        model, prompt, strength, text, ended, name = place
-        async with slots:
-            rating = await rate(
-                client,
-                rubric.system(),
-                rubric.material(prompt, text, ended=ended),
-                rubric.dimensions,
-                temperature=temperature,
-                **generation_kwargs,
-            )
-            item = Item(name, model, prompt, strength, text, ended, asked, rating)
-            atomic_write_json(_path(folder, name), asdict(item))
-        found[name] = rating
-        progress.update()
-
-    try:
-        await asyncio.gather(*(judge(*one) for one in todo))
-    finally:
-        progress.close()
+    left = [one for one in todo if one.name not in found]
+    at_once = max_concurrent or fitting(client)
+    found |= await ask_all(RATED, folder, left, at_once, "Rating answers")
     ratings = {
         model: [
-            [found[item_name(model, prompt, strength)] for strength in rubric.strengths]
+            [found[item_name(model, prompt, strength)].rating for strength in rubric.strengths]
             for prompt in rubric.prompts
         ]
         for model in answers
@@ -268,12 +252,28 @@ async def evaluate(
     return RubricResult(rubric, ratings)
 
 
+def to_rate(
+    client: Client, rubric: Rubric, place: Place, note: str, options: Mapping[str, Any]
+) -> Todo[Item]:
+    """An answer to be rated, unless it is rated and was asked about in the same words.
+
+    `note` is a last line for the judge; `options` are passed to `rate`.
+    """
+    question = rubric.item(place.prompt, place.answer, ended=place.ended, note=note)
+    asked = digest(question.messages())
+
+    async def judge() -> Item:
+        return Item(*place, asked, await rate(client, question, **options))
+
+    return Todo(place.item, judge, lambda kept: kept.asked == asked and settled(kept.rating))
+
+
 def load_items(folder: str | Path) -> dict[str, Item]:
     """Every item rated in a folder, by its name.
 
     Raises FileNotFoundError where the folder is missing, ValueError for a file that is no rating.
     """
-    return {one.item: one for one in read_results(folder, RATINGS, item_from, "a rating")}
+    return {one.item: one for one in RATED.load_all(folder)}
 
 
 def digest(messages: Sequence[Mapping[str, str]]) -> str:
@@ -281,27 +281,18 @@ def digest(messages: Sequence[Mapping[str, str]]) -> str:
     return hashlib.sha256(json.dumps(messages).encode()).hexdigest()
 
 
-def item_from(loaded: dict[str, Any]) -> Item:
-    """An item from the JSON object of its fields; raises ValueError, KeyError, TypeError."""
-    return Item(**{**loaded, "rating": rating_from(loaded["rating"])})
-
-
 def item_name(model: str, prompt: str, strength: float) -> str:
     """Twelve hexadecimal digits."""
     return hashlib.sha256(json.dumps([model, prompt, float(strength)]).encode()).hexdigest()[:12]
 
 
-_Place = tuple[str, str, float, str, bool | None, str]
-"""Model, prompt, strength, answer, whether it ended, name of the item."""
-
-
-def _places(rubric: Rubric, answers: Mapping[str, Answers]) -> Iterator[_Place]:
+def _places(rubric: Rubric, answers: Mapping[str, Answers]) -> Iterator[Place]:
     for model, given in answers.items():
         for p, prompt in enumerate(rubric.prompts):
             for k, strength in enumerate(rubric.strengths):
                 ended = None if given.ended is None else given.ended[p][k]
                 name = item_name(model, prompt, strength)
-                yield model, prompt, strength, encodable(given.texts[p][k]), ended, name
+                yield Place(name, model, prompt, strength, encodable(given.texts[p][k]), ended)
 
 
 def _check(rubric: Rubric, answers: Mapping[str, Answers]) -> None:
@@ -323,7 +314,3 @@ def _cell(curve: Curve, k: int) -> str:
     most = max(curve.n)
     n = f" (n={curve.n[k]})" if curve.n[k] < most else ""
     return f"{curve.mean[k]:.2f} [{curve.low[k]:.2f}, {curve.high[k]:.2f}]{n}"
-
-
-def _path(folder: Path, name: str) -> Path:
-    return folder / RATINGS / f"{name}.json"

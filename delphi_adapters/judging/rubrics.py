@@ -29,8 +29,8 @@ from typing import Any, TypeVar
 from sparsify_crosscoder.files import atomic_path
 from sparsify_crosscoder.interventions.generation import Sampling
 
-from .answers import encodable
-from .rating import Scale, block, request
+from .question import Message, encodable
+from .rating import RatingQuestion, Scale, block
 
 T = TypeVar("T")
 
@@ -164,9 +164,16 @@ These examples show how strictly to rate:
         parts = [block("prompt", prompt), block(title, answer), note]
         return "\n\n".join(part for part in parts if part)
 
-    def messages(self, prompt: str, answer: str, **options: Any) -> list[dict[str, str]]:
-        """The conversation with which an answer's rating begins, as `rate` has it."""
-        return request(self.system(), self.material(prompt, answer, **options), self.dimensions)
+    def item(
+        self, prompt: str, answer: str, *, ended: bool | None = None, note: str = ""
+    ) -> RatingQuestion:
+        """The question about one answer; see `material`."""
+        material = self.material(prompt, answer, ended=ended, note=note)
+        return RatingQuestion(self.system(), material, self.dimensions)
+
+    def messages(self, prompt: str, answer: str, **options: Any) -> list[Message]:
+        """The conversation with which an answer's rating begins."""
+        return self.item(prompt, answer, **options).messages()
 
 
 def shipped() -> list[str]:

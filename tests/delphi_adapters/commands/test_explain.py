@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -241,8 +242,8 @@ def test_killed_three_times_it_ends_with_the_same_files(options, server, tmp_pat
 def test_batches_give_the_same_results_at_half_the_price(options, server, tmp_path, monkeypatch):
     from delphi_adapters.clients import BatchAnthropicClient
 
-    monkeypatch.setitem(BatchAnthropicClient.__init__.__kwdefaults__, "idle", 0.3)
-    monkeypatch.setitem(BatchAnthropicClient.__init__.__kwdefaults__, "poll_first", 0.05)
+    quick = replace(BatchAnthropicClient.batching, idle=0.3, poll_first=0.05)
+    monkeypatch.setattr(BatchAnthropicClient, "batching", quick)
     explain(options)
     alone = table(tmp_path / "out")
     cost = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))["ledger"][

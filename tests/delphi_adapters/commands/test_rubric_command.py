@@ -175,7 +175,7 @@ def test_a_run_killed_while_answering_goes_on(options, server, monkeypatch):
 
 def test_a_budget_stops_the_run_and_a_larger_one_finishes_it(options, server, capsys):
     # A request reserves its longest answer and costs about a fifth of that.
-    assert "stopped" in failure(capsys, options, "--concurrency", 1, max_cost=0.0125)
+    assert "stopped" in failure(capsys, options, "--concurrency", 1, max_cost=0.013)
     stopped_at = len(server.bodies)
     assert 0 < stopped_at < COUNT
     assert not (options["--out"] / "results.json").exists()

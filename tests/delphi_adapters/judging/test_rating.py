@@ -21,15 +21,15 @@ from delphi_adapters.clients import (
 from delphi_adapters.judging.rating import (
     ATTEMPTS,
     Rating,
+    RatingQuestion,
     Scale,
     block,
     code_for,
     plain,
     rate,
-    rating_from,
     read_score,
-    request,
 )
+from delphi_adapters.judging.results import result_from
 from tests.support.messages_server import Reply, error, message
 from tests.support.models import tiny_model
 from tests.support.tokenizers import CHATML, byte_level_tokenizer
@@ -71,12 +71,16 @@ def code_of(messages: list[dict]) -> str:
     return found[1]
 
 
+def request(task: str, material: str, scales: list[Scale]) -> list[dict[str, str]]:
+    return RatingQuestion(task, material, scales).messages()
+
+
 def judged(client, *texts: str, scales=(RAIN,), **kwargs) -> Rating:
     material = "\n\n".join(block(f"text {i}", text) for i, text in enumerate(texts, 1))
 
     async def main() -> Rating:
         try:
-            return await rate(client, TASK, material, scales, **kwargs)
+            return await rate(client, RatingQuestion(TASK, material, scales), **kwargs)
         finally:
             if isinstance(client, AnthropicClient):
                 await client.aclose()
@@ -343,7 +347,7 @@ def test_no_answer_without_the_code_is_a_score(answer):
             return answer
 
     says: Any = Says()
-    rating = asyncio.run(rate(says, TASK, block("text", "Rain."), [RAIN]))
+    rating = asyncio.run(rate(says, RatingQuestion(TASK, block("text", "Rain."), [RAIN])))
     assert (rating.status, rating.scores) == ("unparsable", {})
 
 
@@ -354,14 +358,14 @@ def test_a_client_without_text_gives_a_failed_rating(answer):
             return answer
 
     says: Any = Says()
-    rating = asyncio.run(rate(says, TASK, block("text", "Rain."), [RAIN]))
+    rating = asyncio.run(rate(says, RatingQuestion(TASK, block("text", "Rain."), [RAIN])))
     assert rating.status == "failed" and "not text" in (rating.error or "")
 
 
 def test_a_rating_survives_json(client, says):
     says("Hm.", "[REASON CODE]: wet\n[RAIN CODE]: 4")
     rating = judged(client, "Rain.")
-    assert rating_from(json.loads(json.dumps(asdict(rating)))) == rating
+    assert result_from(Rating, json.loads(json.dumps(asdict(rating)))) == rating
 
 
 @pytest.mark.parametrize(
@@ -379,7 +383,7 @@ def test_a_rating_survives_json(client, says):
 def test_a_rating_that_contradicts_itself_is_refused(change):
     good = asdict(Rating("ok", {"RAIN": 4}, None, ["[RAIN]: 4"], 1))
     with pytest.raises(ValueError):
-        rating_from({**good, **change})
+        result_from(Rating, {**good, **change})
 
 
 def test_scales_are_labels_with_five_levels():
