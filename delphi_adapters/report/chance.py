@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-Z = 1.959964  # of a normal distribution, for 95%
 RESAMPLES = 2_000
 
 
@@ -19,11 +18,10 @@ def rate_interval(count: int, of: int) -> tuple[float, float]:
         raise ValueError(f"A rate counts some of all, got {count} of {of}.")
     if not of:
         return 0.0, 1.0
-    rate = count / of
-    middle = (rate + Z**2 / (2 * of)) / (1 + Z**2 / of)
-    half = Z * (rate * (1 - rate) / of + Z**2 / (4 * of**2)) ** 0.5 / (1 + Z**2 / of)
-    # At the ends rounding would leave something beside 0 and 1.
-    return max(middle - half, 0.0) if count else 0.0, min(middle + half, 1.0) if count < of else 1.0
+    from scipy.stats import binomtest
+
+    low, high = binomtest(count, of).proportion_ci(0.95, method="wilson")
+    return float(low), float(high)
 
 
 def difference_interval(
@@ -50,25 +48,23 @@ def superiority(first: Sequence[float], second: Sequence[float]) -> float:
     0.5 is what two samples of one distribution give (the area under the ROC curve). Raises
     ValueError where one of them is empty.
     """
-    from scipy.stats import rankdata
+    from scipy.stats import mannwhitneyu
 
-    n, m = len(first), len(second)
-    if not n or not m:
+    if not len(first) or not len(second):
         raise ValueError("Superiority needs values on both sides.")
-    ranks = rankdata(np.concatenate([np.asarray(first, float), np.asarray(second, float)]))
-    return float((ranks[:n].sum() - n * (n + 1) / 2) / (n * m))
+    won = mannwhitneyu(first, second, method="asymptotic").statistic
+    return float(won / (len(first) * len(second)))
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
     """Spearman's; None where a side is constant or there are fewer than three pairs."""
-    from scipy.stats import rankdata
+    from scipy.stats import spearmanr
 
     if len(first) != len(second):
         raise ValueError(f"Pairs need two sides of one length, got {len(first)}, {len(second)}.")
-    ranks = [rankdata(np.asarray(x, float)) for x in (first, second)]
-    if len(first) < 3 or any(np.ptp(x) == 0 for x in ranks):
+    if len(first) < 3 or any(np.ptp(np.asarray(x, float)) == 0 for x in (first, second)):
         return None
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(spearmanr(first, second).statistic)
 
 
 def reliability(
