@@ -11,7 +11,7 @@ from sparsify_crosscoder.config import CrosscoderConfig
 from sparsify_crosscoder.registry import architecture_names
 from sparsify_crosscoder.store.normalization import estimate_normalization
 from tests.crosscoders.test_crosscoder import train_a_little
-from tests.crosscoders.test_gradients import make
+from tests.support.crosscoders import make
 
 
 def trained(arch: str) -> Crosscoder:
@@ -25,7 +25,7 @@ def trained(arch: str) -> Crosscoder:
     return crosscoder
 
 
-@pytest.mark.parametrize("arch", ["crosscoder", "dfc", "dsf", "rdfc"])
+@pytest.mark.parametrize("arch", architecture_names())
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_saving_and_loading_is_bit_exact(arch, dtype, tmp_path):
     crosscoder = trained(arch).to(dtype)

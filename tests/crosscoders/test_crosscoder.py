@@ -16,7 +16,7 @@ from sparsify_crosscoder import (
 )
 from sparsify_crosscoder.crosscoders import CrosscoderOutput
 from sparsify_crosscoder.registry import architecture_names
-from tests.crosscoders.test_gradients import make
+from tests.support.crosscoders import make
 
 
 def by_hand() -> Crosscoder:
@@ -120,6 +120,9 @@ def test_nothing_of_an_output_is_lost_on_the_way(round_trip):
     after = round_trip(before)
     assert type(after) is CrosscoderOutput and isinstance(after, ForwardOutput)
     assert len(tree_flatten(before)[0]) == 12  # nine tensors, and the three of the code
+    sae_out, acts, indices, fvu, auxk_loss, multi_topk_fvu, *_ = after  # as sparsify has them
+    expected = ForwardOutput(sae_out, acts, indices, fvu, auxk_loss, multi_topk_fvu)
+    assert all(getattr(after, name) is part for name, part in expected._asdict().items())
     for name in (*ForwardOutput._fields, "loss", "errors", "cuts"):
         assert torch.equal(getattr(after, name), getattr(before, name)), name
     assert torch.equal(after.code.to_dense(), before.code.to_dense())
@@ -222,7 +225,7 @@ def test_a_dsfs_designated_decoders_stay_tied(optimizer):
 
 
 @settings(deadline=None, max_examples=25)
-@given(arch=st.sampled_from(["dfc", "dsf", "crosscoder"]), pairs=st.integers(5, 60))
+@given(arch=st.sampled_from(architecture_names()), pairs=st.integers(5, 60))
 def test_every_group_selects_its_own_budget(arch, pairs):
     crosscoder = make(arch, {})
     code = crosscoder.encode_sparse(torch.randn(pairs, crosscoder.d_in, dtype=torch.float64))
@@ -254,7 +257,7 @@ def test_ranked_by_the_mean_norm_an_exclusive_latent_is_not_outbid_by_its_shared
 
 
 @pytest.mark.parametrize("learned", [True, False])
-@pytest.mark.parametrize("arch", ["dfc", "dsf", "crosscoder"])
+@pytest.mark.parametrize("arch", architecture_names())
 def test_inference_does_not_depend_on_the_batch(arch, learned):
     crosscoder = make(arch, {})
     x = torch.randn(40, crosscoder.d_in, dtype=torch.float64)
@@ -284,10 +287,12 @@ def test_thresholds_are_a_moving_average_and_ignore_groups_that_selected_nothing
     assert crosscoder.threshold.dtype == torch.float32
 
 
-def test_buffers_keep_float32_in_a_bfloat16_crosscoder():
-    crosscoder = make("dfc", {})
-    crosscoder.update_threshold(torch.tensor([1.2345678, 2.0, 3.0]), 0.9)
-    crosscoder.set_normalization([torch.ones(7) / 3, torch.ones(5)], torch.tensor([0.1, 0.3]))
+@pytest.mark.parametrize("arch", architecture_names())
+def test_buffers_keep_float32_in_a_bfloat16_crosscoder(arch):
+    crosscoder = make(arch, {})
+    crosscoder.update_threshold(torch.full_like(crosscoder.threshold, 1.2345678), 0.9)
+    means = [torch.ones(d) / 3 for d in crosscoder.d_sources]
+    crosscoder.set_normalization(means, torch.tensor([0.1, 0.3]))
     before = [crosscoder.threshold.clone(), crosscoder.mean.clone(), crosscoder.factors.clone()]
     crosscoder.to(torch.bfloat16)
     assert crosscoder.dtype == torch.bfloat16

@@ -3,19 +3,11 @@
 import pytest
 import torch
 
-from sparsify_crosscoder import (
-    Crosscoder,
-    CrosscoderConfig,
-    DedicatedFeatureCrosscoder,
-    DesignatedSharedFeatureCrosscoder,
-    DFCConfig,
-    DSFConfig,
-    RDFCConfig,
-    ResidualDedicatedFeatureCrosscoder,
-)
 from sparsify_crosscoder.crosscoders import Batch, SparseCode, sparse_ops
 from sparsify_crosscoder.crosscoders.codes import concatenate_columns
+from sparsify_crosscoder.registry import architecture_names
 from tests.crosscoders.reference import dense_losses
+from tests.support.crosscoders import make
 
 DENSE_OPTIONS = [
     {},
@@ -29,31 +21,10 @@ DENSE_OPTIONS = [
 ]
 
 
-def make(arch: str, options: dict, sources: int = 2) -> Crosscoder:
-    torch.manual_seed(0)
-    widths = [6, 6, 6][:sources] if arch == "dsf" else [7, 5, 4][:sources]
-    common = {"num_latents": 40, "k": 3, **options}
-    if arch == "dfc":
-        common = {"exclusive_fractions": [0.2, 0.15, 0.1][:sources], **common}
-        cfg = DFCConfig(**common)
-        return DedicatedFeatureCrosscoder(widths, cfg, dtype=torch.float64)
-    if arch == "rdfc":
-        common = {"exclusive_fractions": [0.2, 0.15, 0.1][:sources], **common}
-        crosscoder = ResidualDedicatedFeatureCrosscoder(
-            widths, RDFCConfig(**common), dtype=torch.float64
-        )
-        mixed = torch.randn(crosscoder.d_in, crosscoder.d_in, dtype=torch.float64)
-        crosscoder.fit_maps([torch.randn(50, crosscoder.d_in, dtype=torch.float64) @ mixed])
-        return crosscoder
-    if arch == "dsf":
-        return DesignatedSharedFeatureCrosscoder(widths, DSFConfig(**common), dtype=torch.float64)
-    return Crosscoder(widths, CrosscoderConfig(**common), dtype=torch.float64)
-
-
 @pytest.mark.parametrize("screening", ["exact", "bfloat16"])
 @pytest.mark.parametrize("options", DENSE_OPTIONS, ids=str)
 @pytest.mark.parametrize("sources", [2, 3])
-@pytest.mark.parametrize("arch", ["crosscoder", "dfc", "dsf", "rdfc"])
+@pytest.mark.parametrize("arch", architecture_names())
 @pytest.mark.parametrize("dead", ["none", "some", "all"])
 def test_losses_and_gradients_equal_the_dense_reference(arch, sources, options, dead, screening):
     crosscoder = make(arch, {**options, "screening": screening}, sources)
@@ -101,20 +72,27 @@ def test_ties_at_the_cut_are_broken_as_by_a_stable_sort(arch, screening):
         torch.testing.assert_close(ours, p.grad, rtol=1e-10, atol=1e-13)
 
 
-def test_gradients_reach_the_input():
-    crosscoder = make("dfc", {})
+@pytest.mark.parametrize("arch", architecture_names())
+def test_gradients_reach_the_input(arch):
+    crosscoder = make(arch, {})
     x = torch.randn(8, crosscoder.d_in, dtype=torch.float64, requires_grad=True)
     crosscoder(x, total_variance=torch.tensor(1.0, dtype=torch.float64)).loss.backward()
     got, x.grad = x.grad, None
     mask = crosscoder(x).code.to_dense() > 0
-    weight = torch.cat([crosscoder.encoder_weight(s) for s in range(2)], 1)
-    acts = (x @ weight.T).relu() * mask
-    (x - acts @ crosscoder.W_dec).pow(2).sum().backward()
+    dense_error(crosscoder, x, mask).backward()
     torch.testing.assert_close(got, x.grad, rtol=1e-10, atol=1e-12)
 
 
-def test_gradient_checkpointing_changes_nothing():
-    crosscoder = make("dfc", {})
+def dense_error(crosscoder, x, mask):
+    """Squared error of normalised x, with the entries of a mask `[N, M]` active."""
+    weight = torch.cat([crosscoder.encoder_weight(s) for s in range(2)], 1)
+    acts = (x @ weight.T + crosscoder.encoder.bias).relu() * mask
+    return (x - (acts @ crosscoder.W_dec + crosscoder.b_dec)).pow(2).sum()
+
+
+@pytest.mark.parametrize("arch", architecture_names())
+def test_gradient_checkpointing_changes_nothing(arch):
+    crosscoder = make(arch, {})
     x = torch.randn(16, crosscoder.d_in, dtype=torch.float64)
     dead = torch.rand(crosscoder.num_latents) < 0.5
     gradients = []
@@ -125,10 +103,12 @@ def test_gradient_checkpointing_changes_nothing():
         (out.loss + out.auxk_loss).backward()
         gradients.append([p.grad.clone() for p in crosscoder.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert all(gradient.any() for gradient in gradients[0])
 
 
-def test_chunks_with_the_batchs_cuts_add_up_to_the_whole_batch():
-    crosscoder = make("dfc", {})
+@pytest.mark.parametrize("arch", architecture_names())
+def test_chunks_with_the_batchs_cuts_add_up_to_the_whole_batch(arch):
+    crosscoder = make(arch, {})
     x = torch.randn(24, crosscoder.d_in, dtype=torch.float64)
     crosscoder(x).loss.backward()
     whole = [p.grad.clone() for p in crosscoder.parameters()]
@@ -140,16 +120,28 @@ def test_chunks_with_the_batchs_cuts_add_up_to_the_whole_batch():
         out = crosscoder(chunk, total_variance=variance, batch=Batch(24, cuts))
         out.loss.backward()
     for got, p in zip(whole, crosscoder.parameters(), strict=True):
+        assert got.any()
         torch.testing.assert_close(got, p.grad, rtol=1e-10, atol=1e-13)
 
 
+@pytest.mark.parametrize("arch", architecture_names())
 @pytest.mark.parametrize("pairs", [0, 1])
-def test_a_batch_of_no_or_one_pair_has_gradients(pairs):
-    crosscoder = make("dfc", {})
+def test_a_batch_of_no_or_one_pair_has_gradients(arch, pairs):
+    crosscoder = make(arch, {})
     x = torch.randn(pairs, crosscoder.d_in, dtype=torch.float64)
     one = torch.tensor(1.0, dtype=torch.float64)
-    crosscoder(x, total_variance=one, batch=Batch(num_pairs=1)).loss.backward()
-    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in crosscoder.parameters())
+    out = crosscoder(x, total_variance=one, batch=Batch(num_pairs=1))
+    out.loss.backward()
+    got = [p.grad for p in crosscoder.parameters()]
+    if not pairs:
+        assert all(gradient is not None and not gradient.any() for gradient in got)
+        return
+    crosscoder.zero_grad()
+    dense_error(crosscoder, x, out.code.to_dense() > 0).backward()
+    assert len(out.code.acts) == sum(crosscoder.budgets(1)) > 0
+    for gradient, p in zip(got, crosscoder.parameters(), strict=True):
+        torch.testing.assert_close(gradient, p.grad, rtol=1e-10, atol=1e-13)
+    assert crosscoder.b_dec.grad.any() and crosscoder.encoder.bias.grad.any()
 
 
 def test_sparse_operations_pass_gradcheck():

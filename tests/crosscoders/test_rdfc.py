@@ -3,7 +3,7 @@ import torch
 
 from sparsify_crosscoder import RDFCConfig, ResidualDedicatedFeatureCrosscoder
 from sparsify_crosscoder.crosscoders.rdfc import standing_out
-from tests.crosscoders.test_gradients import make
+from tests.support.crosscoders import make
 
 
 def correlated(pairs=4_000, widths=(5, 4, 3), seed=0):

@@ -5,7 +5,7 @@ from sparsify_crosscoder.commands.filter import judge, show
 from sparsify_crosscoder.evaluation.false_exclusives import FilterConfig
 from sparsify_crosscoder.scorability import pairs_needed, rarity, rarity_line
 from sparsify_crosscoder.training.metrics import evaluate
-from tests.crosscoders.test_gradients import make
+from tests.support.crosscoders import make
 from tests.support.streams import TensorStream
 
 

@@ -18,7 +18,7 @@ from sparsify_crosscoder.evaluation.top import (
     print_reports,
     template_note,
 )
-from tests.crosscoders.test_gradients import make
+from tests.support.crosscoders import make
 from tests.support.tokenizers import CHATML, byte_level_tokenizer
 
 

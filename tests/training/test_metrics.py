@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsify_crosscoder.store import stream as pairs_in_memory
 from sparsify_crosscoder.training.metrics import ErrorStatistics, evaluate, fve
 from sparsify_crosscoder.world import World
-from tests.crosscoders.test_gradients import make
+from tests.support import streams as pairs_in_memory
+from tests.support.crosscoders import make
 from tests.support.streams import TensorStream
 
 

@@ -1,7 +1,4 @@
 import json
-import os
-import subprocess
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -9,26 +6,24 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sparsify_crosscoder import Crosscoder, CrosscoderConfig, DFCConfig, DSFConfig
+from sparsify_crosscoder import Crosscoder, training
 from sparsify_crosscoder.config import CrosscoderTrainConfig
-from sparsify_crosscoder.training import CrosscoderTrainer, DFCTrainer, DSFTrainer
+from sparsify_crosscoder.registry import architecture_names, get_architecture
+from sparsify_crosscoder.training import CrosscoderTrainer
+from tests.support.crosscoders import fitting_widths, small_config
 from tests.support.streams import planted_data
 
 ROOT = Path(__file__).parents[2]
-ARCHES = {
-    "crosscoder": (CrosscoderTrainer, CrosscoderConfig),
-    "dfc": (DFCTrainer, DFCConfig),
-    "dsf": (DSFTrainer, DSFConfig),
-}
 
 
 def make_trainer(
     folder, arch="dfc", sae=None, data=None, device="cpu", **options
 ) -> CrosscoderTrainer:
-    trainer_class, config_class = ARCHES[arch]
-    extra = {"exclusive_fractions": [0.15, 0.15]} if arch == "dfc" else {}
+    architecture = get_architecture(arch)
+    fractions = "exclusive_fractions" in architecture.config_class.__dataclass_fields__
+    extra = {"exclusive_fractions": [0.15, 0.15]} if fractions else {}
     cfg = CrosscoderTrainConfig(
-        sae=config_class(**{"num_latents": 40, "k": 3, **extra, **(sae or {})}),
+        sae=small_config(arch, **{**extra, **(sae or {})}),
         **{
             "pairs_per_step": 64,
             "max_steps": 20,
@@ -44,11 +39,11 @@ def make_trainer(
         },
     )
     if data is None:
-        data = planted_data((10, 10) if arch == "dsf" else (12, 9))
-    return trainer_class(cfg, data, device)
+        data = planted_data(fitting_widths(arch, [12, 9], [10, 10]))
+    return training.make_trainer(architecture, cfg, data, device)
 
 
-def weights(folder, arch="dfc") -> dict[str, torch.Tensor]:
+def weights(folder) -> dict[str, torch.Tensor]:
     return load_file(Path(folder) / "run" / "layers.1+layers.2" / "sae.safetensors")
 
 
@@ -63,7 +58,7 @@ def assert_same(a, b):
         assert torch.equal(a[name], b[name]), name
 
 
-@pytest.mark.parametrize("arch", list(ARCHES))
+@pytest.mark.parametrize("arch", architecture_names())
 def test_training_explains_planted_concepts(arch, tmp_path):
     summary = make_trainer(tmp_path, arch, max_steps=150, epochs=20).fit()
     assert summary["arch"] == arch
@@ -80,7 +75,7 @@ def test_training_explains_planted_concepts(arch, tmp_path):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("arch", list(ARCHES))
+@pytest.mark.parametrize("arch", architecture_names())
 def test_training_on_a_gpu_explains_planted_concepts_too(arch, tmp_path):
     trainer = make_trainer(tmp_path, arch, max_steps=150, epochs=20, device="cuda")
     assert trainer.fit()["fve"] > 0.8
@@ -106,29 +101,42 @@ def test_the_summary_has_the_keys_that_others_rely_on(tmp_path):
     assert config["pairs_per_step"] == 64 and config["environment"]["versions"]["torch"]
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "signum", "muon"])
-@pytest.mark.parametrize("stop", [7, 13])
-def test_a_resumed_run_ends_with_the_same_bits(optimizer, stop, tmp_path):
-    class Killed(Exception):
-        pass
+class Killed(Exception):
+    pass
 
-    def killing_data():
-        data = planted_data()
-        batches = data.train.batches
 
-        def stopped(first, last, pairs_per_step):
-            for step, batch in enumerate(batches(first, last, pairs_per_step), start=first):
-                if step == stop:
-                    raise Killed
-                yield batch
+OPTIMIZERS = ("adam", "signum", "muon")
+RESUMED = [
+    *((arch, "adam", 7) for arch in architecture_names()),
+    *(("dfc", optimizer, stop) for optimizer in OPTIMIZERS for stop in (7, 13)),
+]
+RARELY_RESUMED = [
+    (arch, optimizer, stop)
+    for arch in architecture_names()
+    for optimizer in OPTIMIZERS
+    for stop in (7, 13)
+    if (arch, optimizer, stop) not in RESUMED
+]
 
-        data.train.batches = stopped
-        return data
 
-    options = {"optimizer": optimizer, "save_every": 5, "max_steps": 20}
+@pytest.mark.parametrize(
+    ("arch", "optimizer", "stop"),
+    [
+        *dict.fromkeys(RESUMED),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in RARELY_RESUMED),
+    ],
+)
+def test_a_resumed_run_ends_with_the_same_bits(arch, optimizer, stop, tmp_path):
+    options = {"arch": arch, "optimizer": optimizer, "save_every": 5, "max_steps": 20}
     whole = make_trainer(tmp_path / "whole", **options).fit()
+    killed = make_trainer(tmp_path / "killed", **options)
+
+    def kill():
+        if killed.global_step == stop:
+            raise Killed
+
     with pytest.raises(Killed):
-        make_trainer(tmp_path / "killed", data=killing_data(), **options).fit()
+        killed.fit(kill)
     resumed = make_trainer(tmp_path / "killed", **options)
     resumed.load_state(str(tmp_path / "killed" / "run"))
     assert resumed.global_step == stop // 5 * 5
@@ -343,25 +351,3 @@ def test_training_leaves_the_process_as_it_was(precision, fails, tmp_path):
 def test_a_learning_rate_of_0_is_one(optimizer, tmp_path):
     trainer = make_trainer(tmp_path, optimizer=optimizer, lr=0.0)
     assert {g["lr"] for o in trainer.optimizers for g in o.param_groups} == {0.0}
-
-
-@pytest.mark.parametrize("arch", ["dfc", "dsf"])
-def test_two_ranks_train_as_one_would(arch, tmp_path):
-    script = ROOT / "tests" / "training" / "distributed_run.py"
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    for ranks in (1, 2):
-        subprocess.run(
-            [*command, str(ranks), str(script), arch, str(tmp_path / f"ranks{ranks}")],
-            env=env, check=True, timeout=240,
-        )  # fmt: skip
-    # Means and scales are float32, whose sums depend on the order of their terms.
-    alone = torch.load(tmp_path / "ranks1" / "rank0.pt")
-    first, second = (torch.load(tmp_path / "ranks2" / f"rank{r}.pt") for r in range(2))
-    assert_same(first["state"], second["state"])
-    for name, expected in alone["state"].items():
-        torch.testing.assert_close(first["state"][name], expected, rtol=1e-4, atol=1e-5)
-    assert torch.equal(first["since"], alone["since"])
-    assert first["summary"]["pairs"] == alone["summary"]["pairs"]
-    assert first["summary"]["fve"] == pytest.approx(alone["summary"]["fve"], abs=1e-6)
-    assert first["summary"]["mean_l0"] == pytest.approx(alone["summary"]["mean_l0"])
