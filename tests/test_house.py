@@ -77,7 +77,6 @@ KNOWN_NAMESPACES = {
     "sparsify_crosscoder.interventions.targets",
 }
 KNOWN_LONG_SIGNATURES = {
-    "delphi_adapters.delphi.crosscoder_cache.CrosscoderLatentCache.__init__",
     "sparsify_crosscoder.interventions.effects.dose_response",
     "sparsify_crosscoder.interventions.generation.generate",
 }

@@ -23,7 +23,7 @@ from sparsify_crosscoder.store.manifest import is_store, read_manifest
 
 from ..clients.judge import NO_JUDGE, JudgeConfig, make_client
 from ..commands.judge_options import judge_config
-from ..delphi.crosscoder_cache import CrosscoderLatentCache
+from ..delphi.crosscoder_cache import CacheOptions, CrosscoderLatentCache
 from ..delphi.run_text import RunText
 from ..explaining.autointerp import Autointerp, JudgingConfig
 from .stages import Record
@@ -131,9 +131,11 @@ class Workspace:
             self.text,
             self.folder("cache") / RAW,
             source=self.args.source,
-            ctx_len=self.args.cache_ctx_len,
-            windows=self.args.cache_windows,
-            outlier_multiple=self.run_options.outlier_multiple,
+            options=CacheOptions(
+                ctx_len=self.args.cache_ctx_len,
+                windows=self.args.cache_windows,
+                outlier_multiple=self.run_options.outlier_multiple,
+            ),
         )
 
     @cached_property

@@ -24,7 +24,7 @@ from ..clients.judge import NO_JUDGE, fitting, make_client
 from ..clients.judge_time import say_computed
 from ..clients.stopping import Stopped, run_asking
 from ..delphi import compat  # noqa: F401
-from ..delphi.crosscoder_cache import CrosscoderLatentCache, digest
+from ..delphi.crosscoder_cache import CacheOptions, CrosscoderLatentCache, digest
 from ..delphi.run_text import RunText
 from ..explaining.autointerp import RAW, Autointerp, JudgingConfig
 from ..explaining.descriptions import FILE as DESCRIPTIONS
@@ -68,9 +68,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         text,
         folder / RAW,
         source=args.source,
-        ctx_len=args.ctx_len,
-        windows=args.windows,
-        outlier_multiple=options.outlier_multiple,
+        options=CacheOptions(
+            ctx_len=args.ctx_len, windows=args.windows, outlier_multiple=options.outlier_multiple
+        ),
     )
     if not cache.writer.finished:
         cache.run()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,14 +28,34 @@ if TYPE_CHECKING:
 WINDOWS_PER_PART = 16
 
 
+@dataclass(frozen=True)
+class CacheOptions:
+    """What of a text is cached, and how it is divided."""
+
+    ctx_len: int = 256
+    """Tokens of each row of delphi's."""
+
+    n_splits: int = 5
+    """Files that the latents are divided among."""
+
+    outlier_multiple: float = 2.0
+    """Pairs with a norm above so many medians are left out; 0 keeps all. Give the run's."""
+
+    windows: int | None = None
+    """How many of the text's windows to cache, all if None."""
+
+    def __post_init__(self):
+        if self.windows is not None and self.windows < 1:
+            raise ValueError(f"windows must be at least 1, got {self.windows}.")
+
+
 class CrosscoderLatentCache:
     """Runs texts through both models and a crosscoder, and writes delphi's latent cache.
 
     Latents are shown on the tokens of one source, B.4.1's common representation: where several
     models' tokens end together, the activation is at that source's token. All other tokens have
     none. Outliers are left out, as in training (B.1.4): by the crosscoder's `median_norms`, or, if
-    it has none and for a plain SAE, by the median of each part. Give the run's `outlier_multiple`;
-    0 keeps all.
+    it has none and for a plain SAE, by the median of each part.
 
     A plain sparsify SAE instead of the crosscoder reads the tokens of `source` alone.
 
@@ -44,6 +65,7 @@ class CrosscoderLatentCache:
         folder: delphi's raw directory; a cache that was begun there is continued.
         source: whose tokens the latents are shown on.
         latents: those to keep; all by default.
+        options: what of the text, and how it is divided.
         name: of the coder, kept in the cache's settings beside a digest of its weights; without
             one the digest alone says whose cache it is.
 
@@ -57,23 +79,19 @@ class CrosscoderLatentCache:
         folder: Path | str,
         *,
         source: int = 0,
-        ctx_len: int = 256,
-        n_splits: int = 5,
         latents: Tensor | None = None,
-        outlier_multiple: float = 2.0,
-        windows: int | None = None,
+        options: CacheOptions = CacheOptions(),
         name: str | None = None,
     ):
         if not 0 <= source < len(text.tokenizers):
             raise ValueError(f"There are sources 0..{len(text.tokenizers) - 1}, not {source}.")
         self.coder, self.text, self.source = coder, text, source
         self.folder = Path(folder)
-        self.outlier_multiple = outlier_multiple
-        if windows is not None and windows < 1:
-            raise ValueError(f"windows must be at least 1, got {windows}.")
-        every = len(text.windows)
-        self.num_windows = every if windows is None else min(windows, every)
-        layout = CacheLayout(text.hookpoints[source], coder.num_latents, ctx_len, n_splits)
+        self.outlier_multiple = options.outlier_multiple
+        self.num_windows = min(options.windows or len(text.windows), len(text.windows))
+        layout = CacheLayout(
+            text.hookpoints[source], coder.num_latents, options.ctx_len, options.n_splits
+        )
         self.writer = LatentCacheWriter(
             folder,
             layout,
@@ -84,7 +102,7 @@ class CrosscoderLatentCache:
                 "text": text.fingerprint,
                 "windows": self.num_windows,
                 "windows_per_part": WINDOWS_PER_PART,
-                "outlier_multiple": outlier_multiple,
+                "outlier_multiple": options.outlier_multiple,
             },
             latents,
         )

@@ -10,9 +10,8 @@ grows with E / n_splits of a part and with M.
 from __future__ import annotations
 
 import json
-import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -28,16 +27,14 @@ from sparsify_crosscoder.crosscoders import SparseCode
 from sparsify_crosscoder.files import atomic_path, atomic_write_json, remove_leftovers
 from sparsify_crosscoder.records import read_json, reading
 
+from .cache_parts import PART_TENSORS, Part
 from .latent_statistics import LatentStatistics
+from .tensor_file import TensorFile
 
 COUNTED_AT_ONCE = 2**20  # entries
 SMALLEST = 1e-5  # delphi keeps no activation below
-_KINDS = {"i": "I", "u": "U", "f": "F"}  # numpy's and safetensors' names of dtypes
 _SETTINGS = "settings.json"
 _STATISTICS = "statistics/latents.safetensors"  # delphi takes all beside its own for splits
-
-_PART_TENSORS = {"tokens", "offsets", "latents", "activations", "starts", "positions"}
-_PART_TENSORS |= {"windows", "pairs"}
 
 
 class _Finished(TypedDict):
@@ -144,7 +141,7 @@ class LatentCacheWriter:
         while (path := self._part(self.num_parts)).exists():
             remedy = "Delete it and those with higher numbers, which are then made anew."
             with reading(path, remedy), safe_open(path, "np") as file:
-                if missing := _PART_TENSORS - set(file.keys()):
+                if missing := PART_TENSORS - set(file.keys()):
                     raise KeyError(", ".join(sorted(missing)))
                 self.num_tokens += file.get_slice("tokens").get_shape()[0]
             self.num_parts += 1
@@ -289,7 +286,7 @@ class LatentCacheWriter:
             self._count(counted)
 
     def _places(
-        self, part: _Part, offsets: np.ndarray, latents: np.ndarray, acts: np.ndarray
+        self, part: Part, offsets: np.ndarray, latents: np.ndarray, acts: np.ndarray
     ) -> Sequence[np.ndarray]:
         """Latent, activation, window and pair of entries `[E]`."""
         positions = part.read("positions")
@@ -302,70 +299,13 @@ class LatentCacheWriter:
             self.statistics.update(*(np.concatenate(x) for x in zip(*counted, strict=True)))
             counted.clear()
 
-    def _parts_with_first_token(self) -> Iterator[tuple[int, _Part]]:
+    def _parts_with_first_token(self) -> Iterator[tuple[int, Part]]:
         first = 0
         for number in range(self.num_parts):
             with safe_open(self._part(number), "np") as file:
-                part = _Part(file)
+                part = Part(file)
                 yield first, part
                 first += len(part.read("tokens"))
-
-
-class _Part:
-    """One file of a part."""
-
-    def __init__(self, file: Any):
-        self._file = file
-
-    def read(self, name: str) -> np.ndarray:
-        return self._file.get_tensor(name)
-
-    def slice(self, name: str, split: int) -> np.ndarray:
-        """What a tensor of entries has of a split."""
-        start, stop = self.read("starts")[split : split + 2].tolist()
-        # safetensors has no empty slice at the end.
-        return self._file.get_slice(name)[start:stop] if stop > start else self._empty(name)
-
-    def _empty(self, name: str) -> np.ndarray:
-        return np.empty(0, dtype=np.float32 if name == "activations" else np.int32)
-
-
-class TensorFile:
-    """A safetensors file whose tensors are written piece by piece.
-
-    `layout` gives dtype and shape of each tensor, the ones with larger elements first. Raises
-    ValueError on closing if a tensor did not get as many bytes as it has.
-    """
-
-    def __init__(self, path: Path, layout: Mapping[str, tuple[np.dtype, tuple[int, ...]]]):
-        header, stop = {}, 0
-        self._places: dict[str, list[int]] = {}
-        for name, (kind, shape) in layout.items():
-            start, stop = stop, stop + kind.itemsize * math.prod(shape)
-            code = f"{_KINDS[kind.kind]}{8 * kind.itemsize}"
-            header[name] = {"dtype": code, "shape": shape, "data_offsets": [start, stop]}
-            self._places[name] = [start, stop]
-        text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)
-        self._first = 8 + len(text)
-        self._file = path.open("wb")
-        self._file.write(len(text).to_bytes(8, "little") + text)
-
-    def append(self, name: str, values: np.ndarray) -> None:
-        """Write the next values of a tensor, of its dtype."""
-        place = self._places[name]
-        self._file.seek(self._first + place[0])
-        self._file.write(np.ascontiguousarray(values).data)
-        place[0] += values.nbytes
-
-    def __enter__(self) -> TensorFile:
-        return self
-
-    def __exit__(self, kind: type | None, *_: object) -> None:
-        self._file.close()
-        unfinished = [name for name, (at, stop) in self._places.items() if at != stop]
-        if unfinished and kind is None:
-            raise ValueError(f"Not all of {', '.join(unfinished)} was written.")
 
 
 def _checked(latents: Tensor, num_latents: int) -> np.ndarray:

@@ -99,7 +99,7 @@ def test_likeness_is_beside_that_of_shared_latents_and_random_directions(unjudge
 
 
 def test_descriptions_depend_on_neither_order_nor_threads(unjudged, run, tmp_path):
-    from delphi_adapters.delphi.crosscoder_cache import CrosscoderLatentCache
+    from delphi_adapters.delphi.crosscoder_cache import CacheOptions, CrosscoderLatentCache
     from delphi_adapters.delphi.run_text import RunText
     from sparsify_crosscoder.harvest.sources import load_language_model
 
@@ -107,7 +107,7 @@ def test_descriptions_depend_on_neither_order_nor_threads(unjudged, run, tmp_pat
     crosscoder = Crosscoder.load_one(run)
     text = RunText.of_run(run, torch.device("cpu"))
     folder = audit / "cache" / "latents"
-    cache = CrosscoderLatentCache(crosscoder, text, folder, ctx_len=32)
+    cache = CrosscoderLatentCache(crosscoder, text, folder, options=CacheOptions(ctx_len=32))
     latents = list(Descriptions.load(audit / "describe").latents)
     threads = torch.get_num_threads()
     torch.set_num_threads(3)

@@ -9,6 +9,7 @@ import torch
 from delphi_adapters.delphi.compat import TokenwiseTokenizer
 from delphi_adapters.delphi.crosscoder_cache import (
     WINDOWS_PER_PART,
+    CacheOptions,
     CrosscoderLatentCache,
     open_dataset,
 )
@@ -60,7 +61,12 @@ def dense_rows(coder, text, source):
 @pytest.mark.parametrize("source", [0, 1])
 def test_delphi_reads_every_activation_at_its_token(coder, text, tmp_path, source):
     cache = CrosscoderLatentCache(
-        coder, text, tmp_path, source=source, ctx_len=CTX, n_splits=3, name="x"
+        coder,
+        text,
+        tmp_path,
+        source=source,
+        options=CacheOptions(ctx_len=CTX, n_splits=3),
+        name="x",
     )
     statistics = cache.run(show_progress=False)
     cache.verify()
@@ -88,9 +94,13 @@ def test_delphi_reads_every_activation_at_its_token(coder, text, tmp_path, sourc
 
 
 def test_a_cache_that_was_stopped_goes_on(coder, text, tmp_path):
-    whole = CrosscoderLatentCache(coder, text, tmp_path / "whole", ctx_len=CTX, name="x")
+    whole = CrosscoderLatentCache(
+        coder, text, tmp_path / "whole", options=CacheOptions(ctx_len=CTX), name="x"
+    )
     whole.run(show_progress=False)
-    stopped = CrosscoderLatentCache(coder, text, tmp_path / "stopped", ctx_len=CTX, name="x")
+    stopped = CrosscoderLatentCache(
+        coder, text, tmp_path / "stopped", options=CacheOptions(ctx_len=CTX), name="x"
+    )
 
     class Stop(Exception):
         pass
@@ -107,25 +117,35 @@ def test_a_cache_that_was_stopped_goes_on(coder, text, tmp_path):
     stopped.text = interrupted
     with pytest.raises(Stop):
         stopped.run(show_progress=False)
-    again = CrosscoderLatentCache(coder, text, tmp_path / "stopped", ctx_len=CTX, name="x")
+    again = CrosscoderLatentCache(
+        coder, text, tmp_path / "stopped", options=CacheOptions(ctx_len=CTX), name="x"
+    )
     assert again.writer.num_parts == 2
     again.run(show_progress=False)
     for file in (tmp_path / "whole").rglob("*.safetensors"):
         other = tmp_path / "stopped" / file.relative_to(tmp_path / "whole")
         assert file.read_bytes() == other.read_bytes()
     with pytest.raises(ValueError, match="coder"):
-        CrosscoderLatentCache(coder, text, tmp_path / "stopped", ctx_len=CTX, name="y")
-    unnamed = CrosscoderLatentCache(coder, text, tmp_path / "stopped", ctx_len=CTX)
+        CrosscoderLatentCache(
+            coder, text, tmp_path / "stopped", options=CacheOptions(ctx_len=CTX), name="y"
+        )
+    unnamed = CrosscoderLatentCache(
+        coder, text, tmp_path / "stopped", options=CacheOptions(ctx_len=CTX)
+    )
     assert unnamed.writer.finished
     other = copy.deepcopy(coder)
     with torch.no_grad():
         other.b_dec[0] += 0.1
     with pytest.raises(ValueError, match="weights"):
-        CrosscoderLatentCache(other, text, tmp_path / "stopped", ctx_len=CTX, name="x")
+        CrosscoderLatentCache(
+            other, text, tmp_path / "stopped", options=CacheOptions(ctx_len=CTX), name="x"
+        )
 
 
 def test_prompts_mark_the_tokens_and_would_not_with_a_plain_tokenizer(coder, text, tmp_path):
-    cache = CrosscoderLatentCache(coder, text, tmp_path, ctx_len=CTX, name="x")
+    cache = CrosscoderLatentCache(
+        coder, text, tmp_path, options=CacheOptions(ctx_len=CTX), name="x"
+    )
     statistics = cache.run(show_progress=False)
     often = torch.from_numpy(statistics.firings).topk(3).indices
     explainer = DefaultExplainer(Silent("none"))
@@ -155,7 +175,9 @@ class Silent(Client):
 
 def test_a_plain_sae_is_cached_on_its_own_models_tokens(run, coder, text, tmp_path):
     sae = coder.export_sae(1, tmp_path / "sae")
-    cache = CrosscoderLatentCache(sae, text, tmp_path / "cache", source=1, ctx_len=CTX, name="sae")
+    cache = CrosscoderLatentCache(
+        sae, text, tmp_path / "cache", source=1, options=CacheOptions(ctx_len=CTX), name="sae"
+    )
     statistics = cache.run(show_progress=False)
     cache.verify()
     assert statistics.firings.sum() > 0
@@ -173,7 +195,9 @@ def test_a_source_that_there_is_not_is_refused(coder, text, tmp_path):
 
 
 def test_contexts_show_the_strongest_places_in_both_models_tokens(coder, text, tmp_path):
-    cache = CrosscoderLatentCache(coder, text, tmp_path, ctx_len=CTX, name="x")
+    cache = CrosscoderLatentCache(
+        coder, text, tmp_path, options=CacheOptions(ctx_len=CTX), name="x"
+    )
     statistics = cache.run(show_progress=False)
     latent = int(statistics.firings.argmax())
     contexts = cache.contexts(latent, count=4)

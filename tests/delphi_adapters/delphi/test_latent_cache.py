@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 import delphi_adapters.delphi.compat  # noqa: F401
-from delphi_adapters.delphi.latent_cache import CacheLayout, LatentCacheWriter, TensorFile
+from delphi_adapters.delphi.latent_cache import CacheLayout, LatentCacheWriter
 from delphi_adapters.delphi.latent_statistics import LatentStatistics
+from delphi_adapters.delphi.tensor_file import TensorFile
 from sparsify_crosscoder.crosscoders import SparseCode
 
 from delphi.latents.cache import LatentCache  # isort: skip
