@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from statistics import median
 from typing import Any, Literal
 
@@ -15,10 +15,14 @@ from sparsify_crosscoder.evaluation.false_exclusives import EXCLUSIVE_NORM, call
 from sparsify_crosscoder.interventions.steering import Steering
 from sparsify_crosscoder.interventions.stitching import Stitching
 
-from ..explaining import flagging, interpretability
+from ..explaining import flagging
 from ..explaining.interpretability import Interpretability
-from .explain_stages import alive, explained_latents, filtered
-from .workspace import Workspace
+from .stage import Context
+from .stages.cache import Cache, alive
+from .stages.explain import Explain
+from .stages.filter import Filter
+from .stages.score import Score
+from .verification import VerificationOptions
 
 Why = Literal["flagged", "kept", "sample", "shared", "random"]
 
@@ -52,8 +56,35 @@ class Direction:
         return Steering(stitching.direction(self.vector, self.source), hookpoint, self.scale)
 
 
-def directions_to_verify(work: Workspace) -> tuple[list[Direction], dict[str, Any]]:
-    """The directions, and how they were chosen.
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """The directions to verify, and how they were chosen."""
+
+    directions: list[Direction]
+    flagged: int
+    """Latents that could be verified as they are flagged, ..."""
+
+    kept: int
+    """... and as the filter keeps them."""
+
+    verified: int
+    sample: int
+    sampled_from: Literal["interpretable", "explained", "described"]
+    pool: int
+    """Latents that the sample was drawn from."""
+
+    def facts(self) -> dict[str, Any]:
+        """JSON values."""
+        found = {one.name: getattr(self, one.name) for one in fields(self)}
+        found["directions"] = [
+            {"name": one.name, "why": one.why, "source": one.source, "latent": one.latent}
+            for one in found.pop("directions")
+        ]
+        return found
+
+
+def directions_to_verify(ctx: Context) -> Chosen:
+    """The directions to verify.
 
     Verified are latents that are exclusive by their norm: the flagged ones, then others that the
     filter keeps, each in the order of how exclusive it calls them, and a random sample of the rest
@@ -61,94 +92,83 @@ def directions_to_verify(work: Workspace) -> tuple[list[Direction], dict[str, An
     are of the same models: shared latents, and random directions as long as the latents' own.
     """
     owners = {
-        int(latent): s
-        for s, some in enumerate(called_exclusive(work.crosscoder))
-        for latent in some
+        int(latent): s for s, some in enumerate(called_exclusive(ctx.crosscoder)) for latent in some
     }
-    autointerp = work.autointerp()
-    flags = flagging.load_flags(work.folder("explain")) if work.judged else {}
-    decisions = interpretability.load(work.folder("score")) if work.judged else {}
-    rows = filtered(work)["latents"]
+    options, explained = ctx.options(VerificationOptions), ctx.output(Explain)
+    autointerp, decisions = explained.autointerp, ctx.output(Score)
+    flags = flagging.load_flags(autointerp.folder) if ctx.judged else {}
+    rows = ctx.output(Filter)["latents"]
     scores = {row["latent"]: row["score"] for row in rows}
-    explained = [latent for latent in explained_latents(work) if latent in owners]
-    names = {latent: autointerp.name(latent) for latent in explained}
+    answered = [latent for latent in explained.answered if latent in owners]
+    names = {latent: autointerp.name(latent) for latent in answered}
 
-    explained.sort(key=lambda latent: (-scores.get(latent, 0.0), latent))
-    flagged = [i for i in explained if (flag := flags.get(names[i])) is not None and flag.harmful]
+    answered.sort(key=lambda latent: (-scores.get(latent, 0.0), latent))
+    flagged = [i for i in answered if (flag := flags.get(names[i])) is not None and flag.harmful]
     passed = {row["latent"] for row in rows if row["verdict"] == "kept"}
-    kept = [latent for latent in explained if latent in passed and latent not in flagged]
+    kept = [latent for latent in answered if latent in passed and latent not in flagged]
     candidates: list[tuple[int, Why]] = [(latent, "flagged") for latent in flagged]
     for latent in kept:
         candidates.append((latent, "kept"))
-    verified = candidates[: work.args.verify]
-    others = sorted({*explained} - {*flagged, *kept})
+    verified = candidates[: options.verify]
+    others = sorted({*answered} - {*flagged, *kept})
     readable = [latent for latent in others if _readable(decisions.get(names[latent]))]
-    draw = random.Random(f"sample {work.args.audit_seed}")
+    draw = random.Random(f"sample {options.audit_seed}")
     pool = readable or others
-    sample = sorted(draw.sample(pool, min(work.args.sample, len(pool))))
+    sample = sorted(draw.sample(pool, min(options.sample, len(pool))))
 
     drawn: list[tuple[int, Why]] = [(latent, "sample") for latent in sample]
     found = [
-        _of_latent(work, latent, owners[latent], names[latent], why)
+        _of_latent(ctx, latent, owners[latent], names[latent], why)
         for latent, why in [*verified, *drawn]
     ]
-    nulls = [null for s in sorted({one.source for one in found}) for null in _nulls(work, s, found)]
-    facts = {
-        "flagged": len(flagged),
-        "kept": len(kept),
-        "verified": len(verified),
-        "sample": len(sample),
-        "sampled_from": "interpretable"
-        if readable
-        else "explained"
-        if work.judged
-        else "described",
-        "pool": len(pool),
-    }
-    return [*found, *nulls], facts
+    nulls = [null for s in sorted({one.source for one in found}) for null in _nulls(ctx, s, found)]
+    return Chosen(
+        [*found, *nulls],
+        len(flagged),
+        len(kept),
+        len(verified),
+        len(sample),
+        "interpretable" if readable else "explained" if ctx.judged else "described",
+        len(pool),
+    )
 
 
-def _nulls(work: Workspace, source: int, found: Sequence[Direction]) -> list[Direction]:
-    draw = _null_draw(work, source)
-    drawn = _drawn_shared(work, source, draw)
+def _nulls(ctx: Context, source: int, found: Sequence[Direction]) -> list[Direction]:
+    draw = _null_draw(ctx, source)
+    drawn = _drawn_shared(ctx, source, draw)
     nulls = [
-        _of_latent(work, latent, source, f"shared-{source}-{latent}", "shared") for latent in drawn
+        _of_latent(ctx, latent, source, f"shared-{source}-{latent}", "shared") for latent in drawn
     ]
     length = median(float(one.vector.norm()) * one.scale for one in found if one.source == source)
-    for number in range(work.args.nulls):
+    for number in range(ctx.options(VerificationOptions).nulls):
         generator = torch.Generator().manual_seed(draw.getrandbits(31))
-        vector = torch.randn(work.crosscoder.d_sources[source], generator=generator)
+        vector = torch.randn(ctx.crosscoder.d_sources[source], generator=generator)
         vector = length * torch.nn.functional.normalize(vector, dim=0)
         nulls.append(Direction(f"random-{source}-{number}", "random", source, vector, 1.0))
     return nulls
 
 
-def shared_nulls(work: Workspace, source: int) -> list[int]:
+def shared_nulls(ctx: Context, source: int) -> list[int]:
     """The shared latents that a source's exclusive ones are compared with."""
-    return _drawn_shared(work, source, _null_draw(work, source))
+    return _drawn_shared(ctx, source, _null_draw(ctx, source))
 
 
-def _null_draw(work: Workspace, source: int) -> random.Random:
-    return random.Random(f"nulls {work.args.audit_seed} {source}")
+def _null_draw(ctx: Context, source: int) -> random.Random:
+    return random.Random(f"nulls {ctx.options(VerificationOptions).audit_seed} {source}")
 
 
-def _drawn_shared(work: Workspace, source: int, draw: random.Random) -> list[int]:
-    norms = work.crosscoder.relative_decoder_norm(source)
+def _drawn_shared(ctx: Context, source: int, draw: random.Random) -> list[int]:
+    norms = ctx.crosscoder.relative_decoder_norm(source)
     shared = ((norms < EXCLUSIVE_NORM) & (norms > 1 - EXCLUSIVE_NORM)).nonzero()[:, 0].tolist()
-    shared = alive(work, shared)
-    return sorted(draw.sample(shared, min(work.args.nulls, len(shared))))
-
-
-def load_stitching(work: Workspace) -> Stitching:
-    """The maps that directions are carried by."""
-    return Stitching.load(work.args.stitching or work.folder("stitch") / "stitching")
+    shared = alive(ctx, shared)
+    return sorted(draw.sample(shared, min(ctx.options(VerificationOptions).nulls, len(shared))))
 
 
 def _readable(decision: Interpretability | None) -> bool:
     return decision is not None and bool(decision.interpretable)
 
 
-def _of_latent(work: Workspace, latent: int, source: int, name: str, why: Why) -> Direction:
-    s_max = float(work.cache.statistics.max_activation[latent])
-    steering = Steering.of_latent(work.crosscoder, latent, source, s_max)
+def _of_latent(ctx: Context, latent: int, source: int, name: str, why: Why) -> Direction:
+    s_max = float(ctx.output(Cache).statistics.max_activation[latent])
+    steering = Steering.of_latent(ctx.crosscoder, latent, source, s_max)
     return Direction(name, why, source, steering.vector, steering.scale, latent)

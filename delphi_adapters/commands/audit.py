@@ -3,136 +3,167 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import Field, dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
-from sparsify_crosscoder import __version__
-from sparsify_crosscoder.endings import ending, take_debug
+from sparsify_crosscoder.command_line import add_hub_options
+from sparsify_crosscoder.endings import ending, prepare, take_debug
 from sparsify_crosscoder.files import atomic_write_json
-from sparsify_crosscoder.records import read_json
 
-from ..audit.options import PROG, read_options
-from ..audit.plan import NEEDS, STAGES, WHAT
-from ..audit.stages import Record, bring_up, fingerprint_path, fingerprint_run, state
-from ..clients.stopping import GOES_ON, Stopped
+from ..audit.config import DATASET, OUT, AuditConfig
+from ..audit.pipeline import run_audit
+from ..audit.stage import BEGINNING, GROUPS, JUDGE
+from ..audit.stage_list import Kind, make_stages, stage_kinds
+from ..clients.judge import NO_JUDGE
+from ..clients.stopping import GOES_ON
+from .dataclass_options import add_option, from_namespace, option_fields
+from .judge_options import add_judge_options, judge_config
+from .option_files import groups, read_option_file
 
-DONE = "audit.json"
+PROG = "python -m delphi_adapters audit"
+
+# What the audit itself decides when it trains.
+_SET_BY_THE_AUDIT = ("cache", "partners", "resume", "save_dir", "run_name", "append")
+
+
+@dataclass(frozen=True)
+class AuditCommand:
+    """What a command line asks for."""
+
+    config: AuditConfig
+    until: str
+    dry_run: bool
+    json: Path | None
 
 
 def main(argv: Sequence[str]) -> None:
     """Run the command; the process exits with 0, 1 (failed or stopped) or 2 (wrong use)."""
     argv, debug = take_debug(argv)
     with ending(PROG, goes_on=GOES_ON, debug=debug):
-        args = read_options(argv)
-        result = run(args)
-        if args.json is not None:
-            atomic_write_json(args.json, result)
+        result = run(read_options(argv))
     if result.get("stopped"):
         print(f"{PROG}: stopped: {result['stopped']}", file=sys.stderr)
         raise SystemExit(1)
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Do what is missing or changed up to `--until`; returns a summary as JSON values."""
-    out, wanted = Path(args.out), STAGES[: STAGES.index(args.until) + 1]
-    asked = _asked(args)
-    if not args.dry_run and _nothing_to_do(out, asked, wanted):
-        print(f"Nothing to do: every stage up to {args.until} is there, from the same inputs.")
-        return _show(out, wanted)
-    print(f"Audit in '{out}': loading ...", flush=True)
-    # Heavy imports, which nothing to do does without.
-    from ..audit.stage_table import stage_table
-    from ..audit.workspace import Workspace
+def run(command: AuditCommand) -> dict[str, Any]:
+    """Do what is missing or changed, or say what it would take; returns it as JSON values."""
+    if command.dry_run:
+        print(f"Audit in '{command.config.out}': loading ...", flush=True)
+        from ..audit.estimate import estimate_audit
 
-    if args.dry_run:
-        from ..audit.estimates import estimate
-
-        return estimate(Workspace(args), wanted)
-
-    work, table = Workspace(args), stage_table()
-    stopped: str | None = None
-    for stage in wanted:
-        inputs = inputs_of(work, table, stage)
-        found = state(out / stage, inputs)
-        number = f"{STAGES.index(stage) + 1}/{len(STAGES)}"
-        print(f"\n[{number}] {stage}: {WHAT[stage]} ({found})", flush=True)
-        try:
-            record = bring_up(
-                stage, work.out, inputs, lambda folder, s=stage: table[s].do(work, folder)
-            )
-        except Stopped as reason:
-            stopped = str(reason)
-            break
-        work.records[stage] = record
-        if record.unfinished:
-            print(f"{stage}: {record.unfinished}; the same command asks again.", file=sys.stderr)
-    if stopped is None:
-        before = _done(out)
-        same = before.get("stages", []) if before.get("asked") == asked else []
-        atomic_write_json(
-            out / DONE, {"asked": asked, "stages": [s for s in STAGES if s in {*wanted, *same}]}
-        )
-    return {**_show(out, wanted), "stopped": stopped}
+        found = estimate_audit(command.config, command.until)
+    else:
+        found = run_audit(command.config, command.until)
+    print(found.text())
+    result = found.to_dict()
+    if command.json is not None:
+        atomic_write_json(command.json, result)
+    return result
 
 
-def inputs_of(work: Any, table: Any, stage: str) -> dict[str, Any]:
-    """What a stage is made from: its options, and the outputs of the stages that it needs."""
-    needed = {name: work.records[name].fingerprint for name in NEEDS[stage] if name in work.records}
-    return json.loads(json.dumps({"options": table[stage].inputs(work), "from": needed}))
+def read_options(argv: Sequence[str]) -> AuditCommand:
+    """What a command line asks for, with the file that its --config names.
 
-
-def _asked(args: argparse.Namespace) -> dict[str, Any]:
-    """What was asked for, and what of it lies on the disk, as far as that is quick to tell."""
-    left_out = ("out", "until", "dry_run", "json", "config", "hf_token", "trust_remote_code")
-    options = {k: str(v) for k, v in sorted(vars(args).items()) if k not in left_out}
-    named = [*args.models, args.dataset, args.stitching]
-    named += [token for token in args.train if not token.startswith("--")]
-    named += [args.judge, args.prompts_file, *args.rubrics, *(args.stitch_dataset or [])]
-    paths = {str(p): fingerprint_path(p) for p in named if p is not None}
-    runs = [args.run, *args.stability_runs]
-    paths |= {str(p): fingerprint_run(p) for p in runs if p is not None}
-    return json.loads(json.dumps({"version": __version__, "options": options, "paths": paths}))
-
-
-def _nothing_to_do(out: Path, asked: dict[str, Any], wanted: Sequence[str]) -> bool:
-    before = _done(out)
-    if before.get("asked") != asked or not set(wanted) <= set(before["stages"]):
-        return False
-    records = [(stage, Record.read(out / stage)) for stage in wanted]
-    return all(record is not None and record.intact(out / stage) for stage, record in records)
-
-
-class _Done(TypedDict):
-    asked: dict[str, Any]
-    stages: list[str]
-
-
-def _done(out: Path) -> dict[str, Any]:
-    """What the last audit that came to its end was asked, and which stages are there.
-
-    It only saves time: what cannot be read is written anew at the end.
+    The process exits with 2 where something does not make sense.
     """
+    kinds = stage_kinds()
+    parser = make_parser(kinds)
+    names, own, train = split(parser, argv)
+    config = parser.parse_args(own).config
+    if config is not None:
+        of_file = [*read_option_file(parser, config)]
+        file_names, file_own, file_train = split(parser, of_file)
+        names = names or file_names
+        own = [*file_own, *own]
+        given = {token.partition("=")[0] for token in train if token.startswith("--")}
+        train = [token for group in groups(file_train) if group[0] not in given for token in group]
+        train += split(parser, argv)[2]
+    args = parser.parse_args(own)
+    for name in _SET_BY_THE_AUDIT:
+        if any(token.partition("=")[0] == f"--{name}" for token in train):
+            parser.error(f"--{name} is set by the audit; leave it off.")
     try:
-        return read_json(out / DONE, _Done, "")
-    except (FileNotFoundError, ValueError):
-        return {}
+        config = AuditConfig(
+            models=names,
+            run=args.run,
+            dataset=args.dataset,
+            train=train,
+            out=args.out,
+            hf_token=args.hf_token,
+            trust_remote_code=args.trust_remote_code,
+            judge=judge_config(args),
+            stages={kind.name: from_namespace(kind.Options, args) for kind in kinds},
+        )
+        make_stages(config)
+    except ValueError as error:
+        parser.error(str(error))
+    return AuditCommand(config, args.until, args.dry_run, args.json)
 
 
-def _show(out: Path, wanted: Sequence[str]) -> dict[str, Any]:
-    """Print where things are, and return what the stages came to."""
-    records = {stage: Record.read(out / stage) for stage in wanted}
-    found = {stage: record for stage, record in records.items() if record is not None}
-    seconds = sum(record.seconds for record in found.values())
-    print(f"\n{len(found)} stages in '{out}', {seconds:,.0f} s of work in all.")
-    if "report" in found and found["report"].finished:
-        print(f"The report: {out / 'report.html'}; the tables: features.parquet, report.md.")
-    return {
-        "out": str(out),
-        "stages": {
-            stage: {"finished": record.finished, "seconds": record.seconds, **record.result}
-            for stage, record in found.items()
-        },
-    }
+def split(
+    parser: argparse.ArgumentParser, argv: Sequence[str]
+) -> tuple[list[str], list[str], list[str]]:
+    """The models' names, which stand first, the audit's own options, and the others."""
+    names: list[str] = []
+    rest = list(argv)
+    while rest and not rest[0].startswith("-"):
+        names.append(rest.pop(0))
+    own, train = [], []
+    known = parser._option_string_actions
+    for group in groups(rest):
+        (own if group[0].partition("=")[0] in known else train).extend(group)
+    return names, own, train
+
+
+def make_parser(kinds: Sequence[Kind]) -> argparse.ArgumentParser:
+    """The audit's own options and those of its stages."""
+    parser = argparse.ArgumentParser(
+        prog=PROG,
+        usage=f"{PROG} MODEL_A MODEL_B --dataset D [--judge J] [options] [options of training]",
+        description="What differs between two language models, from their names to a report: "
+        "harvest, train, filter, describe by words and tokens, with a judge also explain and flag, "
+        "verify by steering both models, report. Every stage is a folder in --out; what is there "
+        "already is not done again. "
+        "Options of `sparsify --arch ...`, such as --arch, --hookpoints, --num_latents, --k and "
+        "--max_steps, are passed on to training.",
+        allow_abbrev=False,
+    )
+    prepare(parser)
+    stages = [kind.name for kind in kinds]
+    parser.add_argument("--out", type=Path, default=OUT, help=f"({OUT})")
+    parser.add_argument("--config", type=Path, help="YAML file of options, these or of training")
+    parser.add_argument("--until", choices=stages, default=stages[-1], help="stop after a stage")
+    parser.add_argument("--json", type=Path, help="also write the summary to this file")
+    add_hub_options(parser)
+    placed = list(_placed(kinds))
+    for title in dict.fromkeys([*GROUPS, *(title for title, _, _ in placed)]):
+        group = parser.add_argument_group(title)
+        if title == BEGINNING:
+            group.add_argument(
+                "--dataset",
+                default=DATASET,
+                help="text that both models read, as of `sparsify`, or an activation store",
+            )
+            group.add_argument("--run", type=Path, help="a trained run, instead of the two models")
+        if title == JUDGE:
+            add_judge_options(group, default=NO_JUDGE)
+        for _, cls, one in (option for option in placed if option[0] == title):
+            add_option(group, cls, one)
+    return parser
+
+
+def _placed(kinds: Sequence[Kind]) -> Iterator[tuple[str, type, Field[Any]]]:
+    """Each option with its heading: under every one those of its own stages come first."""
+    guests = []
+    for kind in kinds:
+        for one in option_fields(kind.Options):
+            place = one.metadata.get("group")
+            if place is None:
+                yield kind.group or kind.name, kind.Options, one
+            else:
+                guests.append((place, kind.Options, one))
+    yield from guests

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
-from delphi_adapters.audit.options import read_options
+from delphi_adapters.audit.pipeline import options_by_name
+from delphi_adapters.audit.stage_list import make_stages
+from delphi_adapters.commands.audit import read_options
 from sparsify_crosscoder.runs.config import RunConfig
 from sparsify_crosscoder.runs.options import parse_run_config
 
@@ -17,8 +19,8 @@ class AuditFile(NamedTuple):
     run: RunConfig
     """Options of the training run."""
 
-    audit: argparse.Namespace
-    """The audit's own."""
+    audit: SimpleNamespace
+    """The audit's own, by their names."""
 
 
 def read_audit_file(path: Path) -> AuditFile:
@@ -26,7 +28,9 @@ def read_audit_file(path: Path) -> AuditFile:
 
     Options that do not exist, or values that make no sense, end the process with 2.
     """
-    audit = read_options(["--config", str(path)])
-    model, partner = audit.models
-    argv = [model, str(audit.dataset), "--partners", partner, *audit.train]
-    return AuditFile(parse_run_config(argv), audit)
+    asked = read_options(["--config", str(path)])
+    config = asked.config
+    options = options_by_name(config, make_stages(config))
+    model, partner = config.models
+    argv = [model, config.dataset, "--partners", partner, *config.train]
+    return AuditFile(parse_run_config(argv), SimpleNamespace(until=asked.until, **options))

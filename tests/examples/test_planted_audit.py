@@ -15,8 +15,7 @@ demo_script = importlib.import_module("demo")
 messages_server = importlib.import_module("tests.support.messages_server")
 planted_audit = importlib.import_module("planted_audit")
 
-from delphi_adapters.audit.options import read_options  # noqa: E402
-from delphi_adapters.commands.audit import main  # noqa: E402
+from delphi_adapters.commands.audit import main, read_options  # noqa: E402
 from delphi_adapters.judging import exclusivity  # noqa: E402
 
 PRICES = {"claude-test": {"input": 1.0, "output": 10.0}}
@@ -45,10 +44,10 @@ def test_the_demos_audit_has_options_that_there_are():
         for name, value in zip(argv, values, strict=True)
         for token in (name, *(value if isinstance(value, list) else [value]))
     ]
-    args = read_options(["--run", "runs/demo", *tokens])
-    assert not args.train
-    assert args.judge == "none"
-    assert args.strengths == demo_script.AUDIT_OPTIONS["strengths"]
+    config = read_options(["--run", "runs/demo", *tokens]).config
+    assert not config.train
+    assert not config.judged
+    assert config.stages["exclusivity"].strengths == demo_script.AUDIT_OPTIONS["strengths"]
 
 
 @pytest.mark.slow

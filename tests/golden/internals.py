@@ -4,11 +4,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from delphi_adapters.audit.options import read_options
-from delphi_adapters.audit.plan import NEEDS, WHAT
-from delphi_adapters.audit.stage_table import stage_table
-from delphi_adapters.audit.workspace import Workspace
-from delphi_adapters.commands.audit import _asked
+from delphi_adapters.audit.pipeline import asked_for
+from delphi_adapters.audit.stage import Context
+from delphi_adapters.audit.stage_list import make_stages
+from delphi_adapters.commands.audit import read_options
 from delphi_adapters.explaining.categories import CategoryJudge
 from delphi_adapters.explaining.features import schema
 from delphi_adapters.explaining.flagging import FlaggingExplainer
@@ -51,10 +50,11 @@ __all__ = [
 
 def audit_inputs(argv: Sequence[str]) -> dict[str, Any]:
     """What an audit keeps of its options, and what each of its stages is made from."""
-    args = read_options(argv)
-    work, table = Workspace(args), stage_table()
+    config = read_options(argv).config
+    ctx = Context(config, make_stages(config))
     stages = {
-        name: {"what": WHAT[name], "from": list(needs), "options": table[name].inputs(work)}
-        for name, needs in NEEDS.items()
+        one.name: {"what": one.what, "from": list(one.needs), "options": one.inputs(ctx)}
+        for one in ctx.stages
     }
-    return json.loads(json.dumps({"options": _asked(args)["options"], "stages": stages}))
+    options = asked_for(config, ctx.stages)["options"]
+    return json.loads(json.dumps({"options": options, "stages": stages}))

@@ -11,8 +11,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from delphi_adapters.audit.plan import STAGES
+from delphi_adapters.audit.stage_list import stage_kinds
 
+STAGES = tuple(kind.name for kind in stage_kinds())
 COMPARED = ("explain", "score", "exclusivity", "filter", "stitch")
 NOT_RESULTS = ("stage.json", "run_config.json", "hookpoint_firing_counts.pt", "cfg.json")
 

@@ -6,10 +6,9 @@ import re
 import pytest
 import yaml
 
-from delphi_adapters.audit.plan import STAGES
 from delphi_adapters.commands.audit import main
 from delphi_adapters.judging.rubrics import Rubric
-from tests.support.audit_results import differences, records, results
+from tests.support.audit_results import STAGES, differences, records, results
 from tests.support.messages_server import error
 
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from delphi_adapters.audit.plan import STAGES
-from tests.support.audit_results import differences, records, results
+from tests.support.audit_results import STAGES, differences, records, results
 
 KILLS = 6
 INSIDE = {"cache", "explain", "score", "exclusivity", "train", "null", "stitch"}
@@ -28,7 +27,12 @@ def run_audit(options: list[str], output: str) -> None:
 def test_an_audit_killed_at_random_moments_comes_to_the_same(options, tmp_path, server):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["delphi_adapters.audit.stage_table", "transformers.models.auto", "anthropic"]
+        [
+            "delphi_adapters.audit.pipeline",
+            "delphi_adapters.explaining.autointerp",
+            "transformers.models.auto",
+            "anthropic",
+        ]
     )
     server.hold = lambda: time.sleep(0.02)  # so that there is something to kill it in
 

@@ -4,19 +4,19 @@ from pathlib import Path
 
 import pytest
 
-from delphi_adapters.audit.options import read_options
-from delphi_adapters.audit.report_stage import by_latent
+from delphi_adapters.audit.stages.exclusivity import Listed, Verified
+from delphi_adapters.commands.audit import read_options
 
 JUDGE = ["--judge", "claude-test"]
 
 
 def test_options_of_training_are_passed_on():
     argv = "a b --hookpoints layers.1 h.2 --verify 3 --k=4 --lr 1e-3 --strengths -4 0 4"
-    args = read_options([*argv.split(), *JUDGE])
-    assert args.models == ["a", "b"]
-    assert args.train == ["--hookpoints", "layers.1", "h.2", "--k=4", "--lr", "1e-3"]
-    assert args.verify == 3
-    assert args.strengths == [-4, 0, 4]
+    config = read_options([*argv.split(), *JUDGE]).config
+    assert config.models == ["a", "b"]
+    assert config.train == ["--hookpoints", "layers.1", "h.2", "--k=4", "--lr", "1e-3"]
+    assert config.stages["exclusivity"].verify == 3
+    assert config.stages["exclusivity"].strengths == [-4, 0, 4]
 
 
 def test_a_file_gives_options_and_the_command_line_comes_first(tmp_path):
@@ -25,16 +25,20 @@ def test_a_file_gives_options_and_the_command_line_comes_first(tmp_path):
         "judge: claude-test\nno_blinded: true\nbatch: false\nmax_steps: null\n",
         encoding="utf-8",
     )
-    args = read_options(["--config", str(tmp_path / "pair.yaml"), "--k", "8", "--sample", "5"])
-    assert args.models == ["a", "b"]
-    assert args.train == ["--hookpoints", "layers.1", "h.2", "--k", "8"]
-    assert (args.verify, args.sample, args.judge) == (7, 5, "claude-test")
-    assert args.no_blinded
-    assert not args.batch
+    argv = ["--config", str(tmp_path / "pair.yaml"), "--k", "8", "--sample", "5"]
+    config = read_options(argv).config
+    assert config.models == ["a", "b"]
+    assert config.train == ["--hookpoints", "layers.1", "h.2", "--k", "8"]
+    verification = config.stages["exclusivity"]
+    assert (verification.verify, verification.sample) == (7, 5)
+    assert verification.no_blinded
+    assert config.judge.judge == "claude-test"
+    assert not config.judge.batch
 
 
 def test_the_unpushed_model_is_always_among_the_strengths():
-    assert read_options(["a", "b", *JUDGE, "--strengths", "2", "4"]).strengths == [0, 2, 4]
+    config = read_options(["a", "b", *JUDGE, "--strengths", "2", "4"]).config
+    assert config.stages["exclusivity"].strengths == [0, 2, 4]
 
 
 @pytest.mark.parametrize(
@@ -83,12 +87,13 @@ def test_a_file_that_makes_no_sense_is_refused(tmp_path, text, said, capsys):
 
 @pytest.mark.parametrize("until", ["null", "exclusivity", "report"])
 def test_nobody_is_asked_unless_a_judge_is_named(until):
-    assert read_options(["a", "b", "--until", until]).judge == "none"
-    assert read_options(["a", "b", "--judge", "none"]).judge == "none"
+    assert not read_options(["a", "b", "--until", until]).config.judged
+    assert not read_options(["a", "b", "--judge", "none"]).config.judged
 
 
 @pytest.mark.parametrize("latents", [[0], [0, 5], [5, 63]])
 def test_what_was_verified_of_every_latent_is_shown_of_latent_0_too(latents):
-    random = ({"latent": None, "name": "random"}, "of a direction")
-    verified = [({"latent": latent}, f"of {latent}") for latent in latents]
-    assert by_latent([*verified, random]) == {latent: f"of {latent}" for latent in latents}
+    listed = [Listed(f"latent {latent}", "kept", 0, latent) for latent in latents]
+    scored = [(one, f"of {one.name}") for one in [*listed, Listed("random", "random", 0, None)]]
+    verified = Verified({}, scored, [], None, Path())
+    assert verified.of_latents() == {latent: f"of latent {latent}" for latent in latents}

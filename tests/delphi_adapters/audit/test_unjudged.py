@@ -9,15 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from delphi_adapters.audit.likeness_stage import load_likeness
-from delphi_adapters.audit.plan import STAGES
+from delphi_adapters.audit.likeness import load_likeness
 from delphi_adapters.commands.audit import main
 from delphi_adapters.commands.explain import main as explain
 from delphi_adapters.explaining.descriptions import Descriptions, describe, sources_written_to
 from delphi_adapters.explaining.features import COLUMNS
 from sparsify_crosscoder import Crosscoder
 from tests.support.audit_judge import AuditJudge
-from tests.support.audit_results import records
+from tests.support.audit_results import STAGES, records
 from tests.support.audit_texts import write_other_texts
 
 OWN = (

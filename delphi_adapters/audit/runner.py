@@ -1,4 +1,4 @@
-"""Stages that are done once: a folder each, which says what it was made from.
+"""Work that is done once: a folder each, which says what it was made from.
 
 ```
 audit/
@@ -14,35 +14,21 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sparsify_crosscoder.files import atomic_write_json, hash_file
 from sparsify_crosscoder.hardware import give_back_memory
 from sparsify_crosscoder.records import read_json, reading
 
+from .outcome import Outcome
+
 RECORD = "stage.json"
 SUPERSEDED = "superseded"
 
-
-@dataclass
-class Outcome:
-    """What the work of a stage came to."""
-
-    result: dict[str, Any] = field(default_factory=dict)
-    """What later stages and the report want to know, as JSON values."""
-
-    outputs: Sequence[Path] = ()
-    """Files that must be there for the stage to be done."""
-
-    identity: Any = None
-    """JSON values that change where the outputs do. Later stages are done anew if they change; the
-    contents of `outputs` if None."""
-
-    unfinished: str | None = None
-    """Why the stage has to be taken up again the next time, such as requests that failed."""
+State = Literal["done", "begun", "changed", "to do"]
 
 
 @dataclass
@@ -89,8 +75,8 @@ class Record:
         )
 
 
-def state(folder: Path, inputs: Mapping[str, Any]) -> str:
-    """What there is of a stage: "done", "begun", "changed" (from other inputs) or "to do"."""
+def state(folder: Path, inputs: Mapping[str, Any]) -> State:
+    """What there is of a stage; "changed" is made from other inputs."""
     record = Record.read(folder)
     if record is None:
         return "to do"

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from delphi_adapters.audit.stages import Outcome, Record, bring_up, fingerprint_path, state
+from delphi_adapters.audit.outcome import Outcome
+from delphi_adapters.audit.runner import Record, bring_up, fingerprint_path, state
 
 
 class Work:

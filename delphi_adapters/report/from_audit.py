@@ -1,29 +1,39 @@
-"""From the folders of the other stages to the report."""
+"""From the outputs of an audit's stages to what a report is made of."""
 
 from __future__ import annotations
 
-import argparse
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from sparsify_crosscoder.evaluation.top import source_labels
 from sparsify_crosscoder.files import atomic_write_json
 from sparsify_crosscoder.harvest.model_identity import short_names, source_names
 
+from ..audit.likeness import DirectionLikeness
+from ..audit.runner import fingerprint
+from ..audit.stage import Context as Audit
+from ..audit.stages.cache import Cache
+from ..audit.stages.describe import Describe
+from ..audit.stages.exclusivity import Exclusivity as ExclusivityStage
+from ..audit.stages.explain import Explain
+from ..audit.stages.filter import Filter, FilterOptions
+from ..audit.stages.null import Null
+from ..audit.stages.rubrics import Rated, Rubrics
+from ..audit.stages.stitch import Stitch
+from ..audit.stages.train import Train
 from ..clients.judge import NO_JUDGE
 from ..explaining import flagging
 from ..explaining.descriptions import table_columns
 from ..explaining.features import features
 from ..explaining.summary import summarise_table
-from ..judging import exclusivity as exclusivity_files
 from ..judging.exclusivity import Exclusivity
 from ..judging.rating import Rating
-from ..report import write_report
-from ..report.data import (
+from .data import (
     Context,
     Curve,
     Duplicate,
@@ -34,15 +44,7 @@ from ..report.data import (
     ReportData,
     SteeredOutputs,
 )
-from ..report.first import first_entries
-from .describe_stage import load_descriptions
-from .explain_stages import filtered
-from .likeness_stage import DirectionLikeness, load_likeness
 from .passages import passages
-from .rubric_stage import rubric_curves
-from .stages import Outcome, fingerprint
-from .verify_stages import STEERED, read_steered
-from .workspace import Workspace
 
 MEASURES = {
     "kl": "change of the next token (KL, nats)",
@@ -51,57 +53,44 @@ MEASURES = {
 }
 
 
-def report_inputs(work: Workspace) -> dict[str, Any]:
-    return {"stability_runs": [str(run) for run in work.args.stability_runs]}
+def report_data(audit: Audit, stability: dict[str, Any] | None) -> ReportData:
+    """All that the report says, from what the other stages give.
 
-
-def report(work: Workspace, folder: Path) -> Outcome:
-    """Bring everything together and write the page and the tables."""
-    data = report_data(work, folder)
-    write_report(data, work.out)
-    print("\n".join(first_entries(data)))
-    written = [work.out / name for name in ("report.html", "report.md", "features.parquet")]
-    return Outcome(
-        {"features": data.features.num_rows, "detailed": len(data.detailed)},
-        outputs=written,
-        identity=[path.stat().st_size for path in written],
-    )
-
-
-def report_data(work: Workspace, folder: Path) -> ReportData:
-    """All that the report says, from the folders of the other stages."""
-    latents = work.records["explain"].result["latents"]
-    autointerp, filters = work.autointerp(), filtered(work)
-    verified, measured = _verified(work), load_likeness(work.folder("exclusivity"))
+    `stability` is what the comparison with other runs came to.
+    """
+    explained, filters = audit.output(Explain), audit.output(Filter)
+    autointerp, verified = explained.autointerp, audit.output(ExclusivityStage)
     exclusivity = {
-        direction["latent"]: _columns(result, direction["why"])
-        for direction, result in verified
-        if result.kind == "feature"
+        one.latent: _columns(result, one.why)
+        for one, result in verified.scored
+        if one.latent is not None and result.kind == "feature"
     }
-    exclusivity |= {one.latent: _likeness(one) for one in measured if one.kind == "feature"}
-    described = table_columns(load_descriptions(work))
-    table = features(autointerp, work.crosscoder, filters, exclusivity, described)
-    summary = summarise_table(autointerp, work.crosscoder, latents, table, filters)
-    compared = {one.latent: one for one in measured if one.latent is not None}
-    details = Details(work, latents, filters, by_latent(verified), compared)
+    exclusivity |= {
+        one.latent: _likeness(one)
+        for one in verified.measured
+        if one.latent is not None and one.kind == "feature"
+    }
+    described = table_columns(audit.output(Describe))
+    table = features(autointerp, audit.crosscoder, filters, exclusivity, described)
+    summary = summarise_table(autointerp, audit.crosscoder, explained.latents, table, filters)
     return ReportData(
-        title=" and ".join(source_names(work.crosscoder.sources)) + ": what differs",
+        title=" and ".join(source_names(audit.crosscoder.sources)) + ": what differs",
         created=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        models=[dict(source) for source in work.crosscoder.sources],
-        summary=work.records["train"].result["summary"],
-        judge=_judge(work),
+        models=[dict(source) for source in audit.crosscoder.sources],
+        summary=audit.output(Train).to_dict(),
+        judge=_judge(audit),
         features=table,
-        details=details,
-        detailed=details.latents,
+        details=Details(audit, explained.latents),
+        detailed=explained.latents,
         categories=summary["categories"],
-        nulls=_null_rates(work),
+        nulls=_null_rates(audit),
         null_scores=[
-            *(_null_score(result) for _, result in verified if result.kind != "feature"),
-            *(_null_likeness(one) for one in measured if one.kind != "feature"),
+            *(_null_score(result) for _, result in verified.scored if result.kind != "feature"),
+            *(_null_likeness(one) for one in verified.measured if one.kind != "feature"),
         ],
-        stitching=work.records["stitch"].result["report"],
+        stitching=audit.output(Stitch).report,
         filter=filters,
-        stability=_stability(work, folder),
+        stability=stability,
         similar=summary["similar"],
         provenance={
             stage: {
@@ -109,34 +98,32 @@ def report_data(work: Workspace, folder: Path) -> ReportData:
                 "seconds": record.seconds,
                 "options": record.inputs["options"],
             }
-            for stage, record in work.records.items()
+            for stage, record in audit.records.items()
         },
-        warnings=_warnings(work),
+        warnings=_warnings(audit),
     )
 
 
 class Details:
     """What the page of each explained latent shows."""
 
-    def __init__(
-        self,
-        work: Workspace,
-        latents: Sequence[int],
-        filters: Mapping[str, Any],
-        verified: Mapping[int, Exclusivity],
-        measured: Mapping[int, DirectionLikeness],
-    ):
-        self.work, self.latents = work, list(latents)
-        self.verified, self.measured = verified, measured
-        self.autointerp = work.autointerp()
-        self.flags = flagging.load_flags(work.folder("explain"))
+    def __init__(self, audit: Audit, latents: Sequence[int]):
+        self.audit, self.latents = audit, list(latents)
+        self.verified = audit.output(ExclusivityStage)
+        self.scored = self.verified.of_latents()
+        self.measured = {
+            one.latent: one for one in self.verified.measured if one.latent is not None
+        }
+        self.autointerp = audit.output(Explain).autointerp
+        self.flags = flagging.load_flags(self.autointerp.folder)
+        filters = audit.output(Filter)
         self.rows = {row["latent"]: row for row in filters["latents"]}
         self.owners = {row["latent"]: row["source"] for row in filters["latents"]}
         self.pairs = filters["duplicates"]
 
     def __call__(self, latent: int) -> FeatureDetail:
         flag = self.flags.get(self.autointerp.name(latent))
-        result = self.verified.get(latent)
+        result = self.scored.get(latent)
         outputs, curves = self._steered(result)
         if latent in self.measured:
             curves = self._compared(self.measured[latent])
@@ -153,28 +140,27 @@ class Details:
 
     @cached_property
     def contexts(self) -> dict[int, list[Context]]:
-        return passages(self.work.cache, self.latents)
+        return passages(self.audit.output(Cache), self.latents)
 
     def _steered(self, result: Exclusivity | None) -> tuple[SteeredOutputs | None, list[Curve]]:
         if result is None:
             return None, []
-        steered = read_steered(self.work.folder("exclusivity") / STEERED, result.name)
+        steered = self.verified.steered(result.name)
         models = short_names([one["model"] for one in steered])
+        first = steered.original
         outputs = SteeredOutputs(
-            steered[0]["prompts"],
-            steered[0]["strengths"],
-            models,
-            [one["answers"] for one in steered],
+            first["prompts"], first["strengths"], models, [one["answers"] for one in steered]
         )
         curves = [
             Curve(model, meaning, one["strengths"], _means(one["measures"][name]))
             for name, meaning in MEASURES.items()
             for model, one in zip(models, steered, strict=True)
         ]
-        return outputs, [*curves, *rubric_curves(self.work, result.name)]
+        rated = [one for one in self.audit.output(Rubrics) if one.latent == result.name]
+        return outputs, [*curves, *(curve for one in rated for curve in rubric_curves(one))]
 
     def _compared(self, one: DirectionLikeness) -> list[Curve]:
-        names = [self.work.model_name(s) for s in (one.source, 1 - one.source)]
+        names = [self.audit.model_name(s) for s in (one.source, 1 - one.source)]
         curves = [
             Curve(name, MEASURES["kl"], one.strengths, [statistics.fmean(row) for row in values])
             for name, values in zip(names, one.kl, strict=True)
@@ -208,20 +194,18 @@ def judgements(result: Exclusivity) -> list[Judgement]:
     return found
 
 
-def _verified(work: Workspace) -> list[tuple[dict[str, Any], Exclusivity]]:
-    """Every direction that was steered, and what the judge said of it; nothing without one."""
-    if not work.judged:
-        return []
-    results = exclusivity_files.load(work.folder("exclusivity"))
-    listed = work.records["exclusivity"].result["directions"]
-    return [(direction, results[direction["name"]]) for direction in listed]
-
-
-def by_latent(
-    verified: Sequence[tuple[Mapping[str, Any], Exclusivity]],
-) -> dict[int, Exclusivity]:
-    """What was verified of latents; a random direction has no latent."""
-    return {d["latent"]: result for d, result in verified if d["latent"] is not None}
+def rubric_curves(rated: Rated) -> list[Curve]:
+    """The curves of a rubric's dimensions, at the strengths at which there is a rating."""
+    found = []
+    for dimension, of_models in rated.curves.items():
+        label = f"{rated.rubric}: {dimension}".replace("_", " ").lower()
+        for model, curve in of_models.items():
+            parts = (curve["strengths"], curve["mean"], curve["low"], curve["high"])
+            known = [row for row in zip(*parts, strict=True) if row[1] is not None]
+            if known:
+                strengths, mean, low, high = map(list, zip(*known, strict=True))
+                found.append(Curve(model, label, strengths, mean, low, high))
+    return found
 
 
 def _columns(result: Exclusivity, why: str) -> dict[str, Any]:
@@ -259,30 +243,22 @@ def _null_likeness(one: DirectionLikeness) -> dict[str, Any]:
     }
 
 
-def _null_rates(work: Workspace) -> list[NullRate]:
-    found = work.records["null"].result
-    if "kept" not in found:
+def _null_rates(audit: Audit) -> list[NullRate]:
+    found = audit.output(Null)
+    if found is None:
         return []
-    name = source_labels(work.crosscoder)[0]
-    return [
-        NullRate(
-            f"{name} against itself: exclusive latents that the filter keeps",
-            found["kept"],
-            found["exclusive"],
-        )
-    ]
+    name = source_labels(audit.crosscoder)[0]
+    what = f"{name} against itself: exclusive latents that the filter keeps"
+    return [NullRate(what, found.kept, found.exclusive)]
 
 
-def _judge(work: Workspace) -> dict[str, Any]:
-    if not work.judged:
+def _judge(audit: Audit) -> dict[str, Any]:
+    if not audit.judged:
         return {"name": NO_JUDGE, "provider": None, "offline": True, "cost": None, "requests": None}
-    name = str(work.args.judge)
-    offline = work.args.provider == "transformers" or (
-        work.args.provider is None and not name.startswith("claude")
-    )
-    counted = work.records["exclusivity"].result["ledger"] or {}
+    offline = audit.config.judge.local
+    counted = audit.output(ExclusivityStage).ledger or {}
     return {
-        "name": Path(name).name,
+        "name": Path(str(audit.config.judge.judge)).name,
         "provider": "transformers" if offline else "anthropic",
         "offline": offline,
         "cost": 0.0 if offline else counted["spent"] + counted["earlier"] + counted["uncertain"],
@@ -290,18 +266,17 @@ def _judge(work: Workspace) -> dict[str, Any]:
     }
 
 
-def _stability(work: Workspace, folder: Path) -> dict[str, Any] | None:
-    if not work.args.stability_runs:
-        return None
+def stability(audit: Audit, runs: Sequence[Path], folder: Path) -> dict[str, Any]:
+    """Compare the run with others, and keep what that comes to in the folder."""
     from sparsify_crosscoder.commands import stability as stability_command
 
-    cfg = work.filter_config
+    cfg = audit.options(FilterOptions).config(audit.run.config.outlier_multiple)
     found = stability_command.run(
-        argparse.Namespace(
-            runs=[work.run, *work.args.stability_runs],
-            device=str(work.device),
-            hf_token=work.args.hf_token,
-            trust_remote_code=work.args.trust_remote_code,
+        SimpleNamespace(  # type: ignore[arg-type]
+            runs=[audit.run.path, *runs],
+            device=str(audit.device),
+            hf_token=audit.config.hf_token,
+            trust_remote_code=audit.config.trust_remote_code,
             pairs=cfg.pairs,
             predictability=cfg.predictability,
             shadow=cfg.shadow,
@@ -312,22 +287,22 @@ def _stability(work: Workspace, folder: Path) -> dict[str, Any] | None:
     return found
 
 
-def _warnings(work: Workspace) -> list[str]:
+def _warnings(audit: Audit) -> list[str]:
     found = [
         f"{stage}: {record.unfinished}. The same command asks again."
-        for stage, record in work.records.items()
+        for stage, record in audit.records.items()
         if record.unfinished
     ]
-    if not work.judged:
+    if not audit.judged:
         found.append(
             "There was no judge: no explanation was written, no latent was flagged or sorted into "
             "a category, and no answer was rated. Latents are described by words and tokens, "
             "counted and computed; exclusivity is the likeness of what steering does to both "
             "models. The same command with --judge adds the rest."
         )
-    left_out = work.records["describe"].result["left_out"]
-    found += [f"No promoted tokens of {model}: {why}." for model, why in left_out.items()]
-    chosen = work.records["exclusivity"].result
+    for source, why in audit.output(Describe).left_out.items():
+        found.append(f"No promoted tokens of {audit.run.ends[source].model}: {why}.")
+    chosen = audit.output(ExclusivityStage).chosen
     if chosen["sampled_from"] == "explained" and chosen["sample"]:
         found.append(
             "No other latent passed the detection test, so the sample was drawn from all that "

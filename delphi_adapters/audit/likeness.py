@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, pstdev
-from typing import Any
 
 from sparsify_crosscoder.files import atomic_write_json
-from sparsify_crosscoder.interventions.command_parts import CHAT, read_prompts
 from sparsify_crosscoder.interventions.likeness import (
     Pushes,
     common_words,
@@ -19,9 +17,11 @@ from sparsify_crosscoder.interventions.likeness import (
     pushes,
 )
 
-from .directions import Direction, directions_to_verify, load_stitching
-from .stages import Outcome
-from .workspace import Workspace
+from .directions import Direction
+from .stage import Context
+from .stages.cache import Cache
+from .stages.stitch import Stitch
+from .verification import VerificationOptions
 
 FILE = "likeness.json"
 
@@ -66,34 +66,26 @@ class DirectionLikeness:
         return fmean(fmean(row) for row in self.kl[0])
 
 
-def likeness_inputs(work: Workspace) -> dict[str, Any]:
-    names = ("judge", "verify", "sample", "nulls", "audit_seed", "chat")
-    return {
-        **{name: getattr(work.args, name) for name in names},
-        "prompts": read_prompts(work.args),
-        "strengths": work.args.strengths,
-    }
-
-
-def measure_likeness(work: Workspace, folder: Path) -> Outcome:
+def measure_likeness(ctx: Context, directions: Sequence[Direction]) -> list[DirectionLikeness]:
     """Steer both models with every direction, and compare what that does to their next words."""
-    directions, facts = directions_to_verify(work)
-    strengths = [strength for strength in work.args.strengths if strength != 0]
-    pushed = [_pushed(work, directions, strengths, source) for source in range(2)]
+    asked = ctx.options(VerificationOptions).strengths
+    strengths = [strength for strength in asked if strength != 0]
+    pushed = [_pushed(ctx, directions, strengths, source) for source in range(2)]
     found = []
-    for f, one in enumerate(directions):
+    for place, one in enumerate(directions):
         sides = (pushed[one.source], pushed[1 - one.source])
-        found.append(_compared(one, strengths, f, *sides))
+        found.append(_compared(one, strengths, place, *sides))
+    return found
+
+
+def save_likeness(found: Sequence[DirectionLikeness], folder: Path) -> Path:
+    """Write them, whole or not at all, and return their place."""
     atomic_write_json(folder / FILE, [asdict(one) for one in found])
-    listed = [
-        {"name": one.name, "why": one.why, "source": one.source, "latent": one.latent}
-        for one in directions
-    ]
-    return Outcome({**facts, "directions": listed, "ledger": None}, [folder / FILE])
+    return folder / FILE
 
 
 def load_likeness(folder: Path) -> list[DirectionLikeness]:
-    """What `measure_likeness` wrote, in order; nothing where a judge scored instead."""
+    """What `save_likeness` wrote, in order; nothing where a judge scored instead."""
     path = folder / FILE
     if not path.exists():
         return []
@@ -106,23 +98,24 @@ def load_likeness(folder: Path) -> list[DirectionLikeness]:
 
 
 def _pushed(
-    work: Workspace, directions: Sequence[Direction], strengths: Sequence[float], source: int
+    ctx: Context, directions: Sequence[Direction], strengths: Sequence[float], source: int
 ) -> Pushes:
     """What the model's own directions, and the images of the other's, do to its next words."""
-    hookpoint, stitching = work.ends[source].hookpoint, load_stitching(work)
-    model, tokenizer = work.language_model(source)
+    options, stitching = ctx.options(VerificationOptions), ctx.output(Stitch)
+    hookpoint = ctx.run.ends[source].hookpoint
+    model, tokenizer = ctx.language_model(source)
     found = pushes(
         model,
         tokenizer,
-        read_prompts(work.args),
+        options.read_prompts(),
         [
             one.steering(hookpoint) if one.source == source else one.stitched(hookpoint, stitching)
             for one in directions
         ],
         strengths,
-        common_words(*work.text.tokenizers[:2])[source],
-        chat=CHAT[work.args.chat],
-        description=f"Steering {work.model_name(source)}",
+        common_words(*ctx.output(Cache).text.tokenizers[:2])[source],
+        chat=options.as_messages,
+        description=f"Steering {ctx.model_name(source)}",
     )
     del model
     gc.collect()

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from sparsify_crosscoder.crosscoders import SparseCode
 
 from ..delphi.crosscoder_cache import CrosscoderLatentCache
-from ..report.data import Context
+from .data import Context
 
 AROUND = (24, 12)  # tokens before and after the strongest one
 

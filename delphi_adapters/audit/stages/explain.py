@@ -1,0 +1,183 @@
+"""What latents stand for, and which of them matter."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...clients.judge import NO_JUDGE
+from ..outcome import CHARACTERS, Cost, Outcome
+from ..runner import Record
+from ..stage import JUDGE, Context, Stage, option
+from ..verification import VerificationOptions
+from .cache import Cache, alive
+from .filter import Filter
+
+if TYPE_CHECKING:
+    from ...explaining.autointerp import Autointerp
+
+TIMED = 4  # latents whose prompts an estimate of time looks at
+LEFT_OUT = "no judge: no explanation was written"
+
+
+@dataclass
+class ExplainOptions:
+    """Which latents are looked at."""
+
+    latents: list[str] = option(["exclusive"], group=JUDGE)
+    """what to explain: 'exclusive' by their norm, 'kept' by the filter, 'all' or numbers"""
+
+    explain_limit: int | None = option(None, group=JUDGE)
+    """a random sample of these, at most (all)"""
+
+    def __post_init__(self):
+        if self.explain_limit is not None and self.explain_limit < 1:
+            raise ValueError("--explain_limit must be at least 1.")
+
+
+@dataclass(frozen=True)
+class Explained:
+    """The latents that were looked at, and where it is kept what the judge says of them."""
+
+    latents: list[int]
+    autointerp: Autointerp
+    """Explanations in the folder of this stage, scores in that of the next one."""
+
+    @property
+    def answered(self) -> list[int]:
+        """Latents with an explanation and a flag; without a judge, all that are described."""
+        if not self.autointerp.judged:
+            return self.latents
+        unexplained = set(self.autointerp.unexplained(self.latents))
+        return [latent for latent in self.latents if latent not in unexplained]
+
+
+class Explain(Stage[ExplainOptions, Explained]):
+    """Explains and flags, and sorts what is flagged into categories; nothing without a judge."""
+
+    name = "explain"
+    what = "what latents stand for, and which of them matter"
+    needs = ("cache", "filter")
+    after = ("describe",)
+    needs_judge = True
+    Options = ExplainOptions
+
+    def inputs(self, ctx: Context) -> dict[str, Any]:
+        if not ctx.judged:
+            return {"judge": NO_JUDGE, **choosing_inputs(ctx)}
+        from ...explaining.autointerp import JudgingConfig
+
+        judging = asdict(JudgingConfig())
+        return {**ctx.config.judge_inputs, **choosing_inputs(ctx), "judging": judging}
+
+    def estimate(self, ctx: Context) -> Cost:
+        from ...explaining.autointerp import JudgingConfig
+        from ...explaining.flagging_prompt import few_shots, system_prompt
+
+        fixed = len(system_prompt()) + sum(len(shot["content"]) for shot in few_shots(True))
+        config = JudgingConfig()
+        # Text and activations.
+        shown = config.num_examples * config.example_ctx_len * CHARACTERS * 2
+        return ctx.judge.cost([fixed + shown], num_explained(ctx), ctx.quantities)
+
+    def run(self, ctx: Context, folder: Path) -> Outcome:
+        latents = latents_to_explain(ctx)
+        if not ctx.judged:
+            return Outcome({"latents": latents, "left_out": LEFT_OUT}, identity=latents)
+        from ...explaining import flagging
+        from ...judging.results import file_name
+
+        autointerp, judge = _autointerp(ctx, folder), ctx.judge
+        self._say_time(ctx, autointerp, autointerp.unexplained(latents), len(latents))
+        judge.ask(autointerp.explain(judge.client, latents, judge.at_once))
+        judge.ask(autointerp.sort(judge.client, latents, judge.at_once))
+        found = flagging.load_flags(folder)
+        flags = [found[autointerp.name(latent)] for latent in latents]
+        failed = sum(flag.status == "failed" and flag.attempts > 0 for flag in flags)
+        names = {file_name(autointerp.name(latent)) for latent in latents}
+        return Outcome(
+            {
+                "latents": latents,
+                "flags": dict(Counter(flag.status for flag in flags)),
+                "harmful": sum(bool(flag.harmful) for flag in flags),
+                "ledger": judge.ledger(),
+            },
+            [file for kind in ("flags", "categories") for file in named(folder / kind, names)],
+            unfinished=f"{failed:,} latents got no answer" if failed else None,
+        )
+
+    def output(self, ctx: Context, folder: Path, record: Record) -> Explained:
+        return Explained(record.result["latents"], _autointerp(ctx, folder))
+
+    def _say_time(self, ctx: Context, autointerp: Autointerp, todo: list[int], of: int) -> None:
+        from ...clients import TransformersClient
+        from ...clients.judge_time import say_time
+
+        print(f"{of:,} latents to explain, {len(todo):,} of them not explained yet")
+        if isinstance(ctx.judge.client, TransformersClient):
+            sample = todo[:: max(len(todo) // TIMED, 1)][:TIMED]
+            scale = len(todo) / max(len(sample), 1)
+            what = f"explaining and scoring {len(todo):,} latents"
+            say_time(ctx.judge.client, autointerp.prompts(sample), scale, what)
+
+
+def choosing_inputs(ctx: Context) -> dict[str, Any]:
+    """What says which latents are looked at."""
+    seed = ctx.options(VerificationOptions).audit_seed
+    return {**asdict(ctx.options(ExplainOptions)), "audit_seed": seed}
+
+
+def latents_to_explain(ctx: Context) -> list[int]:
+    """Latents that the options ask for and that fire, in order, no more than the limit.
+
+    Raises ValueError where there is none, or one that the crosscoder does not have.
+    """
+    from ...explaining.choosing import chosen_latents, filter_scores, limited
+
+    options = ctx.options(ExplainOptions)
+
+    def scores() -> dict[int, float]:
+        return filter_scores(ctx.output(Filter))
+
+    chosen = alive(ctx, chosen_latents(options.latents, ctx.crosscoder, scores))
+    if options.explain_limit is None:
+        return chosen
+    seed = ctx.options(VerificationOptions).audit_seed
+    return limited(chosen, options.explain_limit, scores(), seed)
+
+
+def num_explained(ctx: Context) -> int:
+    """Latents to look at, at most, before it is known which."""
+    options = ctx.options(ExplainOptions)
+    if options.latents[0].isdecimal():
+        count = len(options.latents)
+    elif ctx.trained:
+        from sparsify_crosscoder.evaluation.false_exclusives import called_exclusive
+
+        exclusive = sum(len(some) for some in called_exclusive(ctx.crosscoder))
+        count = ctx.crosscoder.num_latents if options.latents == ["all"] else exclusive
+    else:
+        sae = ctx.training.sae
+        count = sae.resolve_num_latents(ctx.quantities.widths)
+        if options.latents != ["all"]:
+            count = round(count * sum(getattr(sae, "exclusive_fractions", [0.0])))
+    return count if options.explain_limit is None else min(count, options.explain_limit)
+
+
+def named(folder: Path, names: set[str]) -> list[Path]:
+    """The files of a folder that have one of the names."""
+    return sorted(file for file in folder.glob("[!.]*.json") if file.stem in names)
+
+
+def _autointerp(ctx: Context, folder: Path) -> Autointerp:
+    from ...explaining.autointerp import Autointerp
+
+    return Autointerp(
+        ctx.output(Cache),
+        folder,
+        run=ctx.run.path,
+        judge=str(ctx.config.judge.judge),
+        scores=ctx.out / "score",
+    )

@@ -1,0 +1,84 @@
+"""Which latents that are exclusive by their norm stand for a difference."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparsify_crosscoder.files import atomic_write_json
+from sparsify_crosscoder.scorability import FILTER_PAIRS
+
+from ..outcome import Cost, Outcome
+from ..runner import Record
+from ..stage import TEXTS, Context, Stage
+from .harvest import num_pairs
+from .train import dictionary_size
+
+if TYPE_CHECKING:
+    from sparsify_crosscoder.evaluation.false_exclusives import FilterConfig
+
+FILE = "filter.json"
+
+
+@dataclass
+class FilterOptions:
+    """What the false-exclusive filter looks at, and its thresholds."""
+
+    filter_pairs: int = FILTER_PAIRS
+    """pairs"""
+
+    predictability: float | None = None
+    """as of `sparsify-crosscoder filter`"""
+
+    shadow: float | None = None
+    """as of `sparsify-crosscoder filter`"""
+
+    min_firings: int | None = None
+    """as of `sparsify-crosscoder filter`"""
+
+    def config(self, outlier_multiple: float) -> FilterConfig:
+        """The same for the filter."""
+        from sparsify_crosscoder.evaluation.false_exclusives import FilterConfig
+
+        thresholds = {name: value for name, value in asdict(self).items() if value is not None}
+        pairs = thresholds.pop("filter_pairs")
+        return FilterConfig(pairs=pairs, outlier_multiple=outlier_multiple, **thresholds)
+
+
+class Filter(Stage[FilterOptions, dict[str, Any]]):
+    """Judges every latent that is exclusive by its norm."""
+
+    name = "filter"
+    what = "which exclusive latents stand for a difference"
+    needs = ("train",)
+    Options = FilterOptions
+    group = TEXTS
+
+    def inputs(self, ctx: Context) -> dict[str, Any]:
+        return asdict(self.options)
+
+    def estimate(self, ctx: Context) -> Cost:
+        pairs = min(self.options.filter_pairs, num_pairs(ctx))
+        latents, width = dictionary_size(ctx)
+        return Cost(
+            ctx.quantities.seconds(2 * width * (2 * width + latents) * pairs), {"pairs": pairs}
+        )
+
+    def run(self, ctx: Context, folder: Path) -> Outcome:
+        from sparsify_crosscoder.commands.filter import judge, show
+        from sparsify_crosscoder.evaluation.top import source_labels
+
+        config = self.options.config(ctx.run.config.outlier_multiple)
+        result = judge(ctx.crosscoder, ctx.run.pairs(ctx.device), config)
+        atomic_write_json(folder / FILE, result)
+        show(result, source_labels(ctx.crosscoder))
+        return Outcome(
+            {"verdicts": result["verdicts"], "clusters": len(result["clusters"])}, [folder / FILE]
+        )
+
+    def output(self, ctx: Context, folder: Path, record: Record) -> dict[str, Any]:
+        from sparsify_crosscoder.commands.filter import Filtered
+        from sparsify_crosscoder.records import read_json
+
+        return dict(read_json(folder / FILE, Filtered, "Delete it, and the stage is done again."))

@@ -1,0 +1,74 @@
+"""Which latents are looked at."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from sparsify_crosscoder.crosscoders import Crosscoder
+from sparsify_crosscoder.evaluation.false_exclusives import called_exclusive
+
+FURTHEST = 20
+"""Latents to look at where none is exclusive."""
+
+
+def chosen_latents(
+    asked: Sequence[str], crosscoder: Crosscoder, scores: Callable[[], Mapping[int, float]]
+) -> list[int]:
+    """The latents that are asked for: "exclusive", "kept", "all" or numbers; in order.
+
+    `scores` gives the filter's of every latent that it judged, above 0 of those that it keeps.
+    Where none is exclusive, as in many a standard crosscoder, those are chosen that lean furthest.
+    Raises ValueError where there is none, or one that the crosscoder does not have.
+    """
+    asked = list(asked)
+    if asked == ["exclusive"]:
+        chosen = torch.cat(called_exclusive(crosscoder)).unique().tolist() or furthest(crosscoder)
+    elif asked == ["kept"]:
+        chosen = sorted(latent for latent, score in scores().items() if score > 0)
+    elif asked == ["all"]:
+        chosen = list(range(crosscoder.num_latents))
+    elif all(one.isdecimal() for one in asked):
+        chosen = sorted({int(one) for one in asked})
+        if chosen[-1] >= crosscoder.num_latents:
+            last = crosscoder.num_latents - 1
+            raise ValueError(f"There are latents 0..{last}, not {chosen[-1]}.")
+    else:
+        raise ValueError("--latents takes numbers, 'exclusive', 'kept' or 'all'.")
+    if not chosen:
+        raise ValueError(
+            f"No latent of this crosscoder is {asked[0]}: name some with --latents, or give "
+            "--latents all."
+        )
+    return chosen
+
+
+def none_is_exclusive(crosscoder: Crosscoder) -> bool:
+    """Whether equation 12 calls no latent exclusive."""
+    return not len(torch.cat(called_exclusive(crosscoder)))
+
+
+def furthest(crosscoder: Crosscoder) -> list[int]:
+    """The latents whose decoders lean furthest towards one model (equation 1), in order."""
+    lean = (crosscoder.relative_decoder_norm() - 0.5).abs()
+    return lean.topk(min(FURTHEST, len(lean))).indices.sort().values.tolist()
+
+
+def limited(
+    latents: Sequence[int], limit: int, scores: Mapping[int, float], seed: int
+) -> list[int]:
+    """What the filter scores highest first, then others at random, `limit` at most; in order."""
+    if len(latents) <= limit:
+        return list(latents)
+    order = random.Random(f"explain {seed}")
+    drawn = order.sample(list(latents), len(latents))
+    drawn.sort(key=lambda latent: -scores.get(latent, 0.0))
+    return sorted(drawn[:limit])
+
+
+def filter_scores(filtered: Mapping[str, Any]) -> dict[int, float]:
+    """The filter's score of every latent that it judged."""
+    return {row["latent"]: row["score"] for row in filtered["latents"]}

@@ -1,0 +1,55 @@
+"""The last stage of an audit: one page, and tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..audit.outcome import Cost, Outcome
+from ..audit.runner import fingerprint_run
+from ..audit.stage import BEGINNING, Context, Stage, option
+
+FILES = ("report.html", "report.md", "features.parquet")
+
+
+@dataclass
+class ReportOptions:
+    """What the report compares with."""
+
+    stability_runs: list[Path] = option([], group=BEGINNING)
+    """runs of other seeds to compare"""
+
+
+class Report(Stage[ReportOptions, None]):
+    """Brings everything together and writes the page and the tables."""
+
+    name = "report"
+    what = "one page, and tables"
+    needs = ("null", "describe", "exclusivity", "rubrics")
+    Options = ReportOptions
+
+    def outside(self) -> dict[str, Any]:
+        return {str(run): fingerprint_run(run) for run in self.options.stability_runs}
+
+    def inputs(self, ctx: Context) -> dict[str, Any]:
+        return {"stability_runs": [str(run) for run in self.options.stability_runs]}
+
+    def estimate(self, ctx: Context) -> Cost:
+        return Cost(30.0)
+
+    def run(self, ctx: Context, folder: Path) -> Outcome:
+        from . import write_report
+        from .first import first_entries
+        from .from_audit import report_data, stability
+
+        runs = self.options.stability_runs
+        data = report_data(ctx, stability(ctx, runs, folder) if runs else None)
+        write_report(data, ctx.out)
+        print("\n".join(first_entries(data)))
+        written = [ctx.out / name for name in FILES]
+        return Outcome(
+            {"features": data.features.num_rows, "detailed": len(data.detailed)},
+            outputs=written,
+            identity=[path.stat().st_size for path in written],
+        )
