@@ -20,8 +20,6 @@ OF_HARVEST = (
 )
 """Options of training that change a store."""
 
-_STORED_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "int8": 1}
-
 
 class Harvest(Stage[NoOptions, Path]):
     """Fills the store, unless one was given or a run is trained already; gives its place."""
@@ -48,6 +46,7 @@ class Harvest(Stage[NoOptions, Path]):
         return inputs
 
     def estimate(self, ctx: Context) -> Cost:
+        from sparsify_crosscoder.store.dtypes import get_dtype
         from sparsify_crosscoder.store.manifest import is_store
 
         if ctx.config.run is not None:
@@ -55,7 +54,7 @@ class Harvest(Stage[NoOptions, Path]):
         pairs, quantities = num_pairs(ctx), ctx.quantities
         if is_store(ctx.training.dataset):
             return Cost(0.0, {"pairs": pairs})
-        size = _STORED_BYTES[ctx.training.dtype] * sum(quantities.widths) * pairs
+        size = sum(map(get_dtype(ctx.training.dtype).row_bytes, quantities.widths)) * pairs
         operations = sum(2 * model.read for model in quantities.models) * pairs
         return Cost(quantities.seconds(operations), {"pairs": pairs, "gigabytes": size / 1e9})
 

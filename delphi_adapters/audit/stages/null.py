@@ -114,6 +114,7 @@ def _train_on_itself(options: RunConfig, run: Path, device: torch.device) -> Non
     from sparsify_crosscoder.runs.pairs import load_training_data
     from sparsify_crosscoder.store.stream import SelectedSources
     from sparsify_crosscoder.training.data import PairedData
+    from sparsify_crosscoder.training.trainer import make_trainer
 
     architecture = get_architecture(options.arch)
     data = load_training_data(options, device)
@@ -125,9 +126,7 @@ def _train_on_itself(options: RunConfig, run: Path, device: torch.device) -> Non
     assert train_pairs is not None
     first = data.sources[0]
     pairs = PairedData(train_pairs, doubled(data.held_out), [first, dict(first)], data.facts)
-    trainer = architecture.trainer_class(
-        options, pairs, device, coder_class=architecture.coder_class
-    )
+    trainer = make_trainer(architecture, options, pairs, device)
     if (run / "config.json").exists():
         options.resume = True
         trainer.folder.check_resumable(options)
