@@ -103,7 +103,11 @@ def test_with_arch_the_rest_of_sparsify_main_stays_and_run_is_ours():
     assert python(code, "--arch", "dfc") == expected
 
 
-@pytest.mark.parametrize("command", [[BIN / "sparsify"], [sys.executable, "-m", "sparsify"]])
+@pytest.mark.parametrize(
+    "command",
+    [[BIN / "sparsify"], pytest.param([sys.executable, "-m", "sparsify"], marks=pytest.mark.slow)],
+    ids=["console script", "python -m"],
+)
 def test_without_arch_the_command_says_the_same_with_and_without_us(command):
     argv = [*command, "model", "dataset", "--partners", "other"]
     ours, alone = run(*argv), run(*argv, SPARSIFY_CROSSCODER_AUTOLOAD="0")
@@ -132,7 +136,9 @@ def test_with_arch_every_way_of_calling_reaches_us(way):
     assert "Known architectures: crosscoder, dfc, dsf, rdfc" in done.stderr
 
 
-@pytest.mark.parametrize("way", ["console script", "python -m"])
+@pytest.mark.parametrize(
+    "way", ["console script", pytest.param("python -m", marks=pytest.mark.slow)]
+)
 def test_help_shows_sparsifys_options_and_our_architectures(way):
     done = run(*WAYS[way], "--help")
     assert done.returncode == 0

@@ -23,59 +23,20 @@ from sparsify_crosscoder.registry import get_architecture
 from sparsify_crosscoder.runs.config import run_config_class
 from sparsify_crosscoder.runs.options import parse_run_config
 from sparsify_crosscoder.runs.summary import RunSummary
+from tests.support.command_line import CODER, RUN, command, save_inputs
 from tests.support.models import save_tiny_model
 from tests.support.tokenizers import byte_level_tokenizer, metaspace_tokenizer
-
-SENTENCES = [
-    "The quick brown fox number {n} jumps over {m} lazy dogs, and nobody minds at all.",
-    "In {n} the river turned north; by {m} it had found the sea again.",
-    "A list of {n} names was read aloud while {m} people listened in the hall.",
-]
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("inputs")
-    save_tiny_model(folder / "llama", "llama", byte_level_tokenizer(), width=24)
-    save_tiny_model(folder / "gpt2", "gpt2", metaspace_tokenizer(bos=True), width=32)
-    with open(folder / "texts.jsonl", "w", encoding="utf-8") as file:
-        for n in range(300):
-            text = " ".join(s.format(n=n * 7, m=n + 1900) for s in SENTENCES)
-            file.write(json.dumps({"text": text}) + "\n")
-    return folder
+    return save_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-
-
-def command(inputs: Path, *options: str, arch: str = "dfc", **changed: str) -> list[str]:
-    given = {
-        "partners": str(inputs / "gpt2"),
-        "hookpoints": "layers.1 h.2",
-        "num_latents": "64",
-        "k": "4",
-        "pairs_per_step": "128",
-        "max_steps": "12",
-        "ctx_len": "64",
-        "lr": "1e-3",
-        "run_name": "run",
-        "log_to_wandb": "False",
-        "device": "cpu",
-        **changed,
-    }
-    model, dataset = given.pop("model", str(inputs / "llama")), given.pop("dataset", None)
-    argv = [model, dataset or str(inputs / "texts.jsonl"), "--arch", arch]
-    for name, value in given.items():
-        if value:
-            argv += [f"--{name}", *value.split()]
-    return [*argv, *options]
-
-
-RUN = Path("checkpoints") / "run"
-CODER = RUN / "layers.1+h.2"
 
 
 @pytest.mark.parametrize("arch", ["crosscoder", "dfc", "rdfc"])
@@ -549,7 +510,7 @@ def test_a_run_stopped_before_its_first_checkpoint_begins_again(inputs):
     "options",
     [
         ["--cache", "store"],
-        ["--hookpoints", "layers.1", "h.2"],
+        pytest.param(["--hookpoints", "layers.1", "h.2"], marks=pytest.mark.slow),
         pytest.param(["--layers", "1", "2"], marks=pytest.mark.slow),
     ],
     ids=lambda options: options[0],
@@ -594,7 +555,10 @@ def test_a_run_that_fills_the_disk_says_so_and_goes_on(inputs, capsys):
     assert all(torch.equal(saved("whole")[name], saved("run")[name]) for name in saved("run"))
 
 
-@pytest.mark.parametrize("arch", ["crosscoder", "dfc", "dsf", "rdfc"])
+OTHERS = [pytest.param(arch, marks=pytest.mark.slow) for arch in ("crosscoder", "dfc", "dsf")]
+
+
+@pytest.mark.parametrize("arch", ["rdfc", *OTHERS])
 def test_a_new_process_reads_the_options_of_a_run(arch, tmp_path):
     """Once a command line was parsed, types that cannot be read from a file can be."""
     options = run_config_class(get_architecture(arch))(
@@ -612,6 +576,7 @@ def test_a_new_process_reads_the_options_of_a_run(arch, tmp_path):
     assert done.stdout.split()[-1] == arch
 
 
+@pytest.mark.slow
 def test_all_ways_of_calling_give_the_same_weights(inputs):
     bin_folder = Path(sys.executable).parent
     ways = {

@@ -116,7 +116,8 @@ def check(words: list[str], capsys) -> None:
     """That a command of the README is one, with the options that it is given."""
     program, *rest = words
     if program == "make":
-        assert re.search(rf"^{rest[0]}:", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+        targets = (ROOT / "Makefile").read_text(encoding="utf-8")
+        assert re.search(rf"^{rest[0]}:", targets, re.MULTILINE)
     elif program == "torchrun":
         check(["python", *rest[rest.index("-m") :]], capsys)
     elif program == "python" and rest[0] == "-m":
@@ -161,9 +162,8 @@ def test_what_is_no_command_is_found(capsys):
 
 def test_commands_are_read_from_a_block(tmp_path):
     file = tmp_path / "a.md"
-    file.write_text(
-        "x\n```sh\nrun a \\\n  --b 'c d'  # e\ndata=3\n\n# f\nfor x in y; do\ndone\n```\n"
-    )
+    text = "x\n```sh\nrun a \\\n  --b 'c d'  # e\ndata=3\n\n# f\nfor x in y; do\ndone\n```\n"
+    file.write_text(text, encoding="utf-8")
     [block] = blocks(file)
     assert (block.line, block.language) == (2, "sh")
     assert commands(block) == [["run", "a", "--b", "c d"]]

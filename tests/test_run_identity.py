@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 
 from sparsify_crosscoder.__main__ import main
 from sparsify_crosscoder.commands import train
+from tests.support.command_line import CODER, RUN, SENTENCES, command
 from tests.support.models import change_a_value, put_into_hub_cache, save_tiny_model
 from tests.support.tokenizers import byte_level_tokenizer, metaspace_tokenizer
-from tests.test_cli import CODER, RUN, SENTENCES, command
 
 COMMITS = ["a" * 40, "b" * 40]
 LOOKED_AT = {

@@ -1,49 +1,13 @@
 import pytest
 import torch
 
-from sparsify_crosscoder import DedicatedFeatureCrosscoder, DFCConfig
 from sparsify_crosscoder.evaluation.clusters import clusters, duplicates
-from sparsify_crosscoder.evaluation.false_exclusives import FilterConfig, filter_exclusives
-from sparsify_crosscoder.store.tensor_stream import TensorStream
-
-PAIRS = 8_000
+from tests.support.clusters import PAIRS, copied_latents, filtered
 
 
 @pytest.fixture
 def crosscoder():
-    """Latents 0 and 1 of the first source are copies, 2 stands alone; 5 and 6 are the second's."""
-    cfg = DFCConfig(num_latents=20, k=4, exclusive_fractions=[0.25, 0.25], screening="exact")
-    crosscoder = DedicatedFeatureCrosscoder([6, 6], cfg).eval()
-    with torch.no_grad():
-        for weight in (*crosscoder.encoder.weights, *crosscoder.decoders):
-            weight.zero_()
-        for block, latent, column, size in (
-            (0, 0, 0, 1.0),
-            (0, 1, 0, 3.0),
-            (0, 2, 1, 1.0),
-            (1, 0, 2, 1.0),
-            (1, 1, 3, 1.0),
-        ):
-            crosscoder.encoder.weights[block][latent, column] = 1.0
-            crosscoder.decoders[block][latent, column] = size
-        crosscoder.decoders[0][0, 5] = 4.0
-        crosscoder.encoder.bias[:10] = -0.5
-        crosscoder.threshold.fill_(1e-3)
-    return crosscoder
-
-
-def filtered(crosscoder, **options):
-    generator = torch.Generator().manual_seed(0)
-    active = torch.rand(PAIRS, 3, generator=generator) < 0.08
-    size = 1 + torch.rand(PAIRS, 3, generator=generator)
-    events = active * size
-    a, b = (0.05 * torch.randn(PAIRS, 6, generator=generator) for _ in "ab")
-    a[:, 0], a[:, 1] = a[:, 0] + events[:, 0], a[:, 1] + events[:, 1]
-    # The second source has the second event too, and a third one, which is harder to tell.
-    b[:, 2], b[:, 3] = b[:, 2] + events[:, 1], b[:, 3] + 0.6 * events[:, 2]
-    cfg = FilterConfig(pairs=PAIRS, outlier_multiple=0, **options)
-    candidates = [torch.arange(3), torch.arange(5, 7)]
-    return filter_exclusives(crosscoder, TensorStream([a, b]), cfg, candidates=candidates)
+    return copied_latents()
 
 
 def test_copies_are_one_cluster_with_what_they_write_together(crosscoder):

@@ -7,7 +7,12 @@ from sparsify_crosscoder import DedicatedFeatureCrosscoder, DFCConfig
 from sparsify_crosscoder.evaluation.clusters import clusters
 from sparsify_crosscoder.evaluation.stability import FoundClusters, stability
 from sparsify_crosscoder.store.tensor_stream import TensorStream
-from tests.evaluation.test_clusters import PAIRS, crosscoder, filtered  # noqa: F401
+from tests.support.clusters import PAIRS, copied_latents, filtered
+
+
+@pytest.fixture
+def crosscoder():
+    return copied_latents()
 
 
 def events(seed=0):
@@ -20,7 +25,7 @@ def events(seed=0):
     return TensorStream([a, b])
 
 
-def rearranged(crosscoder):  # noqa: F811
+def rearranged(crosscoder):
     """The same crosscoder with the latents of every block in reverse."""
     other = copy.deepcopy(crosscoder)
     with torch.no_grad():
@@ -29,13 +34,13 @@ def rearranged(crosscoder):  # noqa: F811
     return other
 
 
-def found(crosscoder, name, keep=None):  # noqa: F811
+def found(crosscoder, name, keep=None):
     listed = clusters(crosscoder, filtered(crosscoder))
     return FoundClusters(name, crosscoder, listed if keep is None else [listed[i] for i in keep])
 
 
 @pytest.fixture
-def three_runs(crosscoder):  # noqa: F811
+def three_runs(crosscoder):
     first = found(crosscoder, "a")
     reverse = rearranged(crosscoder)
     mirrored = []

@@ -14,13 +14,18 @@ from sparsify_crosscoder.harvest.sources import load_sources
 from sparsify_crosscoder.runs.config import load_run_config
 from sparsify_crosscoder.runs.texts import load_windows, split_run_windows
 from sparsify_crosscoder.text.texts import load_texts
+from tests.support.command_line import command, save_inputs
 from tests.support.models import save_tiny_model
 from tests.support.tokenizers import byte_level_tokenizer
-from tests.test_cli import command, inputs  # noqa: F401
 
 TRAINED_ON = 200
 ALL = 10**6  # more pairs than there are
 FEW = ("--held_out_pairs", "800", "--pairs", "3000", "--steps", "30", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> Path:
+    return save_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +36,7 @@ def offline():
 
 
 @pytest.fixture(scope="module")
-def run(inputs, offline, tmp_path_factory) -> Path:  # noqa: F811
+def run(inputs, offline, tmp_path_factory) -> Path:
     """A run on 200 of 300 texts."""
     folder = tmp_path_factory.mktemp("runs")
     options = ("--save_dir", str(folder), "--max_examples", str(TRAINED_ON))
@@ -62,7 +67,7 @@ def write_texts(file: Path, texts: list[str]) -> Path:
     return file
 
 
-def trained_texts(run: Path, inputs: Path) -> list[str]:  # noqa: F811
+def trained_texts(run: Path, inputs: Path) -> list[str]:
     """The texts of the run without those that it held out."""
     args = load_run_config(run)
     sources = load_sources(
@@ -105,7 +110,7 @@ def test_a_run_is_stitched_on_the_texts_that_it_was_not_trained_on(run, tmp_path
 
 
 def test_a_run_from_a_store_is_stitched_on_what_its_harvest_left_out(
-    inputs,  # noqa: F811
+    inputs,
     offline,
     tmp_path,
 ):
@@ -132,7 +137,7 @@ def test_the_same_command_gives_the_same_maps(run, tmp_path):
 
 def test_text_that_the_run_was_trained_on_is_refused_however_it_is_written(
     run,
-    inputs,  # noqa: F811
+    inputs,
     tmp_path,
     capsys,
 ):
@@ -145,7 +150,7 @@ def test_text_that_the_run_was_trained_on_is_refused_however_it_is_written(
 
 def test_of_another_dataset_only_unseen_texts_are_used_and_the_others_are_counted(
     run,
-    inputs,  # noqa: F811
+    inputs,
     tmp_path,
 ):
     trained = trained_texts(run, inputs)
@@ -168,7 +173,7 @@ def test_texts_like_the_held_out_ones_are_not_fitted(run, tmp_path):
     assert text["texts_fitted"] + text["texts_held_out"] + text["like_held_out"] == 300
 
 
-def test_too_little_text_is_refused_with_the_number(run, inputs, tmp_path, capsys):  # noqa: F811
+def test_too_little_text_is_refused_with_the_number(run, inputs, tmp_path, capsys):
     file = write_texts(tmp_path / "few.jsonl", other_texts(12))
     said = refused(run, tmp_path / "out", "--dataset", file, capsys=capsys)
     assert "The others give 862 pairs" in said and "320 to fit and 800 held out are needed" in said
@@ -178,7 +183,7 @@ def test_too_little_text_is_refused_with_the_number(run, inputs, tmp_path, capsy
 
 def test_a_dataset_that_changed_since_the_run_is_refused(
     run,
-    inputs,  # noqa: F811
+    inputs,
     tmp_path,
     capsys,
 ):
@@ -216,7 +221,7 @@ def test_wrong_use_is_named_before_anything_is_loaded_or_written(run, tmp_path, 
 
 
 def test_two_of_three_models_are_stitched_on_what_the_run_held_out(
-    inputs,  # noqa: F811
+    inputs,
     offline,
     tmp_path,
 ):

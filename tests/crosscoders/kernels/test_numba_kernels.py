@@ -275,7 +275,7 @@ print("serve", numba_kernels.is_ready())
     "switch, before, serve",
     [
         ("1", "", True),
-        ("0", "", False),
+        pytest.param("0", "", False, marks=pytest.mark.slow),
         (
             "1",
             "import importlib.util as u\n"

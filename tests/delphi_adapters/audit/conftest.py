@@ -1,11 +1,14 @@
 """An audit of two tiny models with a judge on the loopback server."""
 
 import json
+import shutil
 
 import pytest
 
+from delphi_adapters.commands.audit import main
 from tests.support.audit_judge import AuditJudge
 from tests.support.audit_texts import write_other_texts
+from tests.support.messages_server import KEY, MessagesServer
 
 PRICES = {"claude-test": {"input": 1.0, "output": 10.0}}
 TRAINING = (
@@ -19,15 +22,43 @@ AUDITING = (
 )
 
 
+@pytest.fixture(scope="session")
+def argv(run, tmp_path_factory):
+    """Options of an audit, without the folder that it goes to."""
+    folder = tmp_path_factory.mktemp("audits")
+    (folder / "prices.json").write_text(json.dumps(PRICES), encoding="utf-8")
+    write_other_texts(folder / "others.jsonl")
+    models = [str(run.parent / "llama"), str(run.parent / "gpt2")]
+    places = ["--dataset", str(run.parent / "texts.txt")]
+    judge = ["--judge", "claude-test", "--prices", str(folder / "prices.json")]
+    stitching = ["--stitch_dataset", str(folder / "others.jsonl")]
+    return [*models, *places, *judge, *stitching, *f"{TRAINING} {AUDITING}".split()]
+
+
 @pytest.fixture
-def options(run, server, tmp_path, monkeypatch):
+def options(argv, server, tmp_path, monkeypatch):
     """Options of an audit whose folder is `tmp_path/audit`."""
     monkeypatch.setenv("ANTHROPIC_BASE_URL", server.url)
     server.answer = AuditJudge()
-    (tmp_path / "prices.json").write_text(json.dumps(PRICES), encoding="utf-8")
-    write_other_texts(tmp_path / "others.jsonl")
-    models = [str(run.parent / "llama"), str(run.parent / "gpt2")]
-    places = ["--out", str(tmp_path / "audit"), "--dataset", str(run.parent / "texts.txt")]
-    judge = ["--judge", "claude-test", "--prices", str(tmp_path / "prices.json")]
-    stitching = ["--stitch_dataset", str(tmp_path / "others.jsonl")]
-    return [*models, *places, *judge, *stitching, *f"{TRAINING} {AUDITING}".split()]
+    return [*argv, "--out", str(tmp_path / "audit")]
+
+
+@pytest.fixture(scope="session")
+def finished(argv, tmp_path_factory):
+    """The folder of an audit that ended, to look at and to copy."""
+    folder = tmp_path_factory.mktemp("finished")
+    with MessagesServer() as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ANTHROPIC_API_KEY", KEY)
+        patch.delenv("ANTHROPIC_AUTH_TOKEN", raising=False)
+        patch.setenv("HOME", str(folder / "home"))
+        patch.setenv("ANTHROPIC_BASE_URL", server.url)
+        server.answer = AuditJudge()
+        main([*argv, "--out", str(folder / "audit")])
+    return folder / "audit"
+
+
+@pytest.fixture
+def audit(finished, tmp_path):
+    """A copy of the finished audit where `options` has it, to go on with."""
+    shutil.copytree(finished, tmp_path / "audit")
+    return tmp_path / "audit"

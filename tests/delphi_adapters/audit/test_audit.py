@@ -13,12 +13,12 @@ from tests.support.messages_server import error
 
 
 @pytest.fixture
-def audit(tmp_path):
+def fresh(tmp_path):
+    """Where `options` has an audit that has not begun."""
     return tmp_path / "audit"
 
 
 def test_an_audit_ends_in_a_report_and_a_second_one_does_nothing(options, audit, server, capsys):
-    main(options)
     found, done = results(audit), records(audit)
     assert list(done) == list(STAGES)
     assert all(record["finished"] for record in done.values())
@@ -48,9 +48,8 @@ def test_an_audit_ends_in_a_report_and_a_second_one_does_nothing(options, audit,
     assert {f: f.stat().st_mtime_ns for f in audit.rglob("*") if f.is_file()} == written
 
 
-def test_stage_by_stage_comes_to_the_same_as_all_at_once(options, audit, tmp_path, server):
-    main(options)
-    whole = results(audit)
+def test_stage_by_stage_comes_to_the_same_as_all_at_once(options, finished, tmp_path):
+    whole = results(finished)
     pieces = tmp_path / "pieces"
     for stage in STAGES:
         main([*options, "--out", str(pieces), "--until", stage])
@@ -59,7 +58,6 @@ def test_stage_by_stage_comes_to_the_same_as_all_at_once(options, audit, tmp_pat
 
 
 def test_only_what_is_changed_is_done_again(options, audit, server, capsys):
-    main(options)
     before = records(audit)
     main([*options, "--sample", "2"])
     after = records(audit)
@@ -74,7 +72,6 @@ def test_only_what_is_changed_is_done_again(options, audit, server, capsys):
 
 
 def test_outputs_that_were_deleted_are_made_again(options, audit, server):
-    main(options)
     whole, asked = results(audit), len(server.bodies)
     for file in (audit / "explain" / "flags").iterdir():
         file.unlink()
@@ -85,36 +82,36 @@ def test_outputs_that_were_deleted_are_made_again(options, audit, server):
     assert len(server.bodies) == asked  # every answer was kept
 
 
-def test_latents_without_an_answer_are_asked_for_again(options, audit, server, capsys):
+def test_latents_without_an_answer_are_asked_for_again(options, fresh, server, capsys):
     refused = error(400, "invalid_request_error", "not today")
     server.next(*[None, None, refused] * 30)
     main(options)
     assert "the same command asks again" in capsys.readouterr().err
-    assert not all(record["finished"] for record in records(audit).values())
+    assert not all(record["finished"] for record in records(fresh).values())
     server.script.clear()
     main(options)
-    assert all(record["finished"] for record in records(audit).values())
-    statuses = {row["flag_status"] for row in results(audit)["table"]}
+    assert all(record["finished"] for record in records(fresh).values())
+    statuses = {row["flag_status"] for row in results(fresh)["table"]}
     assert statuses <= {"ok", None}
 
 
-def test_a_budget_stops_an_audit_and_a_larger_one_goes_on(options, audit, server, capsys):
+def test_a_budget_stops_an_audit_and_a_larger_one_goes_on(options, fresh, server, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([*options, "--max_cost", "0.022"])
     assert stopped.value.code == 1
     assert "stopped: " in capsys.readouterr().err
-    assert not (audit / "report.html").exists()
+    assert not (fresh / "report.html").exists()
     paid = len(server.bodies)
     assert paid
     main(options)
-    assert (audit / "report.html").exists()
+    assert (fresh / "report.html").exists()
     asked = [json.dumps(body, sort_keys=True) for body in server.bodies]
     assert len(asked) == len(set(asked))
 
 
-def test_a_dry_run_writes_nothing_and_says_what_is_left(options, audit, server, capsys, tmp_path):
+def test_a_dry_run_writes_nothing_and_says_what_is_left(options, fresh, server, capsys, tmp_path):
     main([*options, "--dry_run", "--json", str(tmp_path / "left.json")])
-    assert not audit.exists() or not list(records(audit))
+    assert not fresh.exists() or not list(records(fresh))
     left = json.loads((tmp_path / "left.json").read_text(encoding="utf-8"))
     assert list(left["stages"]) == list(STAGES)
     assert {row["state"] for row in left["stages"].values()} == {"to do"}
@@ -131,13 +128,13 @@ def test_a_dry_run_writes_nothing_and_says_what_is_left(options, audit, server, 
     assert re.search(r"explain +to do", out)
 
 
-def test_a_trained_run_can_be_audited(options, audit, run, server):
+def test_a_trained_run_can_be_audited(options, fresh, run, server):
     own = options[options.index("--judge") :]
     cut = own.index("--arch")
-    main(["--run", str(run), "--out", str(audit), *own[:cut], *own[own.index("--cache_ctx_len") :]])
-    assert (audit / "report.html").exists()
-    assert records(audit)["train"]["result"]["summary"]["arch"] == "dfc"
-    assert not (audit / "train" / "run").exists()
+    main(["--run", str(run), "--out", str(fresh), *own[:cut], *own[own.index("--cache_ctx_len") :]])
+    assert (fresh / "report.html").exists()
+    assert records(fresh)["train"]["result"]["summary"]["arch"] == "dfc"
+    assert not (fresh / "train" / "run").exists()
 
 
 def test_the_most_exclusive_latents_are_rated_by_a_rubric(options, audit, server, tmp_path):
@@ -167,9 +164,9 @@ def test_other_runs_say_which_differences_come_back(options, audit, run):
     assert "## Stability" in (audit / "report.md").read_text(encoding="utf-8")
 
 
-def test_a_hubs_token_is_in_no_file(options, audit):
+def test_a_hubs_token_is_in_no_file(options, fresh):
     main([*options, "--until", "train", "--hf_token", "hf_secret0"])
-    files = [file for file in audit.rglob("*") if file.is_file()]
+    files = [file for file in fresh.rglob("*") if file.is_file()]
     assert len(files) > 5
     assert not [file for file in files if b"hf_secret0" in file.read_bytes()]
 
