@@ -39,7 +39,7 @@ from sparsify_crosscoder.evaluation.clusters import Cluster, clusters
 from sparsify_crosscoder.evaluation.false_exclusives import (
     FilterConfig,
     FilteredLatents,
-    filter_exclusives,
+    judge_exclusives,
 )
 from sparsify_crosscoder.evaluation.stability import FoundClusters, stability
 from sparsify_crosscoder.registry import get_architecture
@@ -165,7 +165,7 @@ def judge(
 ) -> tuple[FilteredLatents, list[Cluster]]:
     """What the filter says of the exclusive latents, and the clusters of those it keeps."""
     stream = TensorStream(control.activations, seed=1)
-    filtered = filter_exclusives(crosscoder, stream, FilterConfig(pairs=args.pairs))
+    filtered = judge_exclusives(crosscoder, stream, FilterConfig(pairs=args.pairs))
     return filtered, clusters(crosscoder, filtered)
 
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from .command_line import dispatch
 
 _HERE = "sparsify_crosscoder"
-_EVALUATION = f"{_HERE}.evaluation"
 _COMMANDS = f"{_HERE}.commands"
 COMMANDS = {
     "train": (
@@ -25,7 +24,7 @@ COMMANDS = {
         "main",
         "say what a store holds, check it, join several",
     ),
-    "top": (f"{_EVALUATION}.top", "main", "show where the latents of a run fire most"),
+    "top": (f"{_COMMANDS}.top", "main", "show where the latents of a run fire most"),
     "filter": (
         f"{_COMMANDS}.filter",
         "main",

@@ -8,11 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import TypeVar
 
+from .command_options import add_options, read_options
 from .endings import AGAIN, DEBUG, did_you_mean, ending, prepare, take_debug
 from .files import atomic_write_json
 from .surroundings import command_surroundings
 
 T = TypeVar("T")
+Options = TypeVar("Options")
 
 
 @command_surroundings()
@@ -56,6 +58,23 @@ def add_hub_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="run the code that comes with a model, which can do anything that you can",
     )
+
+
+def run_command(
+    program: str,
+    options: type[Options],
+    run: Callable[[Options], T],
+    argv: Sequence[str],
+    *,
+    goes_on: str = AGAIN,
+) -> T:
+    """Run a command whose options are those of a dataclass, `json` among them; see `execute`.
+
+    The dataclass's docstring is the command's description.
+    """
+    parser = argparse.ArgumentParser(prog=program, description=options.__doc__)
+    add_options(parser, options)
+    return execute(parser, lambda args: run(read_options(options, args)), argv, goes_on=goes_on)
 
 
 def execute(

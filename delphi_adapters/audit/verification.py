@@ -84,6 +84,6 @@ class VerificationOptions:
 
     def read_prompts(self) -> list[str]:
         """The prompts; raises ValueError for a file without any."""
-        from sparsify_crosscoder.interventions.command_parts import read_prompts
+        from sparsify_crosscoder.interventions.options import read_prompts
 
-        return read_prompts(self)  # type: ignore[arg-type]
+        return read_prompts(self.prompts, self.prompts_file)

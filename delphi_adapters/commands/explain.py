@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sparsify_crosscoder.commands.filter import Filtered, add_filter_options, filter_config, judge
+from sparsify_crosscoder.command_options import add_options, read_options
 from sparsify_crosscoder.crosscoders import Crosscoder
 from sparsify_crosscoder.evaluation.false_exclusives import called_exclusive
+from sparsify_crosscoder.evaluation.filter import FilterOptions, FilterRecord, filter_crosscoder
 from sparsify_crosscoder.files import atomic_write_json
 from sparsify_crosscoder.harvest.sources import load_language_model
 from sparsify_crosscoder.records import read_json
@@ -210,14 +211,17 @@ def _filtered(
     """What the false-exclusive filter says, kept in the folder for the next start."""
     from sparsify_crosscoder.runs.pairs import load_pairs
 
-    cfg = filter_config(args, options.outlier_multiple)
+    cfg = read_options(FilterOptions, args).config(options)
     settings = {"weights": digest(crosscoder), "filter": asdict(cfg)}
     path = folder / "filter.json"
     if path.exists():
-        kept = read_json(path, Filtered, "Delete it, and the latents are filtered again.")
+        kept = read_json(path, FilterRecord, "Delete it, and the latents are filtered again.")
         if kept.get("settings") == settings:
             return kept
-    result = {"settings": settings, **judge(crosscoder, load_pairs(options, device), cfg)}
+    result = {
+        "settings": settings,
+        **filter_crosscoder(crosscoder, load_pairs(options, device), cfg).to_dict(),
+    }
     atomic_write_json(path, result)
     return result
 
@@ -258,5 +262,5 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=int, help="which of several --init_seeds")
     parser.add_argument("--no_filter", action="store_true", help="without the filter's verdicts")
-    add_filter_options(parser)
+    add_options(parser, FilterOptions)
     return parser

@@ -22,20 +22,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparsify_crosscoder.command_options import add_options, read_options
 from sparsify_crosscoder.files import atomic_path, atomic_write_json
 from sparsify_crosscoder.harvest.model_identity import short_names
-from sparsify_crosscoder.interventions.command_parts import (
-    CHAT,
-    add_chat_option,
-    add_model_options,
-    load_model,
-)
+from sparsify_crosscoder.interventions.options import ChatOptions, ModelOptions
 from sparsify_crosscoder.interventions.targets import (
     Target,
-    add_target_options,
+    TargetOptions,
     latent_targets,
     with_backend,
 )
+from sparsify_crosscoder.runs.run import Run
 
 from ..clients import AnthropicClient
 from ..clients.costs import Costs, say_costs
@@ -84,7 +81,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         )
         for label, target in targets.items()
     }
-    writing = Writing(CHAT[args.chat], args.batch_size)
+    writing = Writing(read_options(ChatOptions, args).wanted, args.batch_size)
     rated, stopped = None, None
     try:
         rated = rate_steered(client, rubric, models, folder, writing, args.max_concurrent)
@@ -107,7 +104,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _load(args: argparse.Namespace, target: Target) -> tuple[Any, Any]:
-    model, tokenizer = load_model(args, target.name, target.revision, target.checkpoint)
+    model, tokenizer = read_options(ModelOptions, args).loading.load(
+        target.name, target.revision, target.checkpoint
+    )
     return with_backend(model, tokenizer, args.backend), tokenizer
 
 
@@ -140,7 +139,13 @@ def _targets(
     kept = _kept_config(path)
     if kept is not None and kept.get("latent") == args.latent and args.s_max is None:
         args.s_max = kept.get("s_max")  # so that it need not be looked for again
-    targets = _labelled(latent_targets(args, [args.latent]))
+    models = read_options(ModelOptions, args)
+    run = Run.open(args.run, **models.hub.access)
+    asked = read_options(TargetOptions, args)
+    found = latent_targets(run, [args.latent], asked, models.device)
+    if found.note is not None:
+        print(found.note)
+    targets = _labelled(found.targets)
     config = {
         "run": str(args.run),
         "latent": args.latent,
@@ -250,7 +255,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--max_new_tokens", type=int, help="length of an answer (the rubric's)")
     parser.add_argument("--batch_size", type=int, help="rows at once (the strengths of one prompt)")
-    add_chat_option(parser)
-    add_target_options(parser)
-    add_model_options(parser)
+    add_options(parser, ChatOptions)
+    add_options(parser, TargetOptions)
+    add_options(parser, ModelOptions)
     return parser

@@ -76,7 +76,7 @@ def features(
 ) -> Table:
     """One row per latent, in order.
 
-    `filtered` is what `filter_command.judge` returned; `exclusivity` has, by latent, values of the
+    `filtered` is what `Filtered.to_dict` returned; `exclusivity` has, by latent, values of the
     columns from "exclusivity" on, `described` those that `descriptions.table_columns` gives.
     """
     import pyarrow as pa

@@ -9,8 +9,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsify_crosscoder.commands import filter as filter_command
 from sparsify_crosscoder.crosscoders import Crosscoder
+from sparsify_crosscoder.evaluation.filter import filter_text
 from sparsify_crosscoder.evaluation.top import source_labels
 
 from . import categories, similar_explanations
@@ -33,7 +33,7 @@ def summarise(
 ) -> dict[str, Any]:
     """Write the tables, print a summary of these latents and return it as JSON values.
 
-    `filtered` is what `filter_command.judge` returned, `described` what
+    `filtered` is what `Filtered.to_dict` returned, `described` what
     `descriptions.table_columns` did.
     """
     table = features(autointerp, crosscoder, filtered, described=described)
@@ -65,7 +65,7 @@ def summarise_table(
     }
     if filtered is not None:
         result["verdicts"] = filtered["verdicts"]
-        filter_command.show(dict(filtered), names)
+        print(filter_text(filtered, names))
     if autointerp.judged:
         print(
             f"{len(rows):,} alive latents: {result['explained']:,} explained, "

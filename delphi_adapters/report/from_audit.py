@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+from sparsify_crosscoder.evaluation.several_runs import compare_runs
 from sparsify_crosscoder.evaluation.top import source_labels
 from sparsify_crosscoder.files import atomic_write_json
 from sparsify_crosscoder.harvest.model_identity import short_names, source_names
+from sparsify_crosscoder.runs.run import Run
 
 from ..audit.likeness import DirectionLikeness
 from ..audit.runner import fingerprint
@@ -268,21 +269,15 @@ def _judge(audit: Audit) -> dict[str, Any]:
 
 def stability(audit: Audit, runs: Sequence[Path], folder: Path) -> dict[str, Any]:
     """Compare the run with others, and keep what that comes to in the folder."""
-    from sparsify_crosscoder.commands import stability as stability_command
-
-    cfg = audit.options(FilterOptions).config(audit.run.config.outlier_multiple)
-    found = stability_command.run(
-        SimpleNamespace(  # type: ignore[arg-type]
-            runs=[audit.run.path, *runs],
-            device=str(audit.device),
-            hf_token=audit.config.hf_token,
-            trust_remote_code=audit.config.trust_remote_code,
-            pairs=cfg.pairs,
-            predictability=cfg.predictability,
-            shadow=cfg.shadow,
-            min_firings=cfg.min_firings,
-        )
-    )
+    config = audit.options(FilterOptions).config(audit.run.config.outlier_multiple)
+    access = {
+        "token": audit.config.hf_token,
+        "trust_remote_code": audit.config.trust_remote_code,
+    }
+    others = [Run.open(path, **access) for path in runs]
+    compared = compare_runs([audit.run, *others], config, device=audit.device)
+    print(compared.text())
+    found = compared.to_dict()
     atomic_write_json(folder / "stability.json", found)
     return found
 

@@ -204,7 +204,7 @@ def called_exclusive(crosscoder: Crosscoder) -> list[Tensor]:
     ]
 
 
-def filter_exclusives(
+def judge_exclusives(
     crosscoder: Crosscoder,
     stream: ActivationStream,
     cfg: FilterConfig | None = None,

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..command_line import add_hub_options, execute
 from ..crosscoders import Crosscoder, SparseCode
 from ..harvest.model_identity import source_names
+from ..runs.run import Run
 from ..store.normalization import within_norm
 from .latent_moments import DENSE_FRACTION
 
@@ -253,76 +251,86 @@ def template_note(window: dict[str, Any], source: int, peak: int, tokenizer: Any
     return f"chat template {tokenizer.decode(ids[start : place + 1])!r}"
 
 
-def print_reports(
-    reports: Sequence[LatentReport], names: Sequence[str], *, alike: bool = False
-) -> None:
-    """Show latents and their snippets, one line per model, or one for all if they read `alike`."""
-    if alike:
-        names = ["+".join(name.partition(" ")[0] for name in names)]
+@dataclass(frozen=True)
+class TopLatents:
+    """Latents of a run, and where they fire most."""
+
+    reports: list[LatentReport]
+    names: list[str]
+    """A letter and the model's name for each source."""
+
+    alike: bool
+    """Whether all models read the same tokens."""
+
+    def to_list(self) -> list[dict[str, Any]]:
+        return [asdict(report) for report in self.reports]
+
+    def text(self) -> str:
+        """Latents and their snippets, one line per model, or one for all if they read alike."""
+        names, lines = self.names, []
+        if self.alike:
+            lines.append(f"{', '.join(names)}: the same tokens, shown once.")
+            names = ["+".join(name.partition(" ")[0] for name in names)]
+        for report in self.reports:
+            lines += _report_lines(report, names)
+        return "\n".join(lines)
+
+
+def _report_lines(report: LatentReport, names: Sequence[str]) -> list[str]:
     width = max(map(len, names))
-    for report in reports:
-        noted = sum(bool(snippet.note) for snippet in report.snippets)
-        print(
-            f"\nlatent {report.latent}  {report.block}  relative decoder norm "
-            f"{report.relative_decoder_norm:.3f}  fires on {report.firing_fraction:.3%}  "
-            f"max activation {report.max_activation:.2f}"
-        )
-        if 2 * noted > len(report.snippets):
-            what = ", ".join(dict.fromkeys(s.note for s in report.snippets if s.note))
-            print(f"  fires on what no one has said: {what}")
-        for snippet in report.snippets:
-            note = f"  ({snippet.note})" if snippet.note else ""
-            for s, (name, text) in enumerate(zip(names, snippet.texts[: len(names)], strict=True)):
-                strength = f"{snippet.activation:8.2f}" if s == 0 else " " * 8
-                print(f"  {strength}  {name:<{width}}  {text}{note if s == 0 else ''}")
+    noted = sum(bool(snippet.note) for snippet in report.snippets)
+    lines = [
+        f"\nlatent {report.latent}  {report.block}  relative decoder norm "
+        f"{report.relative_decoder_norm:.3f}  fires on {report.firing_fraction:.3%}  "
+        f"max activation {report.max_activation:.2f}"
+    ]
+    if 2 * noted > len(report.snippets):
+        what = ", ".join(dict.fromkeys(s.note for s in report.snippets if s.note))
+        lines.append(f"  fires on what no one has said: {what}")
+    for snippet in report.snippets:
+        note = f"  ({snippet.note})" if snippet.note else ""
+        for s, (name, text) in enumerate(zip(names, snippet.texts[: len(names)], strict=True)):
+            strength = f"{snippet.activation:8.2f}" if s == 0 else " " * 8
+            lines.append(f"  {strength}  {name:<{width}}  {text}{note if s == 0 else ''}")
+    return lines
 
 
-def main(argv: Sequence[str]) -> None:
-    """`sparsify-crosscoder top RUN`."""
-    parser = argparse.ArgumentParser(
-        prog="sparsify-crosscoder top",
-        description="Show the text on which latents fire most, in every model's tokens. Without "
-        "--latents: the strongest of each exclusive block in turn, or those with the most extreme "
-        "relative decoder norm. What all models read as the same tokens is shown once.",
-    )
-    parser.add_argument("run", type=Path, help="run folder")
-    parser.add_argument("--latents", type=int, nargs="+", help="latents to show")
-    parser.add_argument("--count", type=int, default=5, help="latents per model (default 5)")
-    parser.add_argument("--snippets", type=int, default=5, help="snippets per latent (default 5)")
-    parser.add_argument("--pairs", type=int, default=100_000, help="pairs to search (100,000)")
-    parser.add_argument("--seed", type=int, default=None, help="which of several --init_seeds")
-    parser.add_argument("--device", default=None, help="device to run on")
-    add_hub_options(parser)
-    parser.add_argument("--json", type=Path, help="also write what is shown to this file")
-    execute(parser, show_top, argv)
+def top(
+    run: Run,
+    *,
+    latents: Sequence[int] | None = None,
+    count: int = 5,
+    snippets: int = 5,
+    pairs: int = 100_000,
+    seed: int | None = None,
+    device: str | torch.device | None = None,
+) -> TopLatents:
+    """Where latents of a run fire most on its first `pairs` pairs.
 
-
-def show_top(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Show where latents of a run fire, and return that as JSON values."""
-    from ..hardware import pick_device
-    from ..runs.run import Run
-
-    device = pick_device(args.device)
-    run = Run.open(args.run, token=args.hf_token, trust_remote_code=args.trust_remote_code)
-    crosscoder = run.crosscoder(args.seed, device)
-    for latent in args.latents or ():
-        if not 0 <= latent < crosscoder.num_latents:
-            raise ValueError(f"There are latents 0..{crosscoder.num_latents - 1}, not {latent}.")
-    chunks, windows, tokenizers = run.first_pairs(args.pairs, device)
-    found = collect_occurrences(crosscoder, chunks, run.config.outlier_multiple)
-    latents = args.latents
+    Without `latents`, `count` of each exclusive block in turn, or those with the most extreme
+    relative decoder norm. Raises ValueError for a latent that there is not.
+    """
+    crosscoder = run.crosscoder(seed, device)
+    check_latents(crosscoder, latents or ())
+    first = run.first_pairs(pairs, device)
+    found = collect_occurrences(crosscoder, first.chunks, run.config.outlier_multiple)
     if latents is None:
-        latents = in_turn(choose_by_source(crosscoder, found, args.count))
-    reports = describe_latents(crosscoder, found, latents, windows, tokenizers, args.snippets)
-    names = source_labels(crosscoder)
-    vocabularies = [tokenizer.get_vocab() for tokenizer in tokenizers]
+        latents = in_turn(choose_by_source(crosscoder, found, count))
+    reports = describe_latents(
+        crosscoder, found, latents, first.windows, first.tokenizers, snippets
+    )
+    vocabularies = [tokenizer.get_vocab() for tokenizer in first.tokenizers]
     alike = all(one == vocabularies[0] for one in vocabularies) and all(
         len(set(snippet.texts)) == 1 for report in reports for snippet in report.snippets
     )
-    if alike:
-        print(f"{', '.join(names)}: the same tokens, shown once.")
-    print_reports(reports, names, alike=alike)
-    return [asdict(report) for report in reports]
+    return TopLatents(reports, source_labels(crosscoder), alike)
+
+
+def check_latents(crosscoder: Crosscoder, latents: Sequence[int]) -> None:
+    """Raise ValueError for a latent that a crosscoder has not."""
+    for latent in latents:
+        if not 0 <= latent < crosscoder.num_latents:
+            raise ValueError(f"There are latents 0..{crosscoder.num_latents - 1}, not {latent}.")
 
 
 def source_labels(crosscoder: Crosscoder) -> list[str]:

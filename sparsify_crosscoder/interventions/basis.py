@@ -17,7 +17,6 @@ from .affine_maps import AffineMap
 from .stitching import Stitching, StitchingConfig
 
 Map = Literal["auto", "identity", "stitching"]
-MAPS: tuple[Map, ...] = ("auto", "identity", "stitching")
 
 LEAST_R2 = 0.5
 """Share of each model's variance that the other's activations, as they are, explain at least where

@@ -1,29 +1,31 @@
-"""What to steer: the models of a run's latents, each with its vectors, from a command's options."""
+"""What to steer: the models of a run's latents, each with its vectors."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 
 from ..crosscoders import Crosscoder
+from ..evaluation.top import check_latents, largest_activations
+from ..hardware import pick_device
 from ..runs.models import End, ends_of
+from ..runs.run import Run
 from .basis import (
     ENOUGH_PAIRS,
     LEAST_R2,
-    MAPS,
     IdentityFit,
+    Map,
     identity_line,
     identity_stitching,
     may_share_basis,
 )
-from .command_parts import device_of
-from .steering import Steering
+from .steering import Mode, Steering
 from .stitching import Stitching
+from .vectors import SteeringVector
 
 
 @dataclass(frozen=True)
@@ -36,94 +38,131 @@ class Target:
     checkpoint: str | None = None
     """Digest that the model's checkpoint must have, if known."""
 
+    made_in: SteeringVector | None = None
+    """The vector, where this may be another model than that which it was made in."""
 
-def add_target_options(parser: argparse.ArgumentParser) -> None:
-    """Options that say how latents of a run are steered; `latent_targets` reads them."""
-    parser.add_argument(
-        "--source", type=int, default=None, help="model to steer (the latents' own, else 0)"
-    )
-    parser.add_argument(
-        "--stitching", type=Path, help="also steer the other model, by this folder of `stitch`"
-    )
-    parser.add_argument(
-        "--map",
-        choices=MAPS,
-        default="auto",
-        help="what carries a latent to a model that it does not write to: --stitching, or the "
-        "identity where both models share a basis, as a model and its fine-tune do (auto); "
-        "`identity` steers the other model as well, without asking whether they do",
-    )
-    parser.add_argument(
-        "--mode", choices=("add", "ablate", "clamp"), default="add", help="what is done (add)"
-    )
-    parser.add_argument(
-        "--tokens", default="all", help="all, prompt, generated or a span FIRST:LAST (all)"
-    )
-    parser.add_argument("--s_max", type=float, default=None, help="largest activation, if known")
-    parser.add_argument(
-        "--pairs", type=int, default=100_000, help="pairs to look for s_max in (100,000)"
-    )
-    parser.add_argument("--seed", type=int, default=None, help="which of several --init_seeds")
-    parser.add_argument(
-        "--backend",
-        choices=("auto", "nnsight", "hooks"),
-        default="auto",
-        help="what steers; auto is nnsight where it is installed",
-    )
+    same_basis: bool = False
+    """Whether that vector serves here as it is, whatever the models say."""
 
 
-def steering_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What the options ask of every `Steering`."""
-    return {"mode": args.mode, "tokens": _tokens(args.tokens)}
+@dataclass(frozen=True)
+class TargetOptions:
+    """How latents of a run are steered."""
+
+    source: int | None = None
+    """model to steer (the latents' own, else 0)"""
+
+    stitching: Path | None = None
+    """also steer the other model, by this folder of `stitch`"""
+
+    map: Map = "auto"
+    """what carries a latent to a model that it does not write to: --stitching, or the identity
+    where both models share a basis, as a model and its fine-tune do (auto); `identity` steers the
+    other model as well, without asking whether they do"""
+
+    mode: Mode = "add"
+    """what is done ({default})"""
+
+    tokens: str = "all"
+    """all, prompt, generated or a span FIRST:LAST ({default})"""
+
+    s_max: float | None = None
+    """largest activation, if known"""
+
+    pairs: int = 100_000
+    """pairs to look for s_max in ({default:,})"""
+
+    seed: int | None = None
+    """which of several --init_seeds"""
+
+    backend: Literal["auto", "nnsight", "hooks"] = "auto"
+    """what steers; auto is nnsight where it is installed"""
+
+    @property
+    def of_steering(self) -> dict[str, Any]:
+        """What is asked of every `Steering`; raises ValueError for `tokens` that are none."""
+        return {"mode": self.mode, "tokens": _tokens(self.tokens)}
 
 
-def latent_targets(args: argparse.Namespace, latents: Sequence[int]) -> list[Target]:
-    """The latents' own model, and with `--stitching` the other one with their stitched vectors.
+def vector_target(
+    files: Sequence[Path], asked: TargetOptions | None = None, model: str | None = None
+) -> Target:
+    """The model of vectors that were saved, which act together, or `model` in its place.
 
-    Where `--source` names a model that latents do not write to, it alone is steered, with what the
+    Raises ValueError for vectors of different models.
+    """
+    asked = asked or TargetOptions()
+    options = asked.of_steering
+    vectors = [SteeringVector.load(path) for path in files]
+    if len({vector.checkpoint or vector.model for vector in vectors}) > 1:
+        raise ValueError("Vectors that act together must be of one model.")
+    first = vectors[0]
+    steering = [
+        vector.steering(**options, label=path.stem)
+        for vector, path in zip(vectors, files, strict=True)
+    ]
+    if model is None:
+        return Target(first.model, first.revision, steering, first.checkpoint)
+    same_basis = asked.map == "identity"
+    return Target(model, None, steering, made_in=first, same_basis=same_basis)
+
+
+class LatentTargets(NamedTuple):
+    """The models to steer with latents of a run."""
+
+    targets: list[Target]
+    note: str | None
+    """Why vectors of one model serve in the other as they are, where they do."""
+
+
+def latent_targets(
+    run: Run,
+    latents: Sequence[int],
+    asked: TargetOptions | None = None,
+    device: str | torch.device | None = None,
+) -> LatentTargets:
+    """The latents' own model, and with `stitching` the other one with their stitched vectors.
+
+    Where `source` names a model that latents do not write to, it alone is steered, with what the
     stitching makes of them, or with the same vectors if both models share a basis (`basis`). Raises
     ValueError for everything that can be wrong about the vectors, before a model answers.
     """
-    from ..evaluation.top import largest_activations
-    from ..runs.config import load_run_config
-    from ..runs.pairs import first_pairs
-
-    options = steering_options(args)
-    device = device_of(args)
-    configured = load_run_config(args.run, args.hf_token, trust_remote_code=args.trust_remote_code)
-    crosscoder = Crosscoder.load_one(args.run, args.seed, device)
-    for latent in latents:
-        if not 0 <= latent < crosscoder.num_latents:
-            raise ValueError(f"There are latents 0..{crosscoder.num_latents - 1}, not {latent}.")
-    source = _source(crosscoder, args, latents)
+    asked = asked or TargetOptions()
+    options, device = asked.of_steering, pick_device(device)
+    crosscoder = run.crosscoder(asked.seed, device)
+    check_latents(crosscoder, latents)
+    source = _source(crosscoder, asked, latents)
     origins = [_origin(crosscoder, latent, source) for latent in latents]
     away = next((origin for origin in origins if origin != source), None)
-    stitching = None if args.stitching is None else Stitching.load(args.stitching)
+    stitching = None if asked.stitching is None else Stitching.load(asked.stitching)
     if stitching is not None:
         stitching.check_sources(crosscoder.sources)
-    ends = ends_of(configured, crosscoder.sources)
-    identity = _identity(args, crosscoder, ends, source, away)
-    fit = None if identity is None or args.map == "identity" else IdentityFit(*identity.cfg.sources)
+    ends = ends_of(run.config, crosscoder.sources)
+    identity = _identity(asked, crosscoder, ends, source, away)
+    fit = (
+        None if identity is None or asked.map == "identity" else IdentityFit(*identity.cfg.sources)
+    )
 
-    if args.s_max is not None:
-        largest = torch.full((len(latents),), args.s_max)
+    if asked.s_max is not None:
+        largest = torch.full((len(latents),), asked.s_max)
         if fit is not None:
-            chunks, _, _ = first_pairs(configured, min(args.pairs, ENOUGH_PAIRS), device)
+            chunks, _, _ = run.first_pairs(min(asked.pairs, ENOUGH_PAIRS), device)
             for _ in fit.watch(chunks):
                 pass
     else:
-        chunks, _, _ = first_pairs(configured, args.pairs, device)
+        chunks, _, _ = run.first_pairs(asked.pairs, device)
         watched = chunks if fit is None else fit.watch(chunks)
-        wanted, multiple = torch.tensor(latents), configured.outlier_multiple
+        wanted, multiple = torch.tensor(latents), run.config.outlier_multiple
         largest = largest_activations(crosscoder, watched, wanted, multiple)
     if fit is not None and fit.r2() < LEAST_R2:
         raise _different_bases(ends, *fit.sources, f"the identity has an R2 of {fit.r2():.2f}")
 
     maps = stitching if identity is None else identity
     how = "stitched" if identity is None else "by the identity"
+    note = None
     if identity is not None:
         first, second = (ends[s].model for s in identity.cfg.sources)
-        print(identity_line(first, second, None if fit is None else fit.r2()))
+        note = identity_line(first, second, None if fit is None else fit.r2())
 
     def carried(one: Steering, origin: int) -> Steering:
         assert maps is not None
@@ -147,12 +186,12 @@ def latent_targets(args: argparse.Namespace, latents: Sequence[int]) -> list[Tar
             one if origin == source else carried(one, origin)
             for one, origin in zip(steering, origins, strict=True)
         ]
-        return [_target(ends[source], mapped)]
+        return LatentTargets([_target(ends[source], mapped)], note)
     targets = [_target(ends[source], steering)]
     if maps is not None:
         mapped = [carried(one, source) for one in steering]
         targets.append(_target(ends[maps.other(source)], mapped))
-    return targets
+    return LatentTargets(targets, note)
 
 
 def _target(end: End, steering: list[Steering]) -> Target:
@@ -168,7 +207,7 @@ def _origin(crosscoder: Crosscoder, latent: int, source: int) -> int:
 
 
 def _identity(
-    args: argparse.Namespace,
+    asked: TargetOptions,
     crosscoder: Crosscoder,
     ends: Sequence[End],
     source: int,
@@ -179,12 +218,12 @@ def _identity(
     `away` is the source of a latent that does not write to `source`. Raises ValueError where the
     identity cannot be the map and none other is given.
     """
-    given = args.stitching is not None
-    if args.map == "stitching" and not given:
+    given = asked.stitching is not None
+    if asked.map == "stitching" and not given:
         raise ValueError("--map stitching needs --stitching, a folder of `stitch`.")
-    if args.map == "identity" and given:
+    if asked.map == "identity" and given:
         raise ValueError("Give --map identity or --stitching, not both.")
-    if given or (args.map == "auto" and away is None):
+    if given or (asked.map == "auto" and away is None):
         return None
     pair = (source if away is None else away, source)
     if away is None:
@@ -192,7 +231,7 @@ def _identity(
         if len(others) > 1:
             raise ValueError("The run has several other models; --map identity cannot choose.")
         pair = (source, others[0])
-    if args.map == "auto" and not may_share_basis(crosscoder.sources, *pair):
+    if asked.map == "auto" and not may_share_basis(crosscoder.sources, *pair):
         raise _different_bases(ends, *pair, "they are read at other places or widths")
     widths = [crosscoder.d_sources[s] for s in pair]
     if widths[0] != widths[1]:
@@ -224,13 +263,13 @@ def with_backend(model: Any, tokenizer: Any, backend: str) -> Any:
     return TransformersModel(model, tokenizer=tokenizer, task="text-generation")
 
 
-def _source(crosscoder: Crosscoder, args: argparse.Namespace, latents: Sequence[int]) -> int:
+def _source(crosscoder: Crosscoder, asked: TargetOptions, latents: Sequence[int]) -> int:
     """The source to steer: the one asked for, or the one that the latents are exclusive to."""
     count = len(crosscoder.d_sources)
-    if args.source is not None:
-        if not 0 <= args.source < count:
-            raise ValueError(f"There are sources 0..{count - 1}, not {args.source}.")
-        return args.source
+    if asked.source is not None:
+        if not 0 <= asked.source < count:
+            raise ValueError(f"There are sources 0..{count - 1}, not {asked.source}.")
+        return asked.source
     owners = {s for s in range(count) for i in latents if i in crosscoder.partition.exclusive(s)}
     if len(owners) > 1:
         raise ValueError(

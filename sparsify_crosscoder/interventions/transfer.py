@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from ..crosscoders import Crosscoder
 
+Norm = Literal["normalised", "raw"]
 NUM_LATENTS = 10  # B.4.5
 SHARED_NORMS = (0.2, 0.8)  # 2.1: relative decoder norms between these are shared
 
@@ -84,7 +86,7 @@ def transfer(
     target: int = 1,
     *,
     num_latents: int = NUM_LATENTS,
-    norm: Literal["normalised", "raw"] = "normalised",
+    norm: Norm = "normalised",
     candidates: Tensor | None = None,
 ) -> Transferred:
     """The target's counterpart of a raw vector `[D_a]` of the source (equations 13 to 17).
@@ -117,7 +119,7 @@ def random_transfers(
     draws: int,
     *,
     seed: int = 0,
-    norm: Literal["normalised", "raw"] = "normalised",
+    norm: Norm = "normalised",
     candidates: Tensor | None = None,
 ) -> list[Transferred]:
     """Controls of a transfer: as many random shared latents with the same weights, to the same
@@ -154,7 +156,7 @@ def combined(
     source: int,
     target: int,
     *,
-    norm: Literal["normalised", "raw"] = "normalised",
+    norm: Norm = "normalised",
 ) -> Transferred:
     """The weighted average of the target's decoders (equation 16), to the length of `vector`."""
     if norm not in ("normalised", "raw"):
@@ -184,3 +186,19 @@ def _check(crosscoder: Crosscoder, vector: Tensor, source: int, target: int) -> 
         raise ValueError(
             f"The vector has shape {list(vector.shape)}, but source {source} has width {width}."
         )
+
+
+def read_explanations(path: Path) -> dict[int, str]:
+    """Explanations by latent from a `features.parquet`, as `python -m delphi_adapters explain`
+    writes it; none where the file is missing. Raises ValueError for another file."""
+    if not path.exists():
+        return {}
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path, columns=["latent", "explanation"])
+    except pa.ArrowException as error:
+        raise ValueError(f"'{path}' has no latents with explanations: {error}") from error
+    rows = table.to_pylist()
+    return {row["latent"]: row["explanation"] for row in rows if row["explanation"]}

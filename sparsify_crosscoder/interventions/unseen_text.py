@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypedDict
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from ..harvest.source import Source
 from ..records import read_json
-from ..runs.config import RunConfig
+from ..runs.run import Run
 from ..runs.texts import (
     HELD_OUT_SEED,
     align_texts,
@@ -60,8 +59,7 @@ class UnseenText:
 
 
 def unseen_text(
-    run: Path,
-    args: RunConfig,
+    run: Run,
     sources: list[Source],
     *,
     pairs: int,
@@ -76,7 +74,7 @@ def unseen_text(
     run trained on are left out. Raises ValueError if fewer than `least_pairs` pairs are left to
     fit, or if the run's dataset is no longer the one that it was trained on.
     """
-    trained, own, pairs_per_text = _texts_of_run(run, args, sources)
+    trained, own, pairs_per_text = _texts_of_run(run, sources)
     candidates = own if dataset is None else dataset
     wanted = pairs + held_out_pairs
     count = int(2 * wanted / pairs_per_text) + 1
@@ -85,7 +83,7 @@ def unseen_text(
         texts = candidates.select(range(count))
         found = overlap(texts, trained)
         texts = texts.select(np.flatnonzero(~found.any))
-        windows = align_texts(args, texts, sources) if len(texts) else None
+        windows = align_texts(run.config, texts, sources) if len(texts) else None
         total = 0 if windows is None else sum(windows["num_pairs"][:])
         if total >= wanted or count == len(candidates):
             break
@@ -124,25 +122,21 @@ def unseen_text(
     return UnseenText(windows, fitted, held_out, facts)
 
 
-def _texts_of_run(
-    run: Path, args: RunConfig, sources: list[Source]
-) -> tuple[Dataset, Dataset, float]:
+def _texts_of_run(run: Run, sources: list[Source]) -> tuple[Dataset, Dataset, float]:
     """What the run trained on, what else its dataset has, and the mean number of pairs in a text.
 
     Raises ValueError if the dataset does not give the pairs that the run reported.
     """
-    args = text_options(args)
-    before = _reported(run)
-    texts = load_run_texts(args)
-    windows, report = load_windows(args, sources)
-    _check_unchanged(run, args.dataset, before, report["alignment"])
-    train, held_out = split_run_windows(args, windows)
+    config = text_options(run.config)
+    before = _reported(run.path)
+    texts = load_run_texts(config)
+    windows, report = load_windows(config, sources)
+    _check_unchanged(run.path, config.dataset, before, report["alignment"])
+    train, held_out = split_run_windows(config, windows)
     read = report["alignment"]["texts"]
     behind = texts.select([*range(read, len(texts))])
-    if args.max_examples is not None:
-        everything = copy.copy(args)
-        everything.max_examples = None
-        more = load_run_texts(everything)
+    if config.max_examples is not None:
+        more = load_run_texts(replace(config, max_examples=None))
         behind = more.select(range(len(texts), len(more)))
     others = concatenate_datasets([texts.select(_text_ids(windows, held_out)), behind])
     mean = sum(windows["num_pairs"][:]) / len(texts)

@@ -8,7 +8,7 @@ from sparsify_crosscoder.crosscoders import SparseCode
 from sparsify_crosscoder.evaluation.false_exclusives import (
     FilterConfig,
     Verdict,
-    filter_exclusives,
+    judge_exclusives,
 )
 from sparsify_crosscoder.evaluation.latent_moments import (
     LatentMoments,
@@ -56,7 +56,7 @@ def crosscoder():
 def judged(crosscoder, pairs, **options):
     cfg = FilterConfig(pairs=PAIRS, outlier_multiple=0, **options)
     candidates = [torch.arange(4), torch.tensor([], dtype=torch.long)]
-    return filter_exclusives(crosscoder, TensorStream(pairs), cfg, candidates=candidates)
+    return judge_exclusives(crosscoder, TensorStream(pairs), cfg, candidates=candidates)
 
 
 def test_a_difference_is_kept_and_a_copy_and_a_rare_latent_are_not(crosscoder):
@@ -155,7 +155,7 @@ def test_impossible_thresholds_are_refused(wrong):
 
 def test_a_stream_of_one_pair_is_refused(crosscoder):
     with pytest.raises(ValueError, match="fewer than two"):
-        filter_exclusives(crosscoder, TensorStream([torch.zeros(1, d) for d in WIDTHS]))
+        judge_exclusives(crosscoder, TensorStream([torch.zeros(1, d) for d in WIDTHS]))
 
 
 def test_moments_are_those_of_the_pairs(crosscoder):

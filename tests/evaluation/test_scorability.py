@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from sparsify_crosscoder.commands.filter import judge, show
 from sparsify_crosscoder.evaluation.false_exclusives import FilterConfig
+from sparsify_crosscoder.evaluation.filter import filter_crosscoder, filter_text
 from sparsify_crosscoder.scorability import pairs_needed, rarity, rarity_line
 from sparsify_crosscoder.training.metrics import evaluate
 from tests.support.crosscoders import make
@@ -42,13 +42,13 @@ def test_what_would_let_nine_in_ten_be_judged():
     assert "whether they ever fire" in rarity_line(rarity([0, 0], 1_000, 200, 50_000))
 
 
-def test_the_filter_says_why_latents_have_no_score(capsys):
+def test_the_filter_says_why_latents_have_no_score():
     crosscoder = make("dfc", {"k": 10}).eval()
     crosscoder.threshold.fill_(1e-3)
     crosscoder.encoder.bias.data[:2] = torch.tensor([-1e9, -0.8])  # never, and now and then
     data = [torch.randn(500, d, dtype=torch.float64) for d in (7, 5)]
     cfg = FilterConfig(pairs=400, min_firings=399, outlier_multiple=0)
-    result = judge(crosscoder, TensorStream(data), cfg)
+    result = filter_crosscoder(crosscoder, TensorStream(data), cfg).to_dict()
     rows = {row["latent"]: row for row in result["latents"]}
     dense = crosscoder.encode_sparse([x[TensorStream(data).order(0)[:400]] for x in data])
     fired = int((dense.indices == 1).sum())
@@ -60,8 +60,7 @@ def test_the_filter_says_why_latents_have_no_score(capsys):
         assert why["too_rare"] == result["verdicts"][source]["too_rare"] > 0
         assert why["pairs"] == result["pairs"] == 400 and why["pairs_available"] == 500
     assert result["not_scorable"][0]["silent"] == 1
-    show(result, ["A", "B"])
-    printed = capsys.readouterr().out
+    printed = filter_text(result, ["A", "B"])
     assert "fire on fewer than 399 of the 400 pairs read (1 of them on none)" in printed
     assert "--min_firings" in printed
 

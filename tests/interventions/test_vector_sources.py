@@ -8,8 +8,8 @@ import torch
 
 from sparsify_crosscoder.__main__ import main
 from sparsify_crosscoder.harvest.model_identity import checkpoint_digest
-from sparsify_crosscoder.interventions.command_parts import source_of
 from sparsify_crosscoder.interventions.stitching import Stitching
+from sparsify_crosscoder.interventions.vector_source import source_of
 from sparsify_crosscoder.interventions.vectors import SteeringVector
 from sparsify_crosscoder.runs.models import End
 from tests.support.models import change_a_value, save_tiny_model

@@ -6,7 +6,7 @@ from sparsify_crosscoder import DedicatedFeatureCrosscoder, DFCConfig
 from sparsify_crosscoder.evaluation.false_exclusives import (
     FilterConfig,
     FilteredLatents,
-    filter_exclusives,
+    judge_exclusives,
 )
 from sparsify_crosscoder.store.tensor_stream import TensorStream
 
@@ -47,4 +47,4 @@ def filtered(crosscoder: DedicatedFeatureCrosscoder, **options) -> FilteredLaten
     b[:, 2], b[:, 3] = b[:, 2] + events[:, 1], b[:, 3] + 0.6 * events[:, 2]
     cfg = FilterConfig(pairs=PAIRS, outlier_multiple=0, **options)
     candidates = [torch.arange(3), torch.arange(5, 7)]
-    return filter_exclusives(crosscoder, TensorStream([a, b]), cfg, candidates=candidates)
+    return judge_exclusives(crosscoder, TensorStream([a, b]), cfg, candidates=candidates)

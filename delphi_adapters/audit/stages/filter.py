@@ -66,19 +66,21 @@ class Filter(Stage[FilterOptions, dict[str, Any]]):
         )
 
     def run(self, ctx: Context, folder: Path) -> Outcome:
-        from sparsify_crosscoder.commands.filter import judge, show
+        from sparsify_crosscoder.evaluation.filter import filter_crosscoder, filter_text
         from sparsify_crosscoder.evaluation.top import source_labels
 
         config = self.options.config(ctx.run.config.outlier_multiple)
-        result = judge(ctx.crosscoder, ctx.run.pairs(ctx.device), config)
+        pairs = ctx.run.pairs(ctx.device)
+        result = filter_crosscoder(ctx.crosscoder, pairs, config).to_dict()
         atomic_write_json(folder / FILE, result)
-        show(result, source_labels(ctx.crosscoder))
+        print(filter_text(result, source_labels(ctx.crosscoder)))
         return Outcome(
             {"verdicts": result["verdicts"], "clusters": len(result["clusters"])}, [folder / FILE]
         )
 
     def output(self, ctx: Context, folder: Path, record: Record) -> dict[str, Any]:
-        from sparsify_crosscoder.commands.filter import Filtered
+        from sparsify_crosscoder.evaluation.filter import FilterRecord
         from sparsify_crosscoder.records import read_json
 
-        return dict(read_json(folder / FILE, Filtered, "Delete it, and the stage is done again."))
+        remedy = "Delete it, and the stage is done again."
+        return dict(read_json(folder / FILE, FilterRecord, remedy))

@@ -66,9 +66,9 @@ class Null(Stage[NullOptions, "NullFound | None"]):
         return training_cost(ctx, self.options.null_steps or ctx.training.max_steps)
 
     def run(self, ctx: Context, folder: Path) -> Outcome:
-        from sparsify_crosscoder.commands.filter import judge
         from sparsify_crosscoder.crosscoders import Crosscoder
         from sparsify_crosscoder.evaluation.false_exclusives import called_exclusive
+        from sparsify_crosscoder.evaluation.filter import filter_crosscoder
         from sparsify_crosscoder.evaluation.top import source_labels
         from sparsify_crosscoder.store.stream import SelectedSources
 
@@ -80,7 +80,7 @@ class Null(Stage[NullOptions, "NullFound | None"]):
         crosscoder = Crosscoder.load_one(run, None, ctx.device)
         pairs = SelectedSources(ctx.run.pairs(ctx.device), [0, 0])
         config = ctx.options(FilterOptions).config(ctx.run.config.outlier_multiple)
-        found = judge(crosscoder, pairs, config)
+        found = filter_crosscoder(crosscoder, pairs, config).to_dict()
         atomic_write_json(folder / FILE, found)
         exclusive = sum(len(some) for some in called_exclusive(crosscoder))
         kept = sum(counts["kept"] for counts in found["verdicts"])

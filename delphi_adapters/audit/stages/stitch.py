@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ..outcome import Cost, Outcome
@@ -83,27 +82,12 @@ class Stitch(Stage[StitchOptions, "Stitching"]):
 
 
 def _fit(ctx: Context, options: StitchOptions, place: Path) -> None:
-    from sparsify_crosscoder.commands import stitch as stitch_command
-    from sparsify_crosscoder.interventions.stitching import StitchingConfig
+    from sparsify_crosscoder.interventions.stitch import StitchText, stitch, stitching_text
 
-    default = StitchingConfig()
-    stitch_command.run(
-        SimpleNamespace(  # type: ignore[arg-type]
-            run=ctx.run.path,
-            out=place,
-            dataset=options.stitch_dataset,
-            split=ctx.run.config.split,
-            data_args="",
-            text_column=None,
-            pairs=options.stitch_pairs,
-            held_out_pairs=options.stitch_held_out_pairs,
-            sources=default.sources,
-            inversion_weight=default.inversion_weight,
-            steps=default.steps,
-            learning_rate=default.learning_rate,
-            seed=0,
-            device=str(ctx.device),
-            hf_token=ctx.config.hf_token,
-            trust_remote_code=ctx.config.trust_remote_code,
-        )
+    text = StitchText(
+        options.stitch_dataset or (),
+        ctx.run.config.split,
+        pairs=options.stitch_pairs,
+        held_out_pairs=options.stitch_held_out_pairs,
     )
+    print(stitching_text(stitch(ctx.run, text=text, out=place, device=ctx.device)))

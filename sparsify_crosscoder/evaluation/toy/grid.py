@@ -27,7 +27,7 @@ from ...registry import get_architecture
 from ...training.allocator import keep_freed_memory
 from ...training.data import PairedData
 from ...training.trainer import make_trainer
-from ..false_exclusives import FilterConfig, filter_exclusives
+from ..false_exclusives import FilterConfig, judge_exclusives
 from ..latent_moments import encoded
 from .metrics import score
 from .model import ToyModel
@@ -185,7 +185,7 @@ def run_row(preset: Preset, row: Row, out: Path, device: str = "cpu") -> dict[st
     crosscoder, summary, snapshots = _train(preset, row, toy, folder, device)
     stream = ToyStream(toy, preset.evaluation_pairs, _stream_seed(row, _EVALUATION))
     alive = firing_counts(crosscoder, stream) > 0
-    filtered = filter_exclusives(crosscoder, stream, FilterConfig(pairs=stream.num_pairs))
+    filtered = judge_exclusives(crosscoder, stream, FilterConfig(pairs=stream.num_pairs))
     kept = [filtered.kept(s) for s in range(preset.toy.num_sources)]
     return {
         "variant": row.variant,

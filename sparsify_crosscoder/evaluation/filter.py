@@ -1,0 +1,172 @@
+"""Which exclusive latents of a run stand for a difference: verdicts, clusters, duplicates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypedDict
+
+import torch
+
+from ..command_options import UsualOptions, group
+from ..crosscoders import Crosscoder
+from ..runs.config import RunConfig
+from ..runs.run import Run
+from ..scorability import rarity, rarity_line
+from ..store.stream import ActivationStream
+from .clusters import Cluster, clusters, duplicates
+from .false_exclusives import FilterConfig, FilteredLatents, Verdict, judge_exclusives
+
+SHOWN = 10
+
+
+@dataclass(frozen=True)
+class FilterOptions:
+    """Options of every command that filters the latents of a run."""
+
+    pairs: int = FilterConfig.pairs
+    """pairs, at most ({default:,})"""
+
+    predictability: float = FilterConfig.predictability
+    """largest R2 from the other models, as a multiple of that from a latent's own ({default})"""
+
+    shadow: float = FilterConfig.shadow
+    """largest effect on what the other models have of their own, as a multiple of that on a
+    latent's own ({default})"""
+
+    min_firings: int = FilterConfig.min_firings
+    """pairs on which a latent must fire to be scorable ({default})"""
+
+    usual: UsualOptions = group(UsualOptions)
+
+    def config(self, run: RunConfig) -> FilterConfig:
+        """Thresholds that leave out the pairs that the training of a run left out."""
+        return FilterConfig(
+            pairs=self.pairs,
+            predictability=self.predictability,
+            shadow=self.shadow,
+            min_firings=self.min_firings,
+            outlier_multiple=run.outlier_multiple,
+        )
+
+
+class FilteredLatent(TypedDict):
+    """Of a latent, what is read again."""
+
+    latent: int
+    source: int
+    score: float
+
+
+class FilterRecord(TypedDict):
+    """What is read again of a filter's result, where it was kept as JSON."""
+
+    verdicts: list[dict[str, int]]
+    clusters: list[dict[str, Any]]
+    duplicates: list[dict[str, Any]]
+    latents: list[FilteredLatent]
+
+
+@dataclass(frozen=True)
+class Filtered:
+    """What the filter says of a crosscoder's exclusive latents."""
+
+    arch: str
+    config: FilterConfig
+    judged: FilteredLatents
+    clusters: list[Cluster]
+    duplicates: list[dict[str, Any]]
+    not_scorable: list[dict[str, Any]]
+    """Per source why latents have no score: see `rarity`; and `not_linear`, how many are not."""
+
+    @property
+    def verdicts(self) -> list[dict[str, int]]:
+        """Per source, how many latents have each verdict."""
+        return [self.judged.counts(s) for s in range(len(self.not_scorable))]
+
+    def kept(self, source: int) -> list[int]:
+        """The latents that stay exclusive to a source."""
+        return self.judged.kept(source).tolist()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "arch": self.arch,
+            "filter": asdict(self.config),
+            "pairs": self.judged.pairs,
+            "verdicts": self.verdicts,
+            "not_scorable": self.not_scorable,
+            "clusters": [cluster.to_dict() for cluster in self.clusters],
+            "duplicates": self.duplicates,
+            "latents": self.judged.rows(),
+        }
+
+
+def filter_exclusives(
+    run: Run,
+    config: FilterConfig | None = None,
+    *,
+    seed: int | None = None,
+    device: str | torch.device | None = None,
+) -> Filtered:
+    """Judge the latents of a run's crosscoder that are called exclusive, on the run's pairs.
+
+    `seed` chooses one of several crosscoders. Raises ValueError where the run's models, texts or
+    store have changed.
+    """
+    if config is None:
+        config = FilterConfig(outlier_multiple=run.config.outlier_multiple)
+    return filter_crosscoder(run.crosscoder(seed, device), run.pairs(device), config)
+
+
+def filter_crosscoder(
+    crosscoder: Crosscoder, pairs: ActivationStream, config: FilterConfig
+) -> Filtered:
+    """As `filter_exclusives`, on any pairs of a crosscoder's sources."""
+    judged = judge_exclusives(crosscoder, pairs, config)
+    return Filtered(
+        crosscoder.arch,
+        config,
+        judged,
+        clusters(crosscoder, judged),
+        duplicates(judged),
+        [_not_scorable(judged, s, pairs.num_pairs) for s in range(len(crosscoder.d_sources))],
+    )
+
+
+def _not_scorable(filtered: FilteredLatents, source: int, available: int) -> dict[str, Any]:
+    mine = filtered.sources == source
+    rare = mine & (filtered.verdicts == Verdict.TOO_RARE)
+    found = rarity(filtered.firings[rare].tolist(), filtered.pairs, filtered.min_firings, available)
+    return {**found, "not_linear": filtered.counts(source)["not_linear"]}
+
+
+def filter_text(found: Mapping[str, Any], names: Sequence[str]) -> str:
+    """What a filter found, as `Filtered.to_dict` has it, with a name for each source."""
+    lines = []
+    for name, counts, why in zip(names, found["verdicts"], found["not_scorable"], strict=True):
+        unscored = counts["too_rare"] + counts["not_linear"]
+        lines.append(
+            f"{name}: {sum(counts.values()):,} latents called exclusive; {counts['kept']:,} kept, "
+            f"{counts['predictable']:,} predictable from the others, {counts['shadow']:,} shadows "
+            f"of them, {unscored:,} not scorable"
+        )
+        if counts["too_rare"]:
+            lines.append(f"  not scorable: {rarity_line(why)}")
+        if counts["not_linear"]:
+            least = found["filter"]["min_own"]
+            lines.append(
+                f"  not scorable: of {counts['not_linear']:,} not even their own model predicts "
+                f"the activation (R2 below {least:g})"
+            )
+    lines.append(f"{len(found['duplicates']):,} pairs of latents on different sides fire together")
+    lines.append(f"{len(found['clusters']):,} clusters of kept latents; the most exclusive:")
+    for cluster in found["clusters"][:SHOWN]:
+        latents = ", ".join(map(str, cluster["latents"][:5]))
+        if len(cluster["latents"]) > 5:
+            latents += f" and {len(cluster['latents']) - 5} more"
+        lines.append(
+            f"  score {cluster['score']:.3f}  energy {cluster['energy']:.3g}  "
+            f"{names[cluster['source']]}  fires on {cluster['firings']:,} pairs"
+            f"{' (dense)' if cluster['dense'] else ''}  latents {latents}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,168 @@
+"""Stitching two models of a run together, on text that the run did not train on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..hardware import pick_device
+from ..harvest.harvest import run_harvest
+from ..harvest.model_identity import source_names
+from ..harvest.source import Source
+from ..runs.config import RunConfig
+from ..runs.provenance import source_of_run
+from ..runs.run import Run
+from ..store.tensor_stream import TensorStream
+from ..text.texts import load_texts
+from .stitching import Stitching, StitchingConfig, check_folder, fit_stitching
+from .unseen_text import unseen_text
+
+PAIRS_PER_DIMENSION = 10  # fewer, and a linear map learns the noise of its pairs
+MUCH = 0.01  # of R2
+
+
+@dataclass(frozen=True)
+class StitchText:
+    """Which text a stitching is fitted to and judged by."""
+
+    dataset: Sequence[str] = ()
+    """Datasets. Without any, what the run held out and what lies behind its `max_examples`."""
+
+    split: str = "train"
+    text_column: str | None = None
+    """Column of the datasets; None is the run's."""
+
+    data_args: str = ""
+    """Arguments of the first dataset, as in training."""
+
+    pairs: int = 131_072
+    """Pairs to fit to, at most."""
+
+    held_out_pairs: int = 8192
+    """Pairs of whole texts to judge by."""
+
+    def __post_init__(self):
+        if self.pairs < 1 or self.held_out_pairs < 1:
+            raise ValueError("--pairs and --held_out_pairs must be positive.")
+
+    def load(self, run: RunConfig) -> Dataset | None:
+        """The datasets that are named, read as a run reads its own."""
+        if not self.dataset:
+            return None
+        return load_texts(
+            self.dataset[0],
+            split=self.split,
+            data_args=self.data_args,
+            text_column=self.text_column or run.text_column,
+            extra_datasets=self.dataset[1:],
+            shuffle_seed=run.shuffle_seed,
+        )
+
+
+def stitch(
+    run: Run,
+    config: StitchingConfig | None = None,
+    text: StitchText | None = None,
+    *,
+    out: Path | None = None,
+    device: str | torch.device | None = None,
+) -> Stitching:
+    """Fit an affine map from each of two of a run's models to the other.
+
+    What shares a passage with text that the run trained on is left out. With `out`, a folder, the
+    stitching is saved there. Raises ValueError for sources that the run has not, for a folder that
+    holds something else, and where too little unseen text is left.
+    """
+    cfg, text = config or StitchingConfig(), text or StitchText()
+    options = run.config
+    names = [options.model, *options.partners]
+    if max(cfg.sources) >= len(names):
+        raise ValueError(f"The run has sources 0 to {len(names) - 1}, not {list(cfg.sources)}.")
+    if out is not None:
+        check_folder(out)
+    device = pick_device(device)
+    dataset = text.load(options)
+    sources = run.sources(device)
+    widths = [sources[s].width for s in cfg.sources]
+    unseen = unseen_text(
+        run,
+        sources,
+        pairs=text.pairs,
+        least_pairs=min(text.pairs, PAIRS_PER_DIMENSION * max(widths)),
+        held_out_pairs=text.held_out_pairs,
+        dataset=dataset,
+    )
+    fitted, held_out = (
+        _harvested(sources, unseen.windows, rows, options.batch_size)
+        for rows in (unseen.fitted, unseen.held_out)
+    )
+    stitching = fit_stitching(
+        TensorStream([x[: text.pairs] for x in fitted], seed=cfg.seed),
+        TensorStream(held_out),
+        cfg,
+        sources=[source_of_run(source) for source in sources],
+        text={
+            "datasets": list(text.dataset) or [options.dataset, *options.extra_datasets],
+            **unseen.facts,
+        },
+        device=device,
+    )
+    if out is not None:
+        stitching.save(out)
+    return stitching
+
+
+def _harvested(
+    sources: Sequence[Source], windows: Dataset, rows: Tensor, batch_size: int
+) -> list[Tensor]:
+    """Activations at all pairs of some windows, `[n, D_s]` per source, in memory."""
+    counts = torch.tensor(windows["num_pairs"][:])[rows]
+    with tqdm(total=int(counts.sum()), desc="Harvesting", unit="pair") as bar:
+        harvest = run_harvest(
+            sources, windows, rows.tolist(), batch_size=batch_size, progress=bar.update
+        )
+    return harvest.activations
+
+
+def stitching_text(stitching: Stitching) -> str:
+    """What the text was, and how well both maps and both round trips do."""
+    text, report, lines = stitching.text, stitching.report, []
+    lines.append(
+        f"Of {text['looked_at']:,} texts, {text['trained_on']:,} that the run trained on are left "
+        f"out, {text['partly_trained_on']:,} that share a passage with those, and "
+        f"{text['like_held_out']:,} that share one with held-out text."
+    )
+    lines.append(
+        f"{report['pairs']:,} pairs of {text['texts_fitted']:,} texts fitted, "
+        f"{report['held_out_pairs']:,} of {text['texts_held_out']:,} held out; R2 of these:"
+    )
+    numbers = stitching.cfg.sources
+    names = dict(zip(numbers, source_names(stitching.sources), strict=True))
+    rows = [(f"{names[d['from']]} to {names[d['to']]}", d) for d in report["directions"]]
+    rows += [(f"{names[d['source']]} and back", d) for d in report["round_trips"]]
+    width = max(len(name) for name, _ in rows)
+    lines.append(f"{'':<{width}}  trained  closed form  difference  without top 5 (closed form)")
+    for name, scores in rows:
+        lines.append(
+            f"{name:<{width}}  {_number(scores['r2'])}  {_number(scores['r2_closed_form']):>11}  "
+            f"{_number(scores['difference']):>10}  {_number(scores['r2_without_top5'])} "
+            f"({_number(scores['r2_without_top5_closed_form']).strip()})"
+        )
+
+    worst = min(d["difference"] or 0.0 for d in report["directions"])
+    if worst < -MUCH:
+        lines.append(
+            f"The trained maps explain up to {-worst:.4f} less than the closed form: lower "
+            f"--inversion_weight for maps that are less nearly inverse and explain more."
+        )
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return f"{'-' if value is None else format(value, '.4f'):>7}"
