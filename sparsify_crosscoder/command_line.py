@@ -74,7 +74,11 @@ def run_command(
     """
     parser = argparse.ArgumentParser(prog=program, description=options.__doc__)
     add_options(parser, options)
-    return execute(parser, lambda args: run(read_options(options, args)), argv, goes_on=goes_on)
+
+    def read_and_run(args: argparse.Namespace) -> T:
+        return run(read_options(options, vars(args)))
+
+    return execute(parser, read_and_run, argv, goes_on=goes_on)
 
 
 def execute(

@@ -75,16 +75,16 @@ def add_options(parser: argparse.ArgumentParser, options: type) -> None:
             _add(parser, field, hint, docs.get(field.name))
 
 
-def read_options(options: type[T], args: argparse.Namespace) -> T:
-    """The dataclass of what was parsed."""
+def read_options(options: type[T], given: Mapping[str, Any]) -> T:
+    """The dataclass of what was parsed, by the options' names."""
     hints = get_type_hints(options)
     values: dict[str, Any] = {}
     for field in dataclasses.fields(options):  # pyright: ignore[reportArgumentType]
         hint = hints[field.name]
         if dataclasses.is_dataclass(hint):
-            values[field.name] = read_options(hint, args)  # pyright: ignore[reportArgumentType]
+            values[field.name] = read_options(hint, given)  # pyright: ignore[reportArgumentType]
         else:
-            value = getattr(args, field.name)
+            value = given[field.name]
             values[field.name] = tuple(value) if get_origin(hint) is tuple else value
     return options(**values)
 

@@ -211,7 +211,7 @@ def _filtered(
     """What the false-exclusive filter says, kept in the folder for the next start."""
     from sparsify_crosscoder.runs.pairs import load_pairs
 
-    cfg = read_options(FilterOptions, args).config(options)
+    cfg = read_options(FilterOptions, vars(args)).config(options)
     settings = {"weights": digest(crosscoder), "filter": asdict(cfg)}
     path = folder / "filter.json"
     if path.exists():

@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         )
         for label, target in targets.items()
     }
-    writing = Writing(read_options(ChatOptions, args).wanted, args.batch_size)
+    writing = Writing(read_options(ChatOptions, vars(args)).wanted, args.batch_size)
     rated, stopped = None, None
     try:
         rated = rate_steered(client, rubric, models, folder, writing, args.max_concurrent)
@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _load(args: argparse.Namespace, target: Target) -> tuple[Any, Any]:
-    model, tokenizer = read_options(ModelOptions, args).loading.load(
+    model, tokenizer = read_options(ModelOptions, vars(args)).loading.load(
         target.name, target.revision, target.checkpoint
     )
     return with_backend(model, tokenizer, args.backend), tokenizer
@@ -139,9 +139,9 @@ def _targets(
     kept = _kept_config(path)
     if kept is not None and kept.get("latent") == args.latent and args.s_max is None:
         args.s_max = kept.get("s_max")  # so that it need not be looked for again
-    models = read_options(ModelOptions, args)
+    models = read_options(ModelOptions, vars(args))
     run = Run.open(args.run, **models.hub.access)
-    asked = read_options(TargetOptions, args)
+    asked = read_options(TargetOptions, vars(args))
     found = latent_targets(run, [args.latent], asked, models.device)
     if found.note is not None:
         print(found.note)

@@ -8,6 +8,7 @@ from sparsify_crosscoder import Crosscoder
 from sparsify_crosscoder.__main__ import main
 from sparsify_crosscoder.evaluation.top import (
     Occurrences,
+    TopLatents,
     choose_by_source,
     choose_latents,
     collect_occurrences,
@@ -15,7 +16,6 @@ from sparsify_crosscoder.evaluation.top import (
     in_turn,
     largest_activations,
     mark_tokens,
-    print_reports,
     template_note,
 )
 from tests.support.crosscoders import make
@@ -172,7 +172,7 @@ def test_two_tokenizers_are_both_shown(run, capsys):
     assert said.count("  A llama  ") == said.count("  B gpt2 ") == 2 and "A+B" not in said
 
 
-def test_a_latent_of_the_template_says_so(capsys):
+def test_a_latent_of_the_template_says_so():
     crosscoder = make("dfc", {})
     tokenizer = byte_level_tokenizer(chat_template=CHATML)
     ids = tokenizer("<|im_start|>user\nred", add_special_tokens=False)["input_ids"]
@@ -181,8 +181,7 @@ def test_a_latent_of_the_template_says_so(capsys):
         | {f"pairs_{s}": [[0, 1]] * 2 for s in range(2)}
     )
     reports = describe_latents(crosscoder, occurrences(), [3], windows, [tokenizer] * 2)
-    print_reports(reports, ["A one", "B two"], alike=True)
-    said = capsys.readouterr().out
+    said = TopLatents(reports, ["A one", "B two"], alike=True).text()
     assert "what no one has said: chat template '<|im_start|>u', special token <|im_start|>" in said
     assert said.count("(special token <|im_start|>)") == 1
 
