@@ -18,18 +18,15 @@ def _modules() -> dict[str, str]:
 
 
 def __getattr__(name: str) -> object:
-    if name == "_MODULES":
-        value: object = _modules()
-    elif name == "__version__":
+    if name == "__version__":
         from importlib.metadata import version
 
-        value = version("sparsify-crosscoder")
+        value: object = version("sparsify-crosscoder")
     elif name == "__all__":
-        value = sorted({*__getattr__("_MODULES"), "__version__"})
+        value = sorted({*_modules(), "__version__"})
+    elif name.startswith("__") or name not in (modules := _modules()):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     else:
-        modules = globals().get("_MODULES") or __getattr__("_MODULES")
-        if name not in modules:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from importlib import import_module
 
         value = getattr(import_module(f"{__name__}.{modules[name]}"), name)
@@ -38,4 +35,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__getattr__("__all__")})
+    return sorted({*globals(), *_modules(), "__version__"})
