@@ -1,7 +1,6 @@
 """Writing files and folders whole or not at all."""
 
 import atexit
-import hashlib
 import json
 import os
 import shutil
@@ -60,15 +59,6 @@ def remove_leftovers(folder: str | Path) -> None:
     """Delete the temporaries that a killed process left directly inside `folder`."""
     for leftover in Path(folder).glob(f"{_TEMPORARY}*"):
         _remove(leftover)
-
-
-def hash_file(file: Path) -> str:
-    """The sha256 of a file's contents."""
-    digest = hashlib.sha256()
-    with open(file, "rb") as opened:
-        while chunk := opened.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _remove(path: Path) -> None:

@@ -19,8 +19,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from sparsify_crosscoder.files import atomic_write_json, hash_file
+from sparsify_crosscoder.files import atomic_write_json
 from sparsify_crosscoder.hardware import give_back_memory
+from sparsify_crosscoder.hashing import hash_file
 from sparsify_crosscoder.records import read_json, reading
 
 from .outcome import Outcome

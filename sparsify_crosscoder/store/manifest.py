@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from transformers import PreTrainedModel
 from ..harvest.model_identity import checkpoint_digest
 from ..harvest.source import Source
 from ..harvest.weight_digests import sampled_digest, weights_digest
+from ..hashing import hash_text
 from ..records import check, read_json, reading
 from .part_windows import hash_windows
 from .shard_notes import ShardNote
@@ -140,7 +140,7 @@ def tokenizer_digest(tokenizer: Any) -> str:
     """sha256 of what a tokenizer does to a text."""
     # Truncation and padding, which come first, change with how a tokenizer was last called.
     state = tokenizer.backend_tokenizer.to_str()
-    return hashlib.sha256(state[state.index('"added_tokens":') :].encode()).hexdigest()
+    return hash_text(state[state.index('"added_tokens":') :])
 
 
 def describe_source(source: Source) -> dict[str, Any]:

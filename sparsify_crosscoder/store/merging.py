@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..files import atomic_path, atomic_write_json, hash_file, no_address
+from ..files import atomic_path, atomic_write_json, no_address
+from ..hashing import hash_file
 from .beginning import refuse
 from .manifest import MANIFEST, read_manifest, same_sources
 from .part_windows import load_part_windows, shift_texts, windows_name

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypedDict
 
-from ..files import atomic_write_json, hash_file
+from ..files import atomic_write_json
+from ..hashing import hash_file
 from ..records import read_json
 from .shards import write_shard
 

@@ -24,7 +24,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..files import atomic_path, hash_file
+from ..files import atomic_path
+from ..hashing import hash_file
 from .dtypes import StoreDtype, get_dtype
 from .stored_rows import StoredRows
 

@@ -48,9 +48,9 @@ from datasets import Dataset
 from torch import Tensor
 from tqdm import tqdm
 
-from ..files import hash_file
 from ..harvest.report import HarvestReport
 from ..harvest.source import Source
+from ..hashing import hash_file
 from .dtypes import get_dtype
 from .manifest import MANIFEST, read_manifest
 from .merging import drop_unfinished, merge_stores

@@ -9,13 +9,13 @@ import re
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from datasets import config
 
+from ..hashing import hash_text
 from .data_faults import POINTER, FaultError, first_line
 
 BUILDERS = {
@@ -127,7 +127,7 @@ def _place_of(files: list[Path]) -> Path:
     cache = Path(os.path.abspath(config.HF_DATASETS_CACHE))
     if glob.has_magic(str(cache)) or re.search(r"::|\$", str(cache)):
         cache = Path(tempfile.gettempdir()) / f"sparsify_crosscoder_{os.getuid()}"
-    return cache / "literal_names" / sha256(repr(key).encode("utf-8", "replace")).hexdigest()[:24]
+    return cache / "literal_names" / hash_text(repr(key), "replace")[:24]
 
 
 def files_in(folder: Path) -> Iterator[Path]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import datasets
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Value
 
+from ..hashing import hash_text
 from .chat import Text, plain_text
 from .messages import EXTRAS, OF_CONVERSATION, ShapeError, normalize_messages, read_conversation
 from .open_dataset import open_dataset
@@ -96,7 +96,7 @@ def _labelled(data: Dataset, labels: ClassLabel, number: int) -> Dataset:
     return data.add_column(
         "dataset",
         np.full(len(data), number),
-        new_fingerprint=sha256(key.encode()).hexdigest()[:32],
+        new_fingerprint=hash_text(key)[:32],
         feature=labels,
     )
 

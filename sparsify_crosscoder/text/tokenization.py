@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache, cached_property, lru_cache
-from hashlib import sha256
 from itertools import chain, pairwise
 from unicodedata import category
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from ..hashing import hash_text
 from .spelling import Spelling
 from .text_batch import TextBatch, cumulative, is_content, utf8
 from .token_ends import DEFAULT_RULE, NonContent, Reason, TokenEnds
@@ -51,7 +51,7 @@ class SourceTokenizer:
             vocab = sorted(tokenizer.get_vocab().items(), key=repr)
             state = (type(tokenizer).__qualname__, sorted(tokenizer.init_kwargs), vocab, added)
         key = (self.prefix, self.suffix, tokenizer.chat_template, state)
-        return sha256(repr(key).encode("utf-8", "surrogatepass")).hexdigest()
+        return hash_text(repr(key), "surrogatepass")
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The texts' token ids, whole and without the special tokens around a text."""

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from hashlib import sha256
 from typing import Any, NamedTuple
 
 import datasets
@@ -13,6 +12,7 @@ from datasets import Dataset, Features, Value
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from ..hashing import hash_text
 from .chat import Text, check_chat_template, plain_text
 from .loss_reasons import loss_reason, warn_of_loss
 from .pairing import BatchPairs, Rendered, begins_of, pair_tokens, render
@@ -94,7 +94,7 @@ def prepare_windows(
             "exclude_tokens": exclude,
         },
         num_proc=num_proc if num_proc > 1 else None,
-        new_fingerprint=sha256(repr(key).encode()).hexdigest()[:32],
+        new_fingerprint=hash_text(repr(key))[:32],
         desc="Aligning texts",
     )
     if not len(windows):

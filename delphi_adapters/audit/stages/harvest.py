@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from sparsify_crosscoder.files import hash_file
+from sparsify_crosscoder.hashing import hash_file
 
 from ..outcome import Cost, Outcome
 from ..runner import Record

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sparsify_crosscoder.files import atomic_write_json, hash_file
+from sparsify_crosscoder.files import atomic_write_json
+from sparsify_crosscoder.hashing import hash_file
 
 from ..outcome import Cost, Outcome
 from ..runner import Record
