@@ -220,6 +220,7 @@ print(type(again).__name__, torch.equal(again(x).sae_out, coder.eval()(x).sae_ou
     ]
 
 
+@pytest.mark.slow
 def test_the_sparsify_command_trains_the_architecture_of_others(plugin_site, tmp_path):
     first = save_tiny_model(tmp_path / "a", "llama", byte_level_tokenizer(300), width=24)
     second = save_tiny_model(tmp_path / "b", "gpt2", byte_level_tokenizer(400), width=16)

@@ -10,8 +10,7 @@ from sparsify_crosscoder import Crosscoder, ResidualDedicatedFeatureCrosscoder
 from sparsify_crosscoder.config import CrosscoderConfig
 from sparsify_crosscoder.registry import architecture_names
 from sparsify_crosscoder.store.normalization import estimate_normalization
-from tests.crosscoders.test_crosscoder import train_a_little
-from tests.support.crosscoders import make
+from tests.support.crosscoders import make, train_a_little
 
 
 def trained(arch: str) -> Crosscoder:

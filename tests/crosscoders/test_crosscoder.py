@@ -16,7 +16,7 @@ from sparsify_crosscoder import (
 )
 from sparsify_crosscoder.crosscoders import CrosscoderOutput
 from sparsify_crosscoder.registry import architecture_names
-from tests.support.crosscoders import make
+from tests.support.crosscoders import make, train_a_little
 
 
 def by_hand() -> Crosscoder:
@@ -169,27 +169,6 @@ def test_shapes_fit_uneven_widths_and_any_leading_dimensions(widths, lead, train
 def test_wrong_widths_are_named():
     with pytest.raises(ValueError, match=r"width 12 = sum of \[7, 5\], got 11"):
         make("dfc", {})(torch.randn(3, 11))
-
-
-def train_a_little(crosscoder: Crosscoder, optimizer: str, steps: int) -> None:
-    params = list(crosscoder.parameters())
-    if optimizer == "adam":
-        opts = [torch.optim.Adam(params, lr=0.1, weight_decay=0.1)]
-    elif optimizer == "signum":
-        from sparsify.sign_sgd import SignSGD
-
-        opts = [SignSGD(params, lr=0.1)]
-    else:
-        from sparsify.muon import Muon
-
-        opts = [Muon([p for p in params if p.ndim == 2], lr=0.1)]
-    for _ in range(steps):
-        x = torch.randn(20, crosscoder.d_in, dtype=crosscoder.dtype)
-        out = crosscoder(x, dead_mask=torch.rand(crosscoder.num_latents) < 0.5)
-        (out.loss + out.auxk_loss).backward()
-        for opt in opts:
-            opt.step()
-        crosscoder.zero_grad()
 
 
 @settings(deadline=None, max_examples=12)

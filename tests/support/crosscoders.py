@@ -3,6 +3,8 @@
 from typing import Any
 
 import torch
+from sparsify.muon import Muon
+from sparsify.sign_sgd import SignSGD
 
 from sparsify_crosscoder import Crosscoder, CrosscoderConfig
 from sparsify_crosscoder.registry import get_architecture
@@ -38,3 +40,21 @@ def make(arch: str, options: dict[str, Any], sources: int = 2) -> Crosscoder:
     x = torch.randn(50, crosscoder.d_in, generator=generator, dtype=torch.float64) @ mixed
     crosscoder.prepare(lambda num_pairs: [x])
     return crosscoder
+
+
+def train_a_little(crosscoder: Crosscoder, optimizer: str, steps: int) -> None:
+    """Take steps on random pairs at a high rate, with weight decay where the optimizer has it."""
+    params = list(crosscoder.parameters())
+    if optimizer == "adam":
+        opts = [torch.optim.Adam(params, lr=0.1, weight_decay=0.1)]
+    elif optimizer == "signum":
+        opts = [SignSGD(params, lr=0.1)]
+    else:
+        opts = [Muon([p for p in params if p.ndim == 2], lr=0.1)]
+    for _ in range(steps):
+        x = torch.randn(20, crosscoder.d_in, dtype=crosscoder.dtype)
+        out = crosscoder(x, dead_mask=torch.rand(crosscoder.num_latents) < 0.5)
+        (out.loss + out.auxk_loss).backward()
+        for opt in opts:
+            opt.step()
+        crosscoder.zero_grad()

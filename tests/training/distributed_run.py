@@ -10,7 +10,7 @@ import torch.distributed as dist
 from sparsify_crosscoder.world import current_world
 from tests.support.crosscoders import fitting_widths
 from tests.support.streams import planted_data
-from tests.training.test_trainer import make_trainer
+from tests.support.training import make_trainer
 
 
 def train(arch: str, folder: Path) -> dict[str, Any]:

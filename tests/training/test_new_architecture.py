@@ -5,7 +5,7 @@ import torch
 
 from sparsify_crosscoder import Crosscoder
 from sparsify_crosscoder.registry import ENTRY_POINT_GROUP, architecture_names, get_architecture
-from tests.training.test_trainer import assert_same, make_trainer, weights
+from tests.support.training import assert_same, make_trainer, weights
 
 SOURCE = '''
 from dataclasses import dataclass

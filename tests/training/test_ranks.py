@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from sparsify_crosscoder.registry import architecture_names
+from tests.support.training import assert_same
 from tests.training.distributed_run import train
-from tests.training.test_trainer import assert_same
 
 ROOT = Path(__file__).parents[2]
 
