@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -64,7 +65,8 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float |
         raise ValueError(f"Pairs need two sides of one length, got {len(first)}, {len(second)}.")
     if len(first) < 3 or any(np.ptp(np.asarray(x, float)) == 0 for x in (first, second)):
         return None
-    return float(spearmanr(first, second).statistic)
+    found: Any = spearmanr(first, second)
+    return float(found.statistic)
 
 
 def reliability(
