@@ -38,10 +38,10 @@ from ..clients import AnthropicClient
 from ..clients.costs import Costs, say_costs
 from ..clients.judge import make_client
 from ..clients.stopping import Stopped
-from ..judging.dose_response_plot import save_dose_response
 from ..judging.rubric_answers import SteeredModel, Writing, rate_steered
 from ..judging.rubric_runs import RubricResult
 from ..judging.rubrics import Rubric, shipped
+from ..report.dose_response_plot import save_dose_response
 from .judge_options import add_judge_options, execute_asking, judge_config
 
 if TYPE_CHECKING:

@@ -33,6 +33,9 @@ from delphi.clients.client import Client
 ATTEMPTS = 3
 """Answers asked for: the first, and two more after a reminder each."""
 
+LEVELS = range(1, 6)
+"""Scores."""
+
 LONGEST = 12_000
 """Characters of one text that a judge is shown, unless the caller says otherwise."""
 
@@ -210,7 +213,7 @@ class RatingQuestion(Question[ScoresReading]):
             CODE: {"type": "string", "description": "the code of this request"},
             REASON: {"type": "string", "description": "one or two sentences"},
         }
-        fields |= {s.name: {"type": "integer", "enum": [1, 2, 3, 4, 5]} for s in self.scales}
+        fields |= {s.name: {"type": "integer", "enum": list(LEVELS)} for s in self.scales}
         return object_schema(fields)
 
     def _label(self, name: str) -> str:

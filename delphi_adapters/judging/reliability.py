@@ -22,10 +22,10 @@ from sparsify_crosscoder.files import atomic_path
 from ..clients.judge import fitting
 from .ask import ask_all, kept_results
 from .bootstrap import LEVEL, Array, limits, prompt_weights
-from .rating import Rating
+from .rating import LEVELS, Rating
 from .results import ResultKind
 from .rubric_runs import RUBRIC, Item, digest, load_items, to_rate
-from .rubrics import LEVELS, Rubric
+from .rubrics import Rubric
 
 # isort: split
 from delphi.clients.client import Client

@@ -21,21 +21,22 @@ prompts:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from sparsify_crosscoder.files import atomic_path
 from sparsify_crosscoder.interventions.generation import Sampling
 
-from .question import Message, encodable
-from .rating import RatingQuestion, Scale, block
+from .question import Message
+from .rating import LEVELS, RatingQuestion, Scale, block
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from .rubric_file import Range
 
 FOLDER = Path(__file__).parent / "rubric_files"
-LEVELS = range(1, 6)
 _DIGITS = 10  # of a strength in a range: 3 * 0.1 is 0.3
 
 
@@ -78,7 +79,7 @@ class Rubric:
             raise FileNotFoundError(
                 f"There is no rubric '{name}': name a YAML file or one of {', '.join(shipped())}."
             )
-        return _rubric(_Keys(path, "", _read_yaml(path)))
+        return _rubric(path)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values with the keys of a file."""
@@ -181,165 +182,53 @@ def shipped() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-class _Keys:
-    """The keys of a mapping in a file, each taken once, so that unknown ones are noticed."""
+def _rubric(path: Path) -> Rubric:
+    from .rubric_file import check_scores, no_doubles, read_rubric_file
 
-    def __init__(self, file: str | Path, place: str, values: Any):
-        self.file, self.place = file, place
-        if not isinstance(values, Mapping):
-            raise self.error(place or "the file", "must be a mapping of keys to values")
-        self.values = dict(values)
-
-    def error(self, key: str, problem: str) -> ValueError:
-        return ValueError(f"{self.file}: {key} {problem}.")
-
-    def name(self, key: Any) -> str:
-        return f"{self.place}.{key}" if self.place else str(key)
-
-    def take(self, key: Any, read: Callable[[Any], T | None], what: str, default: Any = ...) -> T:
-        """What `read` makes of a value; None of it means that it is not `what` it should be."""
-        if key not in self.values:
-            if default is ...:
-                raise self.error(self.name(key), "is missing")
-            return default
-        value = self.values.pop(key)
-        found = read(value)
-        if found is None:
-            raise self.error(self.name(key), f"must be {what}, not {value!r:.80}")
-        return found
-
-    def inside(self, key: str) -> _Keys:
-        return _Keys(self.file, self.name(key), self.take(key, lambda x: x, "a mapping"))
-
-    def each(self, key: str) -> list[_Keys]:
-        values = self.take(key, _filled_list, "a list with something in it")
-        return [_Keys(self.file, f"{self.name(key)}[{i}]", one) for i, one in enumerate(values)]
-
-    def end(self) -> None:
-        for key in self.values:
-            raise self.error(self.name(key), "is not a key that a rubric has there")
-
-
-def _rubric(keys: _Keys) -> Rubric:
-    name = keys.take("name", _text, "a text")
-    description = keys.take("description", _text, "a text")
-    strengths = _strengths(keys)
-    sampling = _sampling(keys.inside("generation"))
-    dimensions = tuple(_dimension(one) for one in keys.each("dimensions"))
-    _no_doubles(keys, "dimensions", [one.name for one in dimensions])
-    examples = tuple(_example(one, dimensions) for one in keys.each("examples"))
-    prompts = keys.take("prompts", _filled_list, "a list with something in it")
-    for i, prompt in enumerate(prompts):
-        if _text(prompt) is None:
-            raise keys.error(f"prompts[{i}]", f"must be a text, not {prompt!r:.80}")
-    prompts = tuple(encodable(prompt.strip()) for prompt in prompts)
-    _no_doubles(keys, "prompts", prompts)
-    keys.end()
-    return Rubric(name, description, dimensions, prompts, strengths, sampling, examples)
-
-
-def _strengths(keys: _Keys) -> tuple[float, ...]:
-    value = keys.values.get("strengths")
-    if isinstance(value, Mapping):
-        inner = keys.inside("strengths")
-        first, last, step = (inner.take(k, _number, "a number") for k in ("from", "to", "step"))
-        inner.end()
-        count = round((last - first) / step) if step > 0 else -1
-        if count < 0 or not math.isclose(first + count * step, last, abs_tol=1e-9):
-            raise keys.error("strengths", "must go up from 'from' to 'to' in whole steps")
-        return tuple(round(first + i * step, _DIGITS) + 0.0 for i in range(count + 1))
-    values = keys.take("strengths", _filled_list, "a list of numbers, or from, to and step")
-    for i, one in enumerate(values):
-        if _number(one) is None:
-            raise keys.error(f"strengths[{i}]", f"must be a number, not {one!r:.80}")
-    _no_doubles(keys, "strengths", values)
-    return tuple(map(float, values))
-
-
-def _sampling(keys: _Keys) -> Sampling:
-    tokens = keys.take("max_new_tokens", _count, "a whole number of at least 1")
-    temperature = keys.take("temperature", _number, "a number", 0)
-    top_p = keys.take("top_p", _number, "a number", 1.0)
-    keys.end()
-    try:
-        return Sampling(tokens, None if temperature == 0 else temperature, top_p)
-    except ValueError as error:
-        raise ValueError(f"{keys.file}: {keys.place}: {error}") from None
-
-
-def _dimension(keys: _Keys) -> Scale:
-    label = keys.take("label", _text, "a text")
-    question = keys.take("question", _text, "a text")
-    inner = keys.inside("levels")
-    one, two, three, four, five = (inner.take(i, _text, "a text") for i in LEVELS)
-    inner.end()
-    keys.end()
-    try:
-        return Scale(label, question, (one, two, three, four, five))
-    except ValueError as error:
-        raise ValueError(f"{keys.file}: {keys.place}: {error}") from None
-
-
-def _example(keys: _Keys, dimensions: Sequence[Scale]) -> Example:
-    prompt, response, reason = (
-        keys.take(key, _text, "a text") for key in ("prompt", "response", "reason")
+    file = read_rubric_file(path)
+    strengths = _strengths(path, file.strengths)
+    no_doubles(path, "strengths", strengths)
+    given = file.generation
+    with _named(f"{path}: generation"):
+        temperature = None if given.temperature == 0 else given.temperature
+        sampling = Sampling(given.max_new_tokens, temperature, given.top_p)
+    dimensions = []
+    for i, one in enumerate(file.dimensions):
+        with _named(f"{path}: dimensions[{i}]"):
+            dimensions.append(Scale(one.label, one.question, one.texts))
+    check_scores(path, file)
+    return Rubric(
+        file.name,
+        file.description,
+        tuple(dimensions),
+        tuple(file.prompts),
+        strengths,
+        sampling,
+        tuple(
+            Example(
+                one.prompt,
+                one.response,
+                {scale.name: one.scores[scale.name] for scale in dimensions},
+                one.reason,
+            )
+            for one in file.examples
+        ),
     )
-    inner = keys.inside("scores")
-    scores = {
-        one.name: inner.take(one.name, _score, "a whole number from 1 to 5") for one in dimensions
-    }
-    inner.end()
-    keys.end()
-    return Example(prompt, response, scores, reason)
 
 
-def _no_doubles(keys: _Keys, key: str, values: Sequence[Any]) -> None:
-    for i, one in enumerate(values):
-        if one in values[:i]:
-            raise keys.error(f"{key}[{i}]", f"has been there before: {one!r:.80}")
+def _strengths(path: Path, given: Range | list[float]) -> tuple[float, ...]:
+    if isinstance(given, list):
+        return tuple(map(float, given))
+    first, last, step = given.first, given.last, given.step
+    count = round((last - first) / step) if step > 0 else -1
+    if count < 0 or not math.isclose(first + count * step, last, abs_tol=1e-9):
+        raise ValueError(f"{path}: strengths must go up from 'from' to 'to' in whole steps.")
+    return tuple(round(first + i * step, _DIGITS) + 0.0 for i in range(count + 1))
 
 
-def _text(value: Any) -> str | None:
-    return encodable(value.strip()) if isinstance(value, str) and value.strip() else None
-
-
-def _number(value: Any) -> float | None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if number and math.isfinite(value) else None
-
-
-def _count(value: Any) -> int | None:
-    return value if type(value) is int and value >= 1 else None
-
-
-def _score(value: Any) -> int | None:
-    return value if type(value) is int and value in LEVELS else None
-
-
-def _filled_list(value: Any) -> list[Any] | None:
-    return value if isinstance(value, list) and value else None
-
-
-def _read_yaml(path: Path) -> Any:
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """YAML itself lets a key that is given twice have its last value."""
-
-    def mapping(loader: Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key, line = loader.construct_object(key_node, deep=True), key_node.start_mark.line + 1
-            if not isinstance(key, Hashable):
-                raise ValueError(f"{path}: the key in line {line} is no text or number.")
-            if key in seen:
-                raise ValueError(f"{path}: {key}, line {line}, is given twice.")
-            seen.add(key)
-        return loader.construct_mapping(node, deep=True)
-
-    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+@contextmanager
+def _named(place: str) -> Iterator[None]:
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        problem = " ".join(str(error).split())
-        raise ValueError(f"{path} is not YAML: {problem}") from None
+        yield
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None

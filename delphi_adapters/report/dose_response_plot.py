@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .rubric_runs import Curve, RubricResult
+from ..judging.rubric_runs import Curve, RubricResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from delphi_adapters.judging.dose_response_plot import dose_response_figure, save_dose_response
 from delphi_adapters.judging.rating import Rating
 from delphi_adapters.judging.rubric_runs import RubricResult
 from delphi_adapters.judging.rubrics import Rubric
+from delphi_adapters.report.dose_response_plot import dose_response_figure, save_dose_response
 
 RUBRIC = Rubric.load("ccp_alignment").limited(4, [1.0, 0.0, -1.0])
 
