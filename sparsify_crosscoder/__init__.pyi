@@ -13,6 +13,7 @@ from .evaluation.filter import filter_exclusives as filter_exclusives
 from .evaluation.several_runs import compare_runs as compare_runs
 from .evaluation.top import top as top
 from .interventions.effects import dose_response as dose_response
+from .interventions.generation import Answering as Answering
 from .interventions.generation import generate as generate
 from .interventions.persona import Persona as Persona
 from .interventions.persona import persona_vectors as persona_vectors

@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from sparsify_crosscoder.files import atomic_write_json, remove_leftovers
 from sparsify_crosscoder.interventions.effects import dose_response
+from sparsify_crosscoder.interventions.generation import Answering
 from sparsify_crosscoder.records import read_json
 
 from ..judging.exclusivity import SteeredAnswers
@@ -65,8 +66,7 @@ def steer(ctx: Context, folder: Path, directions: Sequence[Direction], source: i
             options.strengths,
             sampling=options.sampling,
             tokenizer=tokenizer,
-            chat=options.as_messages,
-            batch_size=options.generation_batch_size,
+            answering=Answering(options.as_messages, options.generation_batch_size),
         )
         answers = found.generations.answers
         kept: Steered = {

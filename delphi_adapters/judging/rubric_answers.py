@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from sparsify_crosscoder.files import atomic_write_json
-from sparsify_crosscoder.interventions.generation import generate
+from sparsify_crosscoder.interventions.generation import Answering, generate
 from sparsify_crosscoder.interventions.steering import Steering
 
 from ..clients.stopping import run_asking
@@ -96,8 +96,7 @@ def steered_answers(model: SteeredModel, rubric: Rubric, writing: Writing) -> An
                     strengths,
                     rubric.sampling,
                     tokenizer=tokenizer,
-                    chat=writing.chat,
-                    batch_size=writing.batch_size,
+                    answering=Answering(writing.chat, writing.batch_size),
                 )
                 for prompt, row in zip(prompts, found.answers, strict=True):
                     kept[prompt] |= {

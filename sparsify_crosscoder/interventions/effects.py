@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from ..harvest.limits import check_texts
 from .generation import (
     STRENGTHS,
+    Answering,
     Generation,
     Generations,
     Sampling,
@@ -116,9 +117,7 @@ def dose_response(
     sampling: Sampling | None = None,
     *,
     tokenizer: Any = None,
-    chat: bool | None = None,
-    batch_size: int | None = None,
-    show_progress: bool = False,
+    answering: Answering | None = None,
 ) -> DoseResponse:
     """Continue every prompt at every strength, and measure what the steering changed.
 
@@ -142,12 +141,11 @@ def dose_response(
         doses,
         sampling,
         tokenizer=tokenizer,
-        chat=chat,
-        batch_size=batch_size,
-        show_progress=show_progress,
+        answering=answering,
     )
     measures = {name: torch.zeros(len(prompts), len(doses)) for name in MEASURES}
-    for p in tqdm(range(len(prompts)), desc="Measuring", unit="prompt", disable=not show_progress):
+    silent = answering is None or not answering.show_progress
+    for p in tqdm(range(len(prompts)), desc="Measuring", unit="prompt", disable=silent):
         answers = generations.answers[p]
         prompt = generations.prompt_tokens[p]
         here = next_tokens(

@@ -63,6 +63,19 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Answering:
+    """How prompts are read, and how many answers are written at a time."""
+
+    chat: bool | None = None
+    """Whether a text is a user's message; None: where the tokenizer has a chat template."""
+
+    batch_size: int | None = None
+    """Most rows of a batch, where memory is short; None: all."""
+
+    show_progress: bool = False
+
+
+@dataclass(frozen=True)
 class Generation:
     """One answer."""
 
@@ -111,31 +124,28 @@ def generate(
     sampling: Sampling | None = None,
     *,
     tokenizer: Any = None,
-    chat: bool | None = None,
-    batch_size: int | None = None,
-    show_progress: bool = False,
+    answering: Answering | None = None,
 ) -> Generations:
     """Continue every prompt at every strength, all in one batch.
 
     `model` is an nnsight `TransformersModel`, which is steered by a trace, or a causal language
     model of `transformers` with its `tokenizer`, which is steered by hooks; answers are the same.
     `strengths` is `[K]`, for all directions alike, or `[K, F]`. Prompts are texts, which become a
-    user's message where the tokenizer has a chat template (`chat` decides otherwise), or
-    conversations. `batch_size` bounds the rows of a batch, where memory is short. Raises
-    ValueError for empty prompts and for directions that do not fit the model.
+    user's message where the tokenizer has a chat template (unless `answering` says otherwise), or
+    conversations. Raises ValueError for empty prompts and for directions that do not fit the model.
     """
-    sampling = sampling or Sampling()
+    sampling, answering = sampling or Sampling(), answering or Answering()
     steering = [steering] if isinstance(steering, Steering) else list(steering)
     language_model, tokenizer = parts_of(model, tokenizer)
     prompts = as_prompts(prompts)
     doses = as_doses(strengths, len(steering))
-    encoded = [encode_prompt(tokenizer, prompt, chat) for prompt in prompts]
+    encoded = [encode_prompt(tokenizer, prompt, answering.chat) for prompt in prompts]
     _check_context(language_model, tokenizer, encoded, sampling)
     keys = [_key(sampling.seed, ids, encoded[:p].count(ids)) for p, ids in enumerate(encoded)]
     rows = [(p, k) for p in range(len(prompts)) for k in range(len(doses))]
-    size = len(rows) if batch_size is None else batch_size
+    size = len(rows) if answering.batch_size is None else answering.batch_size
     if size < 1:
-        raise ValueError(f"batch_size counts rows and must be at least 1, got {batch_size}.")
+        raise ValueError(f"batch_size counts rows and must be at least 1, got {size}.")
     ends = end_tokens(language_model, tokenizer)
     pad = pad_token(tokenizer, ends)
 
@@ -144,7 +154,7 @@ def generate(
         total=-(-len(rows) // size) * sampling.max_new_tokens,
         unit="token",
         desc=f"Generating {len(rows)} answers",
-        disable=not show_progress,
+        disable=not answering.show_progress,
     ) as progress:
         for start in range(0, len(rows), size):
             some = rows[start : start + size]

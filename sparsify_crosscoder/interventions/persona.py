@@ -23,7 +23,7 @@ from ..harvest.hookpoints import first_tensor, layer_list, normalize_hookpoint
 from ..harvest.limits import check_texts
 from ..records import check, read_json, reading
 from .effects import surprise
-from .generation import Sampling, generate, parts_of
+from .generation import Answering, Sampling, generate, parts_of
 from .prompts import encode_prompt
 from .steering import Steering, steered
 from .vectors import SteeringVector
@@ -240,8 +240,7 @@ def _examples(
             [()],
             sampling,
             tokenizer=tokenizer,
-            batch_size=batch_size,
-            show_progress=show_progress,
+            answering=Answering(batch_size=batch_size, show_progress=show_progress),
         )
         found = []
         for (number, question, _), ids, (answer,) in zip(

@@ -13,7 +13,7 @@ from ..harvest.sources import load_fast_tokenizer
 from ..runs.models import Loading
 from .basis import LEAST_R2, identity_line, identity_r2
 from .effects import DoseResponse, dose_response
-from .generation import PROMPTS, STRENGTHS, Sampling
+from .generation import PROMPTS, STRENGTHS, Answering, Sampling
 from .likeness import Changes, Likeness, common_words, likeness, word_changes
 from .targets import Target, with_backend
 
@@ -107,9 +107,7 @@ def steer(targets: Sequence[Target], test: SteeringTest, loading: Loading) -> It
             test.words,
             test.sampling,
             tokenizer=tokenizer,
-            chat=test.chat,
-            batch_size=test.batch_size,
-            show_progress=True,
+            answering=Answering(test.chat, test.batch_size, show_progress=True),
         )
         changes = None
         if words is not None:

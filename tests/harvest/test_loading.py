@@ -34,7 +34,7 @@ from sparsify_crosscoder.harvest.loading import (
 from sparsify_crosscoder.harvest.model_name import ModelName
 from sparsify_crosscoder.harvest.placement import Placement
 from sparsify_crosscoder.harvest.sources import load_language_model, load_sources
-from sparsify_crosscoder.interventions.generation import Sampling, generate
+from sparsify_crosscoder.interventions.generation import Answering, Sampling, generate
 from sparsify_crosscoder.runs.config import load_run_config
 from sparsify_crosscoder.runs.options import parse_run_config
 from tests.support.models import save_tiny_model, tiny_config, tiny_model
@@ -662,7 +662,15 @@ def test_a_token_beyond_the_embedding_is_named_before_a_model_reads_it(folder, c
     check_windows(sources, windows_of([4, 4], rows - 1))
     model, tokenizer = load_language_model(str(folder), device=CPU)
     with pytest.raises(ValueError, match=r"'<think>'"):
-        generate(model, "a <think> b", (), [()], Sampling(2), tokenizer=tokenizer, chat=False)
+        generate(
+            model,
+            "a <think> b",
+            (),
+            [()],
+            Sampling(2),
+            tokenizer=tokenizer,
+            answering=Answering(chat=False),
+        )
 
 
 def test_positions_are_what_a_model_was_made_for():

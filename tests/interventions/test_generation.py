@@ -4,7 +4,7 @@ import pytest
 import torch
 from nnsight import TransformersModel
 
-from sparsify_crosscoder.interventions.generation import Sampling, generate
+from sparsify_crosscoder.interventions.generation import Answering, Sampling, generate
 from sparsify_crosscoder.interventions.prompts import end_tokens
 from sparsify_crosscoder.interventions.steering import Steering
 from tests.support.models import tiny_model
@@ -127,7 +127,9 @@ def test_batches_of_any_size_give_the_same(model, tokenizer, steering):
     options = {"sampling": sampling, "tokenizer": tokenizer}
     whole = generate(model, PROMPTS, steering, STRENGTHS, **options)
     for size in (1, 4):
-        parts = generate(model, PROMPTS, steering, STRENGTHS, **options, batch_size=size)
+        parts = generate(
+            model, PROMPTS, steering, STRENGTHS, **options, answering=Answering(batch_size=size)
+        )
         assert parts.answers == whole.answers
 
 
@@ -168,7 +170,15 @@ def test_samples_follow_the_models_distribution(llama, tokenizer, push):
     """First tokens of 4,000 samples against the probabilities at temperature 0.7 and top-p 0.9."""
     sampling = Sampling(max_new_tokens=1, temperature=0.7, top_p=0.9)
     prompts = ["The quick"] * 4000
-    found = generate(llama, prompts, push, [0.0], sampling, tokenizer=tokenizer, batch_size=1000)
+    found = generate(
+        llama,
+        prompts,
+        push,
+        [0.0],
+        sampling,
+        tokenizer=tokenizer,
+        answering=Answering(batch_size=1000),
+    )
     with torch.no_grad():
         ids = torch.tensor([tokenizer("The quick")["input_ids"]])
         probabilities = (llama(input_ids=ids).logits[0, -1].float() / 0.7).softmax(0)
@@ -190,7 +200,15 @@ def test_chat_templates_are_used_where_there_are_some(llama, push):
     tokenizer = byte_level_tokenizer(vocab_size=400, bos=True, chat_template=CHATML)
     found = generate(llama, "Hello", push, [0.0], Sampling(2), tokenizer=tokenizer)
     assert "<|im_start|>user\nHello<|im_end|>" in tokenizer.decode(found.prompt_tokens[0])
-    plain = generate(llama, "Hello", push, [0.0], Sampling(2), tokenizer=tokenizer, chat=False)
+    plain = generate(
+        llama,
+        "Hello",
+        push,
+        [0.0],
+        Sampling(2),
+        tokenizer=tokenizer,
+        answering=Answering(chat=False),
+    )
     assert tokenizer.decode(plain.prompt_tokens[0]) == "<s>Hello"
 
 
@@ -212,7 +230,7 @@ def test_conversations_are_prompts_too(llama, push):
         ({"strengths": [float("nan")]}, "finite"),
         ({"tokenizer": None}, "tokenizer"),
         ({"model": object()}, "Cannot steer"),
-        ({"batch_size": 0}, "batch_size"),
+        ({"answering": Answering(batch_size=0)}, "batch_size"),
     ],
 )
 def test_wrong_use_is_refused(llama, tokenizer, push, options, message):

@@ -145,7 +145,7 @@ def test_a_second_start_generates_and_asks_nothing(options, server, monkeypatch)
     def no_model(*_):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("delphi_adapters.commands.rubric.load_model", no_model)
+    monkeypatch.setattr("sparsify_crosscoder.runs.models.load_language_model", no_model)
     rubric(options)
     second = results(options)
     assert len(server.bodies) == asked
