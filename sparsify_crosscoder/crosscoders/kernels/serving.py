@@ -22,21 +22,21 @@ def start(device: torch.device) -> None:
 def who_serves(operation: str, table: Tensor, *others: Tensor, products: int = 0) -> ModuleType:
     """The module that computes an operation on these tensors.
 
-    On a CPU numba once it is started, for tensors of one dtype that it is written for, of which
-    none needs a gradient, and at most `MOST_PRODUCTS` numbers to sum. On a GPU Triton, where it
-    works with the dtype of `table`. Plain torch otherwise.
+    On a GPU Triton, where it works with the dtype of `table`. On a CPU numba once it is started,
+    for tensors of one dtype that it is written for, of which none needs a gradient, and at most
+    `MOST_PRODUCTS` numbers to sum. Plain torch otherwise.
     """
-    if table.device.type == "cpu":
-        serves = (
-            numba_kernels.is_ready()
-            and table.dtype in numba_kernels.DTYPES.get(operation, ())
-            and products <= numba_kernels.MOST_PRODUCTS
-            and all(other.dtype == table.dtype for other in others)
-            and not _needs_gradient(table, *others)
-        )
-        return numba_kernels if serves else reference
-    serves = table.dtype in triton_kernels.DTYPES.get(operation, ()) and _triton_serves(table)
-    return triton_kernels if serves else reference
+    if table.dtype in triton_kernels.DTYPES.get(operation, ()) and _triton_serves(table):
+        return triton_kernels
+    serves = (
+        numba_kernels.is_ready()
+        and table.device.type == "cpu"
+        and table.dtype in numba_kernels.DTYPES.get(operation, ())
+        and products <= numba_kernels.MOST_PRODUCTS
+        and all(other.dtype == table.dtype for other in others)
+        and not _needs_gradient(table, *others)
+    )
+    return numba_kernels if serves else reference
 
 
 def numba_serves(operation: str, table: Tensor) -> bool:

@@ -210,8 +210,9 @@ def test_not_available_off_a_gpu():
 def test_the_kernels_in_tritons_interpreter():
     # Older interpreters do not all work with today's NumPy.
     pytest.importorskip("triton", minversion="3.9")
+    pytest_command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
+        [*pytest_command, __file__, str(Path(__file__).with_name("test_kernels.py"))],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         cwd=Path(__file__).parents[3],
         capture_output=True,
