@@ -26,17 +26,19 @@ def who_serves(operation: str, table: Tensor, *others: Tensor, products: int = 0
     for tensors of one dtype that it is written for, of which none needs a gradient, and at most
     `MOST_PRODUCTS` numbers to sum. Plain torch otherwise.
     """
-    if table.dtype in triton_kernels.DTYPES.get(operation, ()) and _triton_serves(table):
-        return triton_kernels
-    serves = (
-        numba_kernels.is_ready()
-        and table.device.type == "cpu"
-        and table.dtype in numba_kernels.DTYPES.get(operation, ())
-        and products <= numba_kernels.MOST_PRODUCTS
-        and all(other.dtype == table.dtype for other in others)
-        and not _needs_gradient(table, *others)
-    )
-    return numba_kernels if serves else reference
+    dtype = table.dtype
+    if triton_kernels.available(table) and dtype in triton_kernels.DTYPES.get(operation, ()):
+        return triton_kernels if _triton_serves(table) else reference
+    if (
+        not table.is_cpu
+        or not numba_kernels.is_ready()
+        or products > numba_kernels.MOST_PRODUCTS
+        or dtype not in numba_kernels.DTYPES.get(operation, ())
+        or any(other.dtype != dtype for other in others)
+        or _needs_gradient(table, *others)
+    ):
+        return reference
+    return numba_kernels
 
 
 def numba_serves(operation: str, table: Tensor) -> bool:
@@ -49,8 +51,8 @@ def _needs_gradient(*tensors: Tensor) -> bool:
 
 
 def _triton_serves(table: Tensor) -> bool:
-    """Whether Triton's kernels run here; `SPARSIFY_CROSSCODER_TRITON=0` keeps to torch."""
-    if not triton_kernels.available(table) or os.environ.get("SPARSIFY_CROSSCODER_TRITON") == "0":
+    """Whether Triton's kernels may run and work; `SPARSIFY_CROSSCODER_TRITON=0` keeps to torch."""
+    if os.environ.get("SPARSIFY_CROSSCODER_TRITON") == "0":
         return False
     return _triton_works(table.device, table.dtype)
 
