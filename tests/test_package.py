@@ -104,10 +104,10 @@ def test_wheel_declares_the_command_and_the_architectures(wheel):
         "sparsify-crosscoder": "sparsify_crosscoder.__main__:main"
     }
     assert dict(declared["sparsify.trainers"]) == {
-        "crosscoder": "sparsify_crosscoder.training.architectures:STANDARD",
-        "dfc": "sparsify_crosscoder.training.architectures:DFC",
-        "dsf": "sparsify_crosscoder.training.architectures:DSF",
-        "rdfc": "sparsify_crosscoder.training.architectures:RDFC",
+        "crosscoder": "sparsify_crosscoder.crosscoders.standard:STANDARD",
+        "dfc": "sparsify_crosscoder.crosscoders.dfc:DFC",
+        "dsf": "sparsify_crosscoder.crosscoders.dsf:DSF",
+        "rdfc": "sparsify_crosscoder.crosscoders.rdfc:RDFC",
     }
 
 
