@@ -46,20 +46,6 @@ def dispatch(
         getattr(import_module(module), function)([*argv[1:], *([DEBUG] if debug else [])])
 
 
-def add_hub_options(parser: argparse.ArgumentParser) -> None:
-    """Of every command that loads models or tokenizers: the hub's token, and whom to trust."""
-    parser.add_argument(
-        "--hf_token",
-        default=None,
-        help="token for gated or private models (the one in HF_TOKEN, or of `hf auth login`)",
-    )
-    parser.add_argument(
-        "--trust_remote_code",
-        action="store_true",
-        help="run the code that comes with a model, which can do anything that you can",
-    )
-
-
 def run_command(
     program: str,
     options: type[Options],

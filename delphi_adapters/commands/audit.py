@@ -9,7 +9,7 @@ from dataclasses import Field, dataclass
 from pathlib import Path
 from typing import Any
 
-from sparsify_crosscoder.command_line import add_hub_options
+from sparsify_crosscoder.command_options import HubOptions, add_options
 from sparsify_crosscoder.endings import ending, prepare, take_debug
 from sparsify_crosscoder.files import atomic_write_json
 
@@ -138,7 +138,7 @@ def make_parser(kinds: Sequence[Kind]) -> argparse.ArgumentParser:
     parser.add_argument("--config", type=Path, help="YAML file of options, these or of training")
     parser.add_argument("--until", choices=stages, default=stages[-1], help="stop after a stage")
     parser.add_argument("--json", type=Path, help="also write the summary to this file")
-    add_hub_options(parser)
+    add_options(parser, HubOptions)
     placed = list(_placed(kinds))
     for title in dict.fromkeys([*GROUPS, *(title for title, _, _ in placed)]):
         group = parser.add_argument_group(title)
