@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -65,7 +64,6 @@ def _listed(entry: EntryPoint) -> tuple[bool, str, str]:
     return package != _OURS, package, entry.name
 
 
-@cache
 def _load(entry: EntryPoint) -> Kind:
     offer = f"The stage '{entry.name}' ({entry.value})"
     try:
