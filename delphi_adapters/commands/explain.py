@@ -12,7 +12,6 @@ import torch
 
 from sparsify_crosscoder.command_options import add_options, read_options
 from sparsify_crosscoder.crosscoders import Crosscoder
-from sparsify_crosscoder.evaluation.false_exclusives import called_exclusive
 from sparsify_crosscoder.evaluation.filter import FilterOptions, FilterRecord, filter_crosscoder
 from sparsify_crosscoder.files import atomic_write_json
 from sparsify_crosscoder.harvest.sources import load_language_model
@@ -28,6 +27,7 @@ from ..delphi import compat  # noqa: F401
 from ..delphi.crosscoder_cache import CacheOptions, CrosscoderLatentCache, digest
 from ..delphi.run_text import RunText
 from ..explaining.autointerp import RAW, Autointerp, JudgingConfig
+from ..explaining.choosing import chosen_latents, filter_scores
 from ..explaining.descriptions import FILE as DESCRIPTIONS
 from ..explaining.descriptions import Descriptions, describe, table_columns
 from ..explaining.summary import summarise
@@ -56,7 +56,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     folder = args.out or args.run / "delphi"
     options = load_run_config(args.run, args.hf_token, trust_remote_code=args.trust_remote_code)
     crosscoder = Crosscoder.load_one(args.run, args.seed, device)
-    latents = _chosen(args.latents, crosscoder)
+    latents = chosen_latents(
+        args.latents,
+        crosscoder,
+        lambda: filter_scores(_filtered(args, options, crosscoder, folder, device)),
+    )
     asked = judge_config(args)
     asked.check()
     client = None
@@ -182,25 +186,6 @@ def judging_config(args: argparse.Namespace) -> JudgingConfig:
     )
 
 
-def _chosen(asked: Sequence[str], crosscoder: Crosscoder) -> list[int]:
-    if list(asked) == ["exclusive"]:
-        chosen = torch.cat(called_exclusive(crosscoder)).unique().tolist()
-        if not chosen:
-            raise ValueError(
-                "No latent of this crosscoder is exclusive by its norm (equation 12): name some "
-                "with --latents, or give --latents all."
-            )
-        return chosen
-    if list(asked) == ["all"]:
-        return list(range(crosscoder.num_latents))
-    if not all(one.isdecimal() for one in asked):
-        raise ValueError("--latents takes numbers, 'exclusive' or 'all'.")
-    chosen = sorted({int(one) for one in asked})
-    if chosen[-1] >= crosscoder.num_latents:
-        raise ValueError(f"There are latents 0..{crosscoder.num_latents - 1}, not {chosen[-1]}.")
-    return chosen
-
-
 def _filtered(
     args: argparse.Namespace,
     options: RunConfig,
@@ -242,7 +227,7 @@ def _parser() -> argparse.ArgumentParser:
         "--latents",
         nargs="+",
         default=["exclusive"],
-        help="numbers of latents, 'exclusive' or 'all' (exclusive)",
+        help="numbers of latents, 'exclusive', 'kept' by the filter or 'all' (exclusive)",
     )
     parser.add_argument("--source", type=int, default=0, help="whose tokens are shown (0)")
     parser.add_argument("--ctx_len", type=int, default=256, help="tokens of a cached row (256)")

@@ -269,7 +269,7 @@ def test_a_dry_run_says_what_it_would_cost_and_asks_nothing(options, server, tmp
     ("more", "message"),
     [
         (["--latents", "64"], "latents 0..63"),
-        (["--latents", "some"], "numbers, 'exclusive' or 'all'"),
+        (["--latents", "some"], "numbers, 'exclusive', 'kept' or 'all'"),
         (["--source", "2"], "sources 0..1"),
         (["--example_ctx_len", "5"], "does not divide"),
         (["--n_examples_shown", "3"], "does not divide"),
