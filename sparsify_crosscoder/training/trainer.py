@@ -20,13 +20,11 @@ import sparsify
 import torch
 import torch.distributed as dist
 from schedulefree import ScheduleFreeWrapper
-from sparsify.sign_sgd import SignSGD
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
-from transformers import get_constant_schedule_with_warmup, get_wsd_schedule
 
-from ..config import LEARNING_RATE, CrosscoderTrainConfig
+from ..config import CrosscoderTrainConfig
 from ..crosscoders import (
     Batch,
     Crosscoder,
@@ -49,7 +47,9 @@ from ..surroundings import wandb_is_set_up
 from ..world import current_world
 from .data import PairedData, check_length
 from .metrics import evaluate
+from .optimizers import make_optimizers
 from .run_folder import RunFolder
+from .step_log import StepLog
 
 HISTOGRAM_BINS = 50
 
@@ -122,50 +122,7 @@ class CrosscoderTrainer(sparsify.Trainer):
         return list(self.saes)
 
     def _make_optimizers(self) -> tuple[list[Any], list[Any]]:
-        cfg = self.cfg
-        params = [p for sae in self.saes.values() for p in sae.parameters()]
-
-        def lr(default: float) -> float:
-            return default if cfg.lr is None else cfg.lr
-
-        match cfg.optimizer:
-            case "adam":
-                fused = self.device.type in ("cpu", "cuda")
-                adam = torch.optim.Adam(params, lr=lr(LEARNING_RATE), fused=fused)
-                return [adam], [self._make_schedule(adam)]
-            case "muon":
-                from sparsify.muon import Muon
-
-                matrices = [p for p in params if p.ndim >= 2]
-                vectors = [p for p in params if p.ndim < 2]
-                muon = Muon(matrices, lr=lr(2e-3))
-                adam = torch.optim.Adam(vectors, lr=lr(2e-3))
-                return [muon, adam], [self._make_schedule(muon), self._make_schedule(adam)]
-            case "signum":
-                groups = [
-                    {
-                        "params": list(sae.parameters()),
-                        "lr": lr(5e-3 / (sae.num_latents / 2**14) ** 0.5),
-                    }
-                    for sae in self.saes.values()
-                ]
-                signum = ScheduleFreeWrapper(SignSGD(groups), momentum=0.95)
-                signum.train()
-                return [signum], []
-            case other:
-                raise ValueError(f"Unknown optimizer '{other}'; use adam, muon or signum.")
-
-    def _make_schedule(self, optimizer: Any) -> Any:
-        warmup, decay = self.cfg.lr_warmup_steps or 0, self.cfg.lr_decay_steps
-        if not decay:
-            return get_constant_schedule_with_warmup(optimizer, warmup)
-        return get_wsd_schedule(
-            optimizer,
-            num_warmup_steps=warmup,
-            num_decay_steps=decay,
-            num_training_steps=self.total_steps,
-            decay_type="linear",
-        )
+        return make_optimizers(self.cfg, list(self.saes.values()), self.total_steps)
 
     # The run
 
@@ -204,25 +161,26 @@ class CrosscoderTrainer(sparsify.Trainer):
             disable=not (rank_zero and show_progress),
             unit="step",
         )
-        log = _Log(self)
+        log = StepLog(self.saes, self.world)
         while self.global_step < self.total_steps:
             self._set_k(self.get_current_k())
             for sae in self.saes.values():
                 sae.train()
-            log.fired.clear()
+            log.begin_step()
             pairs = 0
             for _ in range(acc_steps):
                 pairs += self._backward_batch(next(batches), modules, log)
             self._optimizer_step()
             self._count_dead(log, pairs)
             self.pairs_trained += pairs
+            log.pairs += pairs
             self.global_step += 1
             progress.update()
             if after_step is not None:
                 after_step()
 
             if self.global_step % self.cfg.log_every == 0 or self.global_step == self.total_steps:
-                lines = log.lines(k=self.get_current_k())
+                lines = self._lines(log)
                 if self.cfg.save_best:
                     self.save_best({name: 1 - line["fve"] for name, line in lines.items()})
                 for name, line in lines.items():
@@ -244,6 +202,27 @@ class CrosscoderTrainer(sparsify.Trainer):
         if wandb is not None:
             wandb.finish()
         return self._finish()
+
+    def _lines(self, log: StepLog) -> dict[str, dict[str, Any]]:
+        """One line of the log for each crosscoder."""
+        lines = {}
+        for name, measured in log.measured().items():
+            dead, exclusive = self.dead_fractions(name)
+            lines[name] = {
+                "step": self.global_step,
+                "pairs": self.pairs_trained,
+                "fve": measured.fve,
+                "fve_per_source": measured.fve_per_source,
+                "auxk_loss": measured.auxk_loss * self.cfg.micro_acc_steps,
+                "dead_fraction": dead,
+                "dead_fraction_exclusive": exclusive,
+                "k": self.get_current_k(),
+                "l0": measured.l0,
+                "lr": self.optimizers[0].param_groups[0]["lr"],
+                "outliers": self.dropped["outlier"],
+                "pairs_per_second": measured.pairs_per_second,
+            }
+        return lines
 
     def _start_wandb(self) -> Any:
         if not self.cfg.log_to_wandb or not wandb_is_set_up():
@@ -321,7 +300,7 @@ class CrosscoderTrainer(sparsify.Trainer):
 
     # One step
 
-    def _backward_batch(self, batch: list[Tensor], modules: dict[str, Any], log: _Log) -> int:
+    def _backward_batch(self, batch: list[Tensor], modules: dict[str, Any], log: StepLog) -> int:
         """Add one batch's gradient to every crosscoder; return its pairs over all ranks."""
         batch = [x.to(self.device) for x in batch]
         keep = within_norm(batch, self.cfg.outlier_multiple, self.world)
@@ -349,7 +328,7 @@ class CrosscoderTrainer(sparsify.Trainer):
         dead_mask: Tensor | None,
         variance: Tensor,
         pairs: int,
-        log: _Log,
+        log: StepLog,
     ) -> None:
         sae, world = self.saes[name], self.world
         micro = self.cfg.micro_acc_steps
@@ -393,7 +372,7 @@ class CrosscoderTrainer(sparsify.Trainer):
             scheduler.step()
 
     @torch.no_grad()
-    def _count_dead(self, log: _Log, pairs: int) -> None:
+    def _count_dead(self, log: StepLog, pairs: int) -> None:
         for name, since in self.num_tokens_since_fired.items():
             # gloo cannot reduce booleans.
             fired = self.maybe_all_reduce(log.fired[name].to(torch.uint8), "max")
@@ -536,80 +515,6 @@ def _matmul_precision(precision: str) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-class _Log:
-    """Sums between two lines of the log, on the device until a line is written."""
-
-    def __init__(self, trainer: CrosscoderTrainer):
-        self.trainer = trainer
-        self.fired: _Fired = _Fired(trainer)
-        self.reset()
-
-    def reset(self) -> None:
-        trainer = self.trainer
-        zeros = torch.zeros(len(trainer.data.sources), device=trainer.device)
-        self.variances = {name: zeros.clone() for name in trainer.saes}
-        self.errors = {name: zeros.clone() for name in trainer.saes}
-        # auxiliary loss, active entries, forward passes
-        self.sums = {name: torch.zeros(3, device=trainer.device) for name in trainer.saes}
-        self.started = time.monotonic()
-        self.pairs_before = trainer.pairs_trained
-
-    def add(self, name: str, out: CrosscoderOutput) -> None:
-        self.fired[name].index_fill_(0, out.code.indices, True)
-        self.errors[name] += out.errors
-        self.sums[name] += torch.stack(
-            [
-                out.auxk_loss.detach().float() / self.trainer.world.size,
-                out.errors.new_tensor(float(len(out.code.indices))),
-                out.errors.new_tensor(1 / self.trainer.world.size),
-            ]
-        )
-
-    def lines(self, k: int) -> dict[str, dict[str, Any]]:
-        """One line per crosscoder on what happened since the last, over all ranks."""
-        trainer = self.trainer
-        pairs = trainer.pairs_trained - self.pairs_before
-        seconds = max(time.monotonic() - self.started, 1e-9)
-        lines = {}
-        for name in trainer.saes:
-            errors = trainer.world.sum(self.errors[name])
-            auxk, entries, passes = trainer.world.sum(self.sums[name]).tolist()
-            variances = self.variances[name]
-            dead, exclusive = trainer.dead_fractions(name)
-            lines[name] = {
-                "step": trainer.global_step,
-                "pairs": trainer.pairs_trained,
-                "fve": 1 - (errors.sum() / variances.sum()).item(),
-                "fve_per_source": (1 - errors / variances).tolist(),
-                "auxk_loss": auxk / max(passes, 1e-9) * trainer.cfg.micro_acc_steps,
-                "dead_fraction": dead,
-                "dead_fraction_exclusive": exclusive,
-                "k": k,
-                "l0": entries / max(pairs, 1),
-                "lr": trainer.optimizers[0].param_groups[0]["lr"],
-                "outliers": trainer.dropped["outlier"],
-                "pairs_per_second": pairs / seconds,
-            }
-        self.reset()
-        return lines
-
-
-class _Fired(dict[str, Tensor]):
-    """Which latents of each crosscoder fired in the current step, `[M]`."""
-
-    def __init__(self, trainer: CrosscoderTrainer):
-        super().__init__(
-            {
-                name: torch.zeros(sae.num_latents, dtype=torch.bool, device=trainer.device)
-                for name, sae in trainer.saes.items()
-            }
-        )
-
-    def clear(self) -> None:
-        for fired in self.values():
-            fired.zero_()
 
 
 class DFCTrainer(CrosscoderTrainer):
