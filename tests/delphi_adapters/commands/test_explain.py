@@ -18,7 +18,7 @@ import torch
 
 from delphi_adapters.clients import RetryPolicy
 from delphi_adapters.commands.explain import main
-from delphi_adapters.delphi.crosscoder_cache import CrosscoderLatentCache
+from delphi_adapters.delphi.crosscoder_cache import CacheOptions, CrosscoderLatentCache
 from delphi_adapters.delphi.latent_statistics import LatentStatistics
 from delphi_adapters.delphi.run_text import RunText
 from delphi_adapters.explaining import flagging, interpretability
@@ -121,7 +121,7 @@ def test_exclusivity_scores_have_columns_of_their_own(options, run, tmp_path):
         crosscoder,
         RunText.of_run(run, torch.device("cpu")),
         tmp_path / "out" / RAW,
-        ctx_len=32,
+        options=CacheOptions(ctx_len=32),
     )
     autointerp = Autointerp(
         cache, tmp_path / "out", JudgingConfig(example_ctx_len=16), run=run, judge="claude-test"
