@@ -94,6 +94,8 @@ def test_a_stages_record(audit, golden):
 @pytest.mark.parametrize("stage", STAGES)
 def test_what_a_stage_came_to(stage, audit, place, golden):
     found = normalised(record(audit, stage)["result"], place)
+    # Equal requests at the same time are one, which later ones find in the store.
+    found.get("ledger", {}).get("outcomes", {}).pop("stored", None)
     golden.json(f"audit/result_{stage}", found, shape=("/.*",))
 
 
