@@ -27,10 +27,10 @@ demo: setup
 	$(BIN)/python examples/demo.py $(DEMO_ARGS)
 
 test: setup
-	$(PYTEST) -m "not slow" -n $(JOBS) $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow" -n $(JOBS) --dist loadgroup $(PYTEST_ARGS)
 
 test-slow: setup
-	$(PYTEST) -m slow -n $(JOBS) --ignore tests/examples $(PYTEST_ARGS) || [ $$? -eq 5 ]  # 5: none
+	$(PYTEST) -m slow -n $(JOBS) --dist loadgroup --ignore tests/examples $(PYTEST_ARGS) || [ $$? -eq 5 ]  # 5: none
 	$(PYTEST) -m slow $(PYTEST_ARGS) tests/examples || [ $$? -eq 5 ]  # on all cores, of one demo
 
 lint: setup

@@ -273,6 +273,7 @@ def test_a_harvest_reads_as_many_texts_as_give_the_pairs_asked_for(dtype, inputs
     assert re.search(r"All 300 texts give [\d,]+ pairs, fewer than", capsys.readouterr().err)
 
 
+@pytest.mark.slow
 def test_two_processes_harvest_the_bytes_of_one(inputs):
     argv = [*command(inputs, "--cache", "together", "--shard_pairs", "700"), "--pairs", "6000"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -293,6 +294,7 @@ def test_two_processes_harvest_the_bytes_of_one(inputs):
     assert files[0] == files[1]
 
 
+@pytest.mark.slow
 def test_machines_without_a_common_disk_harvest_halves_that_merge(inputs, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -32,6 +32,7 @@ Trainer(cfg, Dataset.from_dict({"input_ids": tokens.tolist()}).with_format("torc
 """
 
 
+@pytest.mark.slow
 def test_training_a_sae_on_one_model_gives_the_same_weights_with_and_without_us(tmp_path):
     states = []
     for autoload in ("0", "1"):

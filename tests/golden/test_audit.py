@@ -14,6 +14,8 @@ from tests.support.audit_judge import AuditJudge
 from tests.support.audit_texts import write_other_texts
 from tests.support.messages_server import KEY, MessagesServer
 
+pytestmark = pytest.mark.xdist_group("golden audits")  # one worker makes what they share
+
 STAGES = (
     *("harvest", "train", "cache", "filter", "null", "describe", "explain", "score"),
     *("stitch", "exclusivity", "rubrics", "report"),

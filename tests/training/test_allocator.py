@@ -17,6 +17,7 @@ print([faults() for _ in range(5)][-1])  # an aligned block does not fit into it
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
 def test_memory_that_was_freed_is_used_again_without_fresh_pages():
     faults = {}

@@ -10,6 +10,8 @@ from sparsify_crosscoder.registry import architecture_names
 from tests.support.training import assert_same
 from tests.training.distributed_run import train
 
+pytestmark = pytest.mark.xdist_group("ranks")  # one worker makes what they share
+
 ROOT = Path(__file__).parents[2]
 
 

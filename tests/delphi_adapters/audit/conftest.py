@@ -62,3 +62,13 @@ def audit(finished, tmp_path):
     """A copy of the finished audit where `options` has it, to go on with."""
     shutil.copytree(finished, tmp_path / "audit")
     return tmp_path / "audit"
+
+
+@pytest.fixture
+def unasked(audit):
+    """The same as it was before the judge was asked."""
+    for stage in ("explain", "score", "exclusivity", "rubrics", "report", "answers"):
+        shutil.rmtree(audit / stage)
+    for file in ("audit.json", "report.html", "report.md", "features.parquet"):
+        (audit / file).unlink()
+    return audit

@@ -11,6 +11,8 @@ from delphi_adapters.judging.rubrics import Rubric
 from tests.support.audit_results import STAGES, differences, records, results
 from tests.support.messages_server import error
 
+pytestmark = pytest.mark.xdist_group("audits")  # one worker makes what they share
+
 
 @pytest.fixture
 def fresh(tmp_path):
@@ -48,6 +50,7 @@ def test_an_audit_ends_in_a_report_and_a_second_one_does_nothing(options, audit,
     assert {f: f.stat().st_mtime_ns for f in audit.rglob("*") if f.is_file()} == written
 
 
+@pytest.mark.slow
 def test_stage_by_stage_comes_to_the_same_as_all_at_once(options, finished, tmp_path):
     whole = results(finished)
     pieces = tmp_path / "pieces"
@@ -82,29 +85,29 @@ def test_outputs_that_were_deleted_are_made_again(options, audit, server):
     assert len(server.bodies) == asked  # every answer was kept
 
 
-def test_latents_without_an_answer_are_asked_for_again(options, fresh, server, capsys):
+def test_latents_without_an_answer_are_asked_for_again(options, unasked, server, capsys):
     refused = error(400, "invalid_request_error", "not today")
     server.next(*[None, None, refused] * 30)
     main(options)
     assert "the same command asks again" in capsys.readouterr().err
-    assert not all(record["finished"] for record in records(fresh).values())
+    assert not all(record["finished"] for record in records(unasked).values())
     server.script.clear()
     main(options)
-    assert all(record["finished"] for record in records(fresh).values())
-    statuses = {row["flag_status"] for row in results(fresh)["table"]}
+    assert all(record["finished"] for record in records(unasked).values())
+    statuses = {row["flag_status"] for row in results(unasked)["table"]}
     assert statuses <= {"ok", None}
 
 
-def test_a_budget_stops_an_audit_and_a_larger_one_goes_on(options, fresh, server, capsys):
+def test_a_budget_stops_an_audit_and_a_larger_one_goes_on(options, unasked, server, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([*options, "--max_cost", "0.022"])
     assert stopped.value.code == 1
     assert "stopped: " in capsys.readouterr().err
-    assert not (fresh / "report.html").exists()
+    assert not (unasked / "report.html").exists()
     paid = len(server.bodies)
     assert paid
     main(options)
-    assert (fresh / "report.html").exists()
+    assert (unasked / "report.html").exists()
     asked = [json.dumps(body, sort_keys=True) for body in server.bodies]
     assert len(asked) == len(set(asked))
 
@@ -128,6 +131,7 @@ def test_a_dry_run_writes_nothing_and_says_what_is_left(options, fresh, server, 
     assert re.search(r"explain +to do", out)
 
 
+@pytest.mark.slow
 def test_a_trained_run_can_be_audited(options, fresh, run, server):
     own = options[options.index("--judge") :]
     cut = own.index("--arch")

@@ -19,6 +19,8 @@ from tests.support.audit_judge import AuditJudge
 from tests.support.audit_results import STAGES, records
 from tests.support.audit_texts import write_other_texts
 
+pytestmark = pytest.mark.xdist_group("audits")  # one worker makes what they share
+
 OWN = (
     "--cache_ctx_len 32 --min_firings 20 --verify 4 --sample 6 --nulls 2 --strengths 0 2 4 "
     "--null_steps 0 --stitch_pairs 2000 --stitch_held_out_pairs 200 --explain_limit 5"

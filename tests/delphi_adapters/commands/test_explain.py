@@ -1,15 +1,14 @@
 """`python -m delphi_adapters explain` on a trained run, by delphi's pipeline and the real SDK."""
 
-import asyncio
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -25,12 +24,14 @@ from delphi_adapters.explaining import flagging, interpretability
 from delphi_adapters.explaining.autointerp import RAW, Autointerp, JudgingConfig
 from delphi_adapters.explaining.features import COLUMNS, features
 from sparsify_crosscoder import Crosscoder
-from tests.support.messages_server import CUT, Reply, error, message
+from tests.support.messages_server import CUT, KEY, MessagesServer, Reply, error, message
 from tests.support.scripted_judge import ScriptedJudge
 
 PRICES = {"claude-test": {"input": 1.0, "output": 10.0}}
 SHORT = ["--ctx_len", "32", "--example_ctx_len", "16", "--min_firings", "20"]
 MODULE = "model.layers.1"
+
+pytestmark = pytest.mark.xdist_group("explain")
 
 
 @pytest.fixture
@@ -42,6 +43,30 @@ def options(run, server, tmp_path, monkeypatch):
     places = ["--out", str(tmp_path / "out"), "--prices", str(tmp_path / "prices.json")]
     judge = ["--judge", "claude-test", "--max_cost", "100"]
     return ["explain", str(run), *judge, *places, *SHORT, "--latents", "all"]
+
+
+@pytest.fixture(scope="module")
+def finished(run, tmp_path_factory):
+    """The folder of a run whose every latent has been asked about."""
+    folder = tmp_path_factory.mktemp("explained")
+    (folder / "prices.json").write_text(json.dumps(PRICES), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch, MessagesServer() as server:
+        patch.setenv("ANTHROPIC_API_KEY", KEY)
+        patch.setenv("ANTHROPIC_BASE_URL", server.url)
+        patch.delenv("ANTHROPIC_AUTH_TOKEN", raising=False)
+        patch.setenv("HOME", str(folder / "home"))
+        server.answer = ScriptedJudge()
+        places = ["--out", str(folder / "out"), "--prices", str(folder / "prices.json")]
+        judge = ["--judge", "claude-test", "--max_cost", "100"]
+        main([str(run), *judge, *places, *SHORT, "--latents", "all"])
+    return folder / "out"
+
+
+@pytest.fixture
+def explained(options, finished, tmp_path):
+    """`options` of a run that is finished."""
+    shutil.copytree(finished, tmp_path / "out")
+    return options
 
 
 def explain(options, *more):
@@ -97,25 +122,22 @@ def test_every_alive_latent_is_explained_flagged_and_scored(options, run, server
     assert f"{len(alive):,} alive latents" in capsys.readouterr().out
 
 
-def test_a_second_start_asks_nothing_and_changes_nothing(options, server, tmp_path):
-    explain(options)
-    before, asked = contents(tmp_path / "out"), len(server.bodies)
+def test_a_second_start_asks_nothing_and_changes_nothing(explained, server, tmp_path):
+    before = contents(tmp_path / "out")
     first = table(tmp_path / "out")
-    explain(options)
-    assert len(server.bodies) == asked
+    explain(explained)
+    assert before and not server.bodies
     assert contents(tmp_path / "out") == before
     assert table(tmp_path / "out").equals(first)
 
 
-def test_the_parquet_file_says_what_its_columns_mean(options, tmp_path):
-    explain(options, "--latents", "3", "5")
-    schema = table(tmp_path / "out").schema
+def test_the_parquet_file_says_what_its_columns_mean(finished):
+    schema = table(finished).schema
     assert schema.names == list(COLUMNS)
     assert all(field.metadata[b"meaning"] for field in schema)
 
 
-def test_exclusivity_scores_have_columns_of_their_own(options, run, tmp_path):
-    explain(options, "--latents", "3", "5")
+def test_exclusivity_scores_have_columns_of_their_own(explained, run, tmp_path):
     crosscoder = Crosscoder.load_one(run)
     cache = CrosscoderLatentCache(
         crosscoder,
@@ -133,11 +155,10 @@ def test_exclusivity_scores_have_columns_of_their_own(options, run, tmp_path):
     assert rows["explanation"].equals(table(tmp_path / "out")["explanation"])
 
 
-def test_delphis_own_log_reads_the_results(options, tmp_path, capsys):
+def test_delphis_own_log_reads_the_results(explained, tmp_path, capsys):
     pytest.importorskip("kaleido")
     from delphi.log.result_analysis import log_results
 
-    explain(options)
     out = tmp_path / "out"
     capsys.readouterr()
     log_results(out / "scores", out / "visualize", [MODULE], ["detection"])
@@ -151,8 +172,7 @@ def test_delphis_own_log_reads_the_results(options, tmp_path, capsys):
 def test_whatever_the_server_does_ends_in_a_recorded_outcome(
     options, server, tmp_path, monkeypatch
 ):
-    without_delay = partial(RetryPolicy, sleep=lambda _: asyncio.sleep(0))
-    monkeypatch.setattr("delphi_adapters.clients.anthropic_client.RetryPolicy", without_delay)
+    monkeypatch.setattr(RetryPolicy, "delay", lambda *_: 0.0)
     judge, chance = ScriptedJudge(), random.Random(1)
 
     def answer(body):
@@ -239,18 +259,17 @@ def test_killed_three_times_it_ends_with_the_same_files(options, server, tmp_pat
     assert repeated == 0 if how == signal.SIGTERM else repeated <= 3 * 8
 
 
-def test_batches_give_the_same_results_at_half_the_price(options, server, tmp_path, monkeypatch):
+def test_batches_give_the_same_results_at_half_the_price(explained, server, tmp_path, monkeypatch):
     from delphi_adapters.clients import BatchAnthropicClient
 
     quick = replace(BatchAnthropicClient.batching, idle=0.3, poll_first=0.05)
     monkeypatch.setattr(BatchAnthropicClient, "batching", quick)
-    explain(options)
     alone = table(tmp_path / "out")
     cost = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))["ledger"][
         "spent"
     ]
     out = tmp_path / "batched"
-    explain([str(out) if o.endswith("/out") else o for o in options], "--batch")
+    explain([str(out) if o.endswith("/out") else o for o in explained], "--batch")
     assert table(out).equals(alone)
     summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     assert summary["ledger"]["spent"] == pytest.approx(cost / 2)
