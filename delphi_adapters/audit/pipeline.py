@@ -21,7 +21,7 @@ from .stage_list import make_stages
 
 DONE = "audit.json"
 REPORT = "report.html"
-_NOT_ASKED = ("device", "trust_remote_code")
+_NOT_ASKED = ("device", "structured", "trust_remote_code")
 
 Stages = Sequence[Stage[Any, Any]]
 
