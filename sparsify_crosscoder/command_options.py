@@ -12,19 +12,26 @@ import dataclasses
 import inspect
 import textwrap
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
 
-def option(default: Any = dataclasses.MISSING, *, positional: bool = False, **shown: Any) -> Any:
+def option(
+    default: Any = dataclasses.MISSING,
+    *,
+    positional: bool = False,
+    heading: str | None = None,
+    **shown: Any,
+) -> Any:
     """A field with more to say than its type and docstring; `shown` goes to `add_argument`.
 
-    A list is a new one for each command line.
+    `heading` is for a command that lists its options under several, see `heading_of`. A list is a
+    new one for each command line.
     """
-    metadata = {"positional": positional, "shown": shown}
+    metadata = {"positional": positional, "heading": heading, "shown": shown}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -64,10 +71,19 @@ class UsualOptions:
     """also write everything to this file"""
 
 
-def add_options(parser: argparse.ArgumentParser, options: type) -> None:
-    """Give a parser the options of a dataclass."""
+def heading_of(field: dataclasses.Field[Any]) -> str | None:
+    """What the option stands under, if it is not with the others of its dataclass."""
+    return field.metadata.get("heading")
+
+
+def add_options(
+    parser: argparse._ActionsContainer,
+    options: type,
+    fields: Iterable[dataclasses.Field[Any]] | None = None,
+) -> None:
+    """Give a parser, or a group of its options, those of a dataclass, or only some `fields`."""
     hints, docs = get_type_hints(options), _docstrings(options)
-    for field in dataclasses.fields(options):
+    for field in dataclasses.fields(options) if fields is None else fields:
         hint = hints[field.name]
         if dataclasses.is_dataclass(hint):
             add_options(parser, hint)  # pyright: ignore[reportArgumentType]
@@ -90,7 +106,7 @@ def read_options(options: type[T], given: Mapping[str, Any]) -> T:
 
 
 def _add(
-    parser: argparse.ArgumentParser, field: dataclasses.Field[Any], hint: Any, doc: str | None
+    parser: argparse._ActionsContainer, field: dataclasses.Field[Any], hint: Any, doc: str | None
 ) -> None:
     default = field.default
     if field.default_factory is not dataclasses.MISSING:
@@ -105,7 +121,8 @@ def _add(
     if given and not positional and "action" not in taken:
         taken["default"] = default
     if doc is not None:
-        taken["help"] = doc.format(default=default) if "{default" in doc else doc
+        said = doc.format(default=default) if "{default" in doc else doc
+        taken["help"] = said.replace("%", "%%")
     taken |= field.metadata.get("shown", {})
     parser.add_argument(field.name if positional else f"--{field.name}", **taken)
 

@@ -1,15 +1,16 @@
 """A stage of an audit, and what it is given: the audit's options, models and earlier outputs.
 
 A stage is one file: a subclass of `Stage`, with a dataclass of its options, whose fields become
-options of the command and whose docstrings are their help. An installed package offers it by one
-entry point in the group `delphi_adapters.stages`, whose name is the stage's.
+options of the command and whose docstrings are their help (`sparsify_crosscoder.command_options`).
+An installed package offers it by one entry point in the group `delphi_adapters.stages`, whose name
+is the stage's.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
@@ -42,14 +43,6 @@ GROUPS = (BEGINNING, TEXTS, JUDGE, VERIFICATION)
 @dataclass
 class NoOptions:
     """Of a stage that has none."""
-
-
-def option(default: Any, *, group: str | None = None, metavar: str | None = None) -> Any:
-    """A field of a stage's options that stands under another heading, or shows another value."""
-    metadata = {"group": group, "metavar": metavar}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
 
 
 class Stage(ABC, Generic[O, T]):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from .stage import option
+from sparsify_crosscoder.command_options import option
 
 if TYPE_CHECKING:
     from sparsify_crosscoder.interventions.generation import Sampling
@@ -19,13 +19,13 @@ class VerificationOptions:
     """Latents that are looked at, and what both models are asked while they are steered."""
 
     verify: int = 50
-    """flagged or kept latents at most"""
+    """flagged or kept latents at most ({default})"""
 
     sample: int = 20
-    """random others beside them"""
+    """random others beside them ({default})"""
 
     nulls: int = 5
-    """shared latents and random directions a model"""
+    """shared latents and random directions a model ({default})"""
 
     prompts: list[str] | None = None
     """prompts (three open questions)"""
@@ -40,16 +40,16 @@ class VerificationOptions:
     """(0..10)"""
 
     max_new_tokens: int = 200
-    """of an answer"""
+    """of an answer ({default})"""
 
     temperature: float = 0.7
-    """of sampling"""
+    """of sampling ({default})"""
 
     top_p: float = 0.9
-    """nucleus of sampling"""
+    """nucleus of sampling ({default})"""
 
     generation_seed: int = 0
-    """noise of sampling"""
+    """noise of sampling ({default})"""
 
     generation_batch_size: int | None = None
     """rows at once (all)"""
@@ -58,7 +58,7 @@ class VerificationOptions:
     """without the blinded rating"""
 
     audit_seed: int = 0
-    """what is drawn at random"""
+    """what is drawn at random ({default})"""
 
     def __post_init__(self):
         for name in ("sample", "verify", "nulls"):

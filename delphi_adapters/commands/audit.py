@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import Field, dataclass
+from dataclasses import Field, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from sparsify_crosscoder.command_options import HubOptions, add_options
+from sparsify_crosscoder import command_options
+from sparsify_crosscoder.command_options import HubOptions, add_options, heading_of
 from sparsify_crosscoder.endings import ending, prepare, take_debug
 from sparsify_crosscoder.files import atomic_write_json
 
@@ -17,10 +18,8 @@ from ..audit.config import DATASET, OUT, AuditConfig
 from ..audit.pipeline import run_audit
 from ..audit.stage import BEGINNING, GROUPS, JUDGE
 from ..audit.stage_list import Kind, make_stages, stage_kinds
-from ..clients.judge import NO_JUDGE
 from ..clients.stopping import GOES_ON
-from .dataclass_options import add_option, from_namespace, option_fields
-from .judge_options import add_judge_options, judge_config
+from .judge_options import JudgeOrNone
 from .option_files import groups, read_option_file
 
 PROG = "python -m delphi_adapters audit"
@@ -83,6 +82,9 @@ def read_options(argv: Sequence[str]) -> AuditCommand:
         train = [token for group in groups(file_train) if group[0] not in given for token in group]
         train += split(parser, argv)[2]
     args = parser.parse_args(own)
+    given = vars(args)
+    hub = command_options.read_options(HubOptions, given)
+    judge = command_options.read_options(JudgeOrNone, given)
     for name in _SET_BY_THE_AUDIT:
         if any(token.partition("=")[0] == f"--{name}" for token in train):
             parser.error(f"--{name} is set by the audit; leave it off.")
@@ -93,15 +95,15 @@ def read_options(argv: Sequence[str]) -> AuditCommand:
             dataset=args.dataset,
             train=train,
             out=args.out,
-            hf_token=args.hf_token,
-            trust_remote_code=args.trust_remote_code,
-            judge=judge_config(args),
-            stages={kind.name: from_namespace(kind.Options, args) for kind in kinds},
+            hf_token=hub.hf_token,
+            trust_remote_code=hub.trust_remote_code,
+            judge=judge.config(trust_remote_code=hub.trust_remote_code),
+            stages={kind.name: command_options.read_options(kind.Options, given) for kind in kinds},
         )
         make_stages(config)
     except ValueError as error:
         parser.error(str(error))
-    return AuditCommand(config, args.until, args.dry_run, args.json)
+    return AuditCommand(config, args.until, judge.dry_run, args.json)
 
 
 def split(
@@ -150,9 +152,9 @@ def make_parser(kinds: Sequence[Kind]) -> argparse.ArgumentParser:
             )
             group.add_argument("--run", type=Path, help="a trained run, instead of the two models")
         if title == JUDGE:
-            add_judge_options(group, default=NO_JUDGE)
+            add_options(group, JudgeOrNone)
         for _, cls, one in (option for option in placed if option[0] == title):
-            add_option(group, cls, one)
+            add_options(group, cls, [one])
     return parser
 
 
@@ -160,8 +162,8 @@ def _placed(kinds: Sequence[Kind]) -> Iterator[tuple[str, type, Field[Any]]]:
     """Each option with its heading: under every one those of its own stages come first."""
     guests = []
     for kind in kinds:
-        for one in option_fields(kind.Options):
-            place = one.metadata.get("group")
+        for one in fields(kind.Options):
+            place = heading_of(one)
             if place is None:
                 yield kind.group or kind.name, kind.Options, one
             else:

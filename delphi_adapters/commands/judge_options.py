@@ -2,67 +2,89 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
-from sparsify_crosscoder.command_line import execute
+from sparsify_crosscoder.command_line import run_command
+from sparsify_crosscoder.command_options import option
 
-from ..clients.judge import JudgeConfig
+from ..clients.judge import NO_JUDGE, JudgeConfig
 from ..clients.stopping import GOES_ON
 
-
-def add_judge_options(parser: Any, *, required: bool = True, default: str | None = None) -> None:
-    """Options that say who judges, what it may cost and how much is asked at a time.
-
-    For a parser or a group of its options, which needs an option `--device` too, for a local judge.
-    """
-    parser.add_argument(
-        "--judge",
-        required=required and default is None,
-        default=default,
-        help="a Claude model, asked through the API with the key in ANTHROPIC_API_KEY, or the "
-        "folder or name of a local chat model"
-        + ("" if default is None else f"; none: nobody is asked ({default})"),
-    )
-    parser.add_argument(
-        "--provider",
-        choices=["anthropic", "transformers"],
-        help="where the judge is (anthropic if its name begins with claude)",
-    )
-    parser.add_argument("--dry_run", action="store_true", help="print the cost and stop")
-    parser.add_argument("--max_cost", type=float, help="dollars at most, for good")
-    parser.add_argument(
-        "--prices",
-        type=Path,
-        help='JSON file: {MODEL: {"input": 1.0, "output": 5.0}}, dollars per million tokens',
-    )
-    parser.add_argument("--batch", action="store_true", help="by Message Batches, at half price")
-    parser.add_argument("--answers", type=Path, help="folder for answers (OUT/answers)")
-    parser.add_argument("--max_tokens", type=int, help="of an answer (1,024; local models 512)")
-    parser.add_argument("--concurrency", type=int, default=8, help="requests at a time (8)")
-    parser.add_argument("--max_concurrent", type=int, help="items at a time (fits the judge)")
+Options = TypeVar("Options")
 
 
-def judge_config(args: argparse.Namespace) -> JudgeConfig:
-    """What the options say of the judge."""
-    names = (one.name for one in fields(JudgeConfig))
-    return JudgeConfig(**{name: getattr(args, name) for name in names if hasattr(args, name)})
+@dataclass(frozen=True)
+class JudgeOptions:
+    """Who judges, what it may cost and how much is asked at a time."""
+
+    judge: str | None = None
+    """a Claude model, asked through the API with the key in ANTHROPIC_API_KEY, or the folder or
+    name of a local chat model"""
+
+    provider: Literal["anthropic", "transformers"] | None = None
+    """where the judge is (anthropic if its name begins with claude)"""
+
+    dry_run: bool = False
+    """print the cost and stop"""
+
+    max_cost: float | None = None
+    """dollars at most, for good"""
+
+    prices: Path | None = None
+    """JSON file: {MODEL: {"input": 1.0, "output": 5.0}}, dollars per million tokens"""
+
+    batch: bool = False
+    """by Message Batches, at half price"""
+
+    answers: Path | None = None
+    """folder for answers (OUT/answers)"""
+
+    max_tokens: int | None = None
+    """of an answer (1,024; local models 512)"""
+
+    concurrency: int = JudgeConfig.concurrency
+    """requests at a time ({default})"""
+
+    max_concurrent: int | None = None
+    """items at a time (fits the judge)"""
+
+    def config(self, device: str | None = None, *, trust_remote_code: bool = False) -> JudgeConfig:
+        """The judge; `device` and `trust_remote_code` are of a local one."""
+        given = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "dry_run"}
+        return JudgeConfig(**given, device=device, trust_remote_code=trust_remote_code)
 
 
-def execute_asking(
-    parser: argparse.ArgumentParser,
-    run: Callable[[argparse.Namespace], dict[str, Any]],
+@dataclass(frozen=True)
+class NamedJudge(JudgeOptions):
+    """Of a command that has nothing to do without a judge."""
+
+    judge: str = option()
+
+
+@dataclass(frozen=True)
+class JudgeOrNone(JudgeOptions):
+    """Of a command that does without a judge unless one is named."""
+
+    judge: str = NO_JUDGE
+    """a Claude model, asked through the API with the key in ANTHROPIC_API_KEY, or the folder or
+    name of a local chat model; none: nobody is asked ({default})"""
+
+
+def run_asking_command(
+    program: str,
+    options: type[Options],
+    run: Callable[[Options], Mapping[str, Any]],
     argv: Sequence[str],
 ) -> None:
     """Run a command whose result says under "stopped" why the judge was stopped, if it was.
 
     The process exits with 0, 1 (failed or stopped) or 2 (wrong use).
     """
-    result = execute(parser, run, argv, goes_on=GOES_ON)
+    result = run_command(program, options, run, argv, goes_on=GOES_ON)
     if result["stopped"] is not None:
-        print(f"{parser.prog}: stopped: {result['stopped']}", file=sys.stderr)
+        print(f"{program}: stopped: {result['stopped']}", file=sys.stderr)
         raise SystemExit(1)

@@ -16,6 +16,7 @@ from xxhash import xxh3_64
 
 from sparsify_crosscoder.crosscoders import Crosscoder, SparseCode
 from sparsify_crosscoder.evaluation.top import Snippet, mark_tokens
+from sparsify_crosscoder.runs.run import Run
 from sparsify_crosscoder.store.normalization import within_norm
 
 from .latent_cache import CacheLayout, LatentCacheWriter
@@ -111,6 +112,12 @@ class CrosscoderLatentCache:
     def statistics(self) -> LatentStatistics:
         """Firing counts, largest activations and strongest contexts of all latents."""
         return self.writer.statistics
+
+    def complete(self) -> None:
+        """Write and verify what is missing; nothing if the cache is whole."""
+        if not self.writer.finished:
+            self.run()
+            self.verify()
 
     @torch.no_grad()
     def run(self, *, show_progress: bool = True) -> LatentStatistics:
@@ -222,6 +229,24 @@ class CrosscoderLatentCache:
         for buffer in self.dataset().buffers:
             for data in buffer:
                 yield data.latent.latent_index, data.activation_data
+
+
+def run_cache(
+    run: Run,
+    crosscoder: Crosscoder,
+    folder: Path,
+    source: int = 0,
+    *,
+    ctx_len: int = CacheOptions.ctx_len,
+    windows: int | None = None,
+) -> CrosscoderLatentCache:
+    """The cache of a run's own texts, as far as it is there; raises ValueError as the class does,
+    and where the run's models, texts or store have changed."""
+    options = CacheOptions(
+        ctx_len=ctx_len, windows=windows, outlier_multiple=run.config.outlier_multiple
+    )
+    text = RunText.of_run(run, crosscoder.device)
+    return CrosscoderLatentCache(crosscoder, text, folder, source=source, options=options)
 
 
 def digest(coder: SparseCoder) -> str:

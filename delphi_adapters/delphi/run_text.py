@@ -14,6 +14,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from sparsify_crosscoder.runs.run import Run
+
 
 @dataclass
 class RunText:
@@ -36,39 +38,30 @@ class RunText:
     """Changes with the texts, the tokenizers and how windows are cut."""
 
     @classmethod
-    def of_run(
-        cls,
-        run: Path,
-        device: torch.device,
-        token: str | None = None,
-        *,
-        trust_remote_code: bool = False,
-    ) -> RunText:
+    def of_run(cls, run: Run | Path | str, device: torch.device) -> RunText:
         """The texts of a run, from its store if there is one, or else by running its models.
 
-        `token` is the hub's. Raises FileNotFoundError if the folder holds no run, ValueError if
-        its models, texts or store are others now.
+        Raises FileNotFoundError if a folder holds no run, ValueError if its models, texts or store
+        are others now.
         """
-        from sparsify_crosscoder.crosscoders import Crosscoder
         from sparsify_crosscoder.harvest.harvest import harvest_windows
-        from sparsify_crosscoder.runs.config import load_run_config
-        from sparsify_crosscoder.runs.models import load_run_sources, run_revisions
         from sparsify_crosscoder.runs.pairs import run_store
         from sparsify_crosscoder.runs.provenance import load_run_tokenizers
+        from sparsify_crosscoder.runs.run import Run
         from sparsify_crosscoder.runs.texts import load_windows
 
-        args = load_run_config(run, token, trust_remote_code=trust_remote_code)
-        described = Crosscoder.load_one(run).sources
-        models = [args.model, *args.partners]
+        run = Run.open(run) if isinstance(run, Path | str) else run
+        args = run.config
+        models = [end.model for end in run.ends]
         hookpoints = [
             delphi_hookpoint(
-                model,
-                source["hookpoint"],
-                revision,
-                token,
-                trust_remote_code=trust_remote_code,
+                end.model,
+                end.hookpoint,
+                end.revision,
+                args.hf_token,
+                trust_remote_code=args.trust_remote_code,
             )
-            for model, source, revision in zip(models, described, run_revisions(args), strict=True)
+            for end in run.ends
         ]
         store = run_store(args)
         if store is not None:
@@ -81,7 +74,7 @@ class RunText:
             tokenizers = load_run_tokenizers(args, store)
             windows, read = store.windows, from_store
         else:
-            sources = load_run_sources(args, device)
+            sources = run.sources(device)
             windows, _ = load_windows(args, sources)
 
             def from_models(start: int, stop: int) -> list[Tensor]:

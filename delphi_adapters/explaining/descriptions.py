@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from sparsify_crosscoder.crosscoders import Crosscoder
 from sparsify_crosscoder.evaluation.false_exclusives import called_exclusive
 from sparsify_crosscoder.files import atomic_write_json
+from sparsify_crosscoder.runs.run import Run
 
 from ..delphi.crosscoder_cache import CrosscoderLatentCache
 from ..judging.results import read_result
@@ -144,6 +145,21 @@ def describe(
             {source: down for source, (_, down) in sorted(sides.items())},
         )
     return Descriptions(found, corpus.counts.total(), tokens, left_out)
+
+
+def describe_run(
+    run: Run, cache: CrosscoderLatentCache, crosscoder: Crosscoder, latents: Iterable[int]
+) -> Descriptions:
+    """`describe` with a run's own models; prints which of them is left out."""
+    loading = run.loading(crosscoder.device)
+
+    def language_model(source: int) -> tuple[Any, Any]:
+        return loading.load_end(run.ends[source])
+
+    found = describe(cache, crosscoder, latents, language_model)
+    for source, why in found.left_out.items():
+        print(f"No promoted tokens of {run.ends[source].model}: {why}.")
+    return found
 
 
 def sources_written_to(crosscoder: Crosscoder) -> Callable[[int], list[int]]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sparsify_crosscoder.crosscoders import Crosscoder
 from sparsify_crosscoder.evaluation.filter import filter_text
@@ -15,6 +15,7 @@ from sparsify_crosscoder.evaluation.top import source_labels
 
 from . import categories, similar_explanations
 from .autointerp import Autointerp
+from .categories import CategoryCount
 from .features import features, write_features
 from .similar_explanations import SimilarPair
 
@@ -24,14 +25,71 @@ if TYPE_CHECKING:
 LISTED_PAIRS = 1_000  # of explanations that are alike, those that fire together first
 
 
+class SimilarSummary(NamedTuple):
+    """Explanations of two sources that are alike."""
+
+    sources: tuple[int, int]
+    pairs: int
+    confirmed: int
+    """Pairs that fire together."""
+
+    listed: list[SimilarPair]
+    """Those that fire together first, not all."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        listed = [asdict(pair) for pair in self.listed]
+        return {**self._asdict(), "sources": list(self.sources), "listed": listed}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What is known of some latents; but for the first two, numbers are of those that fire."""
+
+    latents: int
+    dead: int
+    described: int
+    """Latents with characteristic words."""
+
+    flags: dict[str, int]
+    """By status of the flag."""
+
+    explained: int
+    harmful: int
+    scored: int
+    interpretable: int
+    unanswered: int
+    """Examples of the detection test without an answer."""
+
+    verdicts: list[dict[str, int]] | None
+    """The filter's, see `Filtered`; None where it was left out."""
+
+    categories: dict[str, list[CategoryCount]]
+    """By source, and "shared"."""
+
+    similar: list[SimilarSummary]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        found = {one.name: getattr(self, one.name) for one in fields(self)}
+        if self.verdicts is None:
+            del found["verdicts"]
+        counted = self.categories.items()
+        return {
+            **found,
+            "categories": {name: [asdict(one) for one in some] for name, some in counted},
+            "similar": [one.to_dict() for one in self.similar],
+        }
+
+
 def summarise(
     autointerp: Autointerp,
     crosscoder: Crosscoder,
     latents: Sequence[int],
     filtered: Mapping[str, Any] | None = None,
     described: Mapping[int, Mapping[str, str | None]] | None = None,
-) -> dict[str, Any]:
-    """Write the tables, print a summary of these latents and return it as JSON values.
+) -> Summary:
+    """Write the tables, print a summary of these latents and return it.
 
     `filtered` is what `Filtered.to_dict` returned, `described` what
     `descriptions.table_columns` did.
@@ -47,66 +105,71 @@ def summarise_table(
     latents: Sequence[int],
     table: Table,
     filtered: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+) -> Summary:
     """As `summarise`, of a table of all latents that there is already."""
     folder = autointerp.folder
     names = source_labels(crosscoder)
     rows = [row for row in table.take(list(latents)).to_pylist() if not row["dead"]]
-    result: dict[str, Any] = {
-        "latents": len(latents),
-        "dead": len(latents) - len(rows),
-        "described": sum(row["characteristic_words"] is not None for row in rows),
-        "flags": dict(Counter(row["flag_status"] or "not asked" for row in rows)),
-        "explained": sum(row["explanation"] is not None for row in rows),
-        "harmful": sum(bool(row["harmful"]) for row in rows),
-        "scored": sum(row["detection_score"] is not None for row in rows),
-        "interpretable": sum(bool(row["interpretable"]) for row in rows),
-        "unanswered": sum(row["unanswered"] or 0 for row in rows),
-    }
+    described = sum(row["characteristic_words"] is not None for row in rows)
+    explained, scored = (
+        sum(row[column] is not None for row in rows)
+        for column in ("explanation", "detection_score")
+    )
+    harmful, interpretable = (
+        sum(bool(row[column]) for row in rows) for column in ("harmful", "interpretable")
+    )
+    unanswered = sum(row["unanswered"] or 0 for row in rows)
     if filtered is not None:
-        result["verdicts"] = filtered["verdicts"]
         print(filter_text(filtered, names))
     if autointerp.judged:
         print(
-            f"{len(rows):,} alive latents: {result['explained']:,} explained, "
-            f"{result['harmful']:,} flagged, {result['scored']:,} scored, "
-            f"{result['interpretable']:,} interpretable (detection score of at least "
-            f"{autointerp.cfg.threshold:g}), {result['unanswered']:,} examples without an answer"
+            f"{len(rows):,} alive latents: {explained:,} explained, {harmful:,} flagged, "
+            f"{scored:,} scored, {interpretable:,} interpretable (detection score of at least "
+            f"{autointerp.cfg.threshold:g}), {unanswered:,} examples without an answer"
         )
     else:
         print(
-            f"{len(rows):,} alive latents, {result['described']:,} of them with characteristic "
+            f"{len(rows):,} alive latents, {described:,} of them with characteristic "
             "words; no judge: no explanation was written, nothing was flagged"
         )
-    result["categories"] = _categories(folder, rows, names)
-    result["similar"] = []
+    return Summary(
+        latents=len(latents),
+        dead=len(latents) - len(rows),
+        described=described,
+        flags=dict(Counter(row["flag_status"] or "not asked" for row in rows)),
+        explained=explained,
+        harmful=harmful,
+        scored=scored,
+        interpretable=interpretable,
+        unanswered=unanswered,
+        verdicts=None if filtered is None else filtered["verdicts"],
+        categories=_categories(folder, rows, names),
+        similar=list(_similar_sides(autointerp, rows, names)),
+    )
+
+
+def _similar_sides(
+    autointerp: Autointerp, rows: Sequence[Mapping[str, Any]], names: Sequence[str]
+) -> Iterator[SimilarSummary]:
     for first, second in combinations(range(len(names)), 2):
         pairs = _similar(autointerp, rows, (first, second))
         if not pairs:
             continue
         confirmed = sum(bool(pair.confirmed) for pair in pairs)
         listed = sorted(pairs, key=lambda pair: not pair.confirmed)[:LISTED_PAIRS]
-        result["similar"].append(
-            {
-                "sources": [first, second],
-                "pairs": len(pairs),
-                "confirmed": confirmed,
-                "listed": [asdict(pair) for pair in listed],
-            }
-        )
-        path = folder / f"similar_{first}_{second}.md"
+        path = autointerp.folder / f"similar_{first}_{second}.md"
         text = similar_explanations.markdown(listed, (names[first], names[second]))
         path.write_text(text + "\n", encoding="utf-8")
         print(
             f"{len(pairs):,} pairs of explanations of {names[first]} and {names[second]} are "
             f"alike, of which {confirmed:,} fire together: {path}"
         )
-    return result
+        yield SimilarSummary((first, second), len(pairs), confirmed, listed)
 
 
 def _categories(
     folder: Path, rows: Sequence[Mapping[str, Any]], names: Sequence[str]
-) -> dict[str, list[dict[str, Any]]]:
+) -> dict[str, list[CategoryCount]]:
     found = categories.load_categories(folder)
     counts = {
         name: categories.counts(
@@ -118,7 +181,7 @@ def _categories(
         text = categories.table(shown)
         (folder / "categories.md").write_text(text + "\n", encoding="utf-8")
         print(f"\n{text}\n")
-    return {name: [asdict(one) for one in some] for name, some in counts.items()}
+    return counts
 
 
 def _similar(

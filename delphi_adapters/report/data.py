@@ -15,6 +15,9 @@ from ..clients.judge import NO_JUDGE
 if TYPE_CHECKING:
     from pyarrow import Table
 
+    from ..explaining.categories import CategoryCount
+    from ..explaining.summary import SimilarSummary
+
 Question = Literal["interpretability", "similarity", "similarity, blinded"]
 
 
@@ -184,8 +187,8 @@ class ReportData:
     detailed: list[int]
     """Latents to ask `details` for."""
 
-    categories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    """By source: `name`, `count` and `percentage` of every category, as `explain` sums them up."""
+    categories: dict[str, list[CategoryCount]] = field(default_factory=dict)
+    """By source."""
 
     nulls: list[NullRate] = field(default_factory=list)
     """Rates at which a model differs from itself."""
@@ -205,8 +208,8 @@ class ReportData:
     stability: dict[str, Any] | None = None
     """What `sparsify-crosscoder stability --json` wrote; None if only one run was looked at."""
 
-    similar: list[dict[str, Any]] = field(default_factory=list)
-    """Explanations that are alike, as in the summary of `explain`."""
+    similar: list[SimilarSummary] = field(default_factory=list)
+    """Explanations that are alike, of each two sources."""
 
     provenance: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By stage: `hash` of its inputs, `seconds`, `options`."""

@@ -83,7 +83,7 @@ def report_data(audit: Audit, stability: dict[str, Any] | None) -> ReportData:
         features=table,
         details=Details(audit, explained.latents),
         detailed=explained.latents,
-        categories=summary["categories"],
+        categories=summary.categories,
         nulls=_null_rates(audit),
         null_scores=[
             *(_null_score(result) for _, result in verified.scored if result.kind != "feature"),
@@ -92,7 +92,7 @@ def report_data(audit: Audit, stability: dict[str, Any] | None) -> ReportData:
         stitching=audit.output(Stitch).report,
         filter=filters,
         stability=stability,
-        similar=summary["similar"],
+        similar=summary.similar,
         provenance={
             stage: {
                 "hash": fingerprint(record.inputs),

@@ -243,10 +243,10 @@ def _exclusivity(data: ReportData, names: list[str]) -> Sheet:
 def _categories(data: ReportData) -> Iterator[Sheet]:
     for name, rows in data.categories.items():
         cells: list[list[Cell]] = [
-            [str(one["name"]), number(one["count"]), f"{one['percentage']:.1f}%"] for one in rows
+            [one.name, number(one.count), f"{one.percentage:.1f}%"] for one in rows
         ]
         if cells:
-            total = [number(sum(one["count"] for one in rows)), "100.0%"]
+            total = [number(sum(one.count for one in rows)), "100.0%"]
             cells.append(["Total", *total])
         yield Sheet(
             f"Flagged latents by category: {name}", "", ["category", "count", "share"], cells
@@ -285,23 +285,23 @@ def _stability(data: ReportData, names: list[str]) -> Sheet:
 
 def _similar(data: ReportData, names: list[str]) -> Iterator[Sheet]:
     for one in data.similar:
-        first, second = (names[s] for s in one["sources"])
+        first, second = (names[s] for s in one.sources)
         yield Sheet(
             f"Explained alike: {first} and {second}",
-            f"{one['pairs']:,} pairs of latents, one exclusive to each model, are explained alike; "
-            f"{one['confirmed']:,} fire together and may be one concept that both models have. "
+            f"{one.pairs:,} pairs of latents, one exclusive to each model, are explained alike; "
+            f"{one.confirmed:,} fire together and may be one concept that both models have. "
             f"At most {SIMILAR} are shown, those that fire together first.",
             [first, "explanation", second, "explanation", "similarity", "correlation"],
             [
                 [
-                    Latent(pair["latents"][0]),
-                    pair["explanations"][0],
-                    Latent(pair["latents"][1]),
-                    pair["explanations"][1],
-                    number(pair["similarity"]),
-                    number(pair["correlation"]),
+                    Latent(pair.latents[0]),
+                    pair.explanations[0],
+                    Latent(pair.latents[1]),
+                    pair.explanations[1],
+                    number(pair.similarity),
+                    number(pair.correlation),
                 ]
-                for pair in one["listed"][:SIMILAR]
+                for pair in one.listed[:SIMILAR]
             ],
         )
 

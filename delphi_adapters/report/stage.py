@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sparsify_crosscoder.command_options import option
+
 from ..audit.outcome import Cost, Outcome
 from ..audit.runner import fingerprint_run
-from ..audit.stage import BEGINNING, Context, Stage, option
+from ..audit.stage import BEGINNING, Context, Stage
 
 FILES = ("report.html", "report.md", "features.parquet")
 
@@ -17,7 +19,7 @@ FILES = ("report.html", "report.md", "features.parquet")
 class ReportOptions:
     """What the report compares with."""
 
-    stability_runs: list[Path] = option([], group=BEGINNING)
+    stability_runs: list[Path] = option([], heading=BEGINNING)
     """runs of other seeds to compare"""
 
 

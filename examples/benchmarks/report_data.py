@@ -6,7 +6,10 @@ import random
 
 import pyarrow as pa
 
+from delphi_adapters.explaining.categories import CategoryCount
 from delphi_adapters.explaining.features import schema
+from delphi_adapters.explaining.similar_explanations import SimilarPair
+from delphi_adapters.explaining.summary import SimilarSummary
 from delphi_adapters.report import (
     Context,
     Curve,
@@ -91,7 +94,7 @@ def made_up_report(
         detailed=chosen,
         categories={
             name: [
-                {"name": one, "count": n, "percentage": 100 * n / 60}
+                CategoryCount(one, n, 100 * n / 60)
                 for one, n in zip(CATEGORIES, (30, 20, 10), strict=True)
             ]
             for name in MODELS
@@ -116,20 +119,21 @@ def made_up_report(
             ],
         },
         similar=[
-            {
-                "sources": [0, 1],
-                "pairs": 2,
-                "confirmed": 1,
-                "listed": [
-                    {
-                        "latents": [i, exclusive + i],
-                        "explanations": [_sentence(rng), _sentence(rng)],
-                        "similarity": 0.7 - i / 10,
-                        "correlation": 0.8 - i / 2,
-                    }
+            SimilarSummary(
+                (0, 1),
+                pairs=2,
+                confirmed=1,
+                listed=[
+                    SimilarPair(
+                        (i, exclusive + i),
+                        (_sentence(rng), _sentence(rng)),
+                        0.7 - i / 10,
+                        "tfidf",
+                        0.8 - i / 2,
+                    )
                     for i in range(2)
                 ],
-            }
+            )
         ],
         provenance={
             stage: {

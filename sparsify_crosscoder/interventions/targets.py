@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from ..crosscoders import Crosscoder
 from ..evaluation.top import check_latents, largest_activations
 from ..hardware import pick_device
+from ..harvest.model_identity import short_names
 from ..runs.models import End, ends_of
 from ..runs.run import Run
 from .basis import (
@@ -43,6 +45,29 @@ class Target:
 
     same_basis: bool = False
     """Whether that vector serves here as it is, whatever the models say."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values that tell the steering with one vector from any other."""
+        (steering,) = self.steering
+        return {
+            "model": self.name,
+            "revision": self.revision,
+            "hookpoint": steering.hookpoint,
+            "label": steering.label,
+            "norm": float(steering.vector.norm()),
+            "vector": hashlib.sha256(steering.vector.cpu().numpy().tobytes()).hexdigest(),
+        }
+
+
+def labelled(targets: Sequence[Target]) -> dict[str, Target]:
+    """Targets by their models' names, with what tells them apart where these are equal."""
+    names = short_names([target.name for target in targets])
+    if len(set(names)) < len(names):
+        names = [
+            f"{name} {target.steering[0].hookpoint} ({number})"
+            for number, (name, target) in enumerate(zip(names, targets, strict=True), 1)
+        ]
+    return dict(zip(names, targets, strict=True))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from delphi_adapters.explaining.categories import CategoryCount
 from delphi_adapters.explaining.features import schema
+from delphi_adapters.explaining.similar_explanations import SimilarPair
+from delphi_adapters.explaining.summary import SimilarSummary
 from delphi_adapters.report import (
     Context,
     Curve,
@@ -194,9 +197,7 @@ def small_report(**changes: Any) -> ReportData:
         "features": pa.Table.from_pylist(ROWS, schema=schema()),
         "details": detail,
         "detailed": [0, 3],
-        "categories": {
-            "alpha": [{"name": "Privacy & Surveillance", "count": 1, "percentage": 100}]
-        },
+        "categories": {"alpha": [CategoryCount("Privacy & Surveillance", 1, 100.0)]},
         "nulls": [NullRate("alpha against itself: exclusive latents kept", 1, 200)],
         "null_scores": [
             null_score("shared", 0, 1.5),
@@ -223,21 +224,7 @@ def small_report(**changes: Any) -> ReportData:
                 {"source": 1, "members": {"seed-1": 1}},
             ],
         },
-        "similar": [
-            {
-                "sources": [0, 1],
-                "pairs": 1,
-                "confirmed": 0,
-                "listed": [
-                    {
-                        "latents": [1, 3],
-                        "explanations": ["Names of winter months.", "Questions of law."],
-                        "similarity": 0.66,
-                        "correlation": 0.05,
-                    }
-                ],
-            }
-        ],
+        "similar": [similar("Names of winter months.", "Questions of law.", 0.05)],
         "provenance": {"train": {"hash": "abc123", "seconds": 90.0, "options": {"seed": 0}}},
         "warnings": ["The budget ended early."],
     }
@@ -283,6 +270,12 @@ def unjudged_report(**changes: Any) -> ReportData:
     return small_report(**{**values, **changes})
 
 
+def similar(first: str, second: str, correlation: float | None) -> SimilarSummary:
+    """One pair of explanations that are alike, of latents that do not fire together."""
+    pair = SimilarPair((1, 3), (first, second), 0.66, "tfidf", correlation, False)
+    return SimilarSummary((0, 1), 1, 0, [pair])
+
+
 def hostile_report() -> ReportData:
     """Every text that comes from a model or a corpus means harm."""
     everything = "\n".join(HARMFUL)
@@ -318,23 +311,9 @@ def hostile_report() -> ReportData:
         judge={"name": halves, "provider": halves, "offline": False, "cost": None, "requests": 1},
         features=pa.Table.from_pylist(rows, schema=schema()),
         details=hostile_detail,
-        categories={halves: [{"name": halves, "count": 1, "percentage": 100.0}]},
+        categories={halves: [CategoryCount(halves, 1, 100.0)]},
         nulls=[NullRate(halves, 1, 200)],
-        similar=[
-            {
-                "sources": [0, 1],
-                "pairs": 1,
-                "confirmed": 0,
-                "listed": [
-                    {
-                        "latents": [1, 3],
-                        "explanations": [halves, halves],
-                        "similarity": 0.6,
-                        "correlation": None,
-                    }
-                ],
-            }
-        ],
+        similar=[similar(halves, halves, None)],
         provenance={halves: {"hash": halves, "seconds": 1.0, "options": {halves: halves}}},
         warnings=[halves],
     )

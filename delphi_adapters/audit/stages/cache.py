@@ -23,10 +23,10 @@ class CacheOptions:
     """What of the texts is cached, and how."""
 
     source: int = 0
-    """whose tokens the judge reads"""
+    """whose tokens the judge reads ({default})"""
 
     cache_ctx_len: int = 256
-    """tokens of a row"""
+    """tokens of a row ({default})"""
 
     cache_windows: int | None = None
     """windows of the text to cache (all)"""
@@ -50,9 +50,7 @@ class Cache(Stage[CacheOptions, "CrosscoderLatentCache"]):
 
     def run(self, ctx: Context, folder: Path) -> Outcome:
         cache = self._cache(ctx, folder)
-        if not cache.writer.finished:
-            cache.run()
-            cache.verify()
+        cache.complete()
         statistics = cache.statistics
         files = sorted(file for file in cache.writer.folder.rglob("*") if file.is_file())
         return Outcome(
@@ -73,26 +71,13 @@ class Cache(Stage[CacheOptions, "CrosscoderLatentCache"]):
         return self._cache(ctx, folder)
 
     def _cache(self, ctx: Context, folder: Path) -> CrosscoderLatentCache:
-        from ...delphi.crosscoder_cache import CacheOptions as LatentCacheOptions
-        from ...delphi.crosscoder_cache import CrosscoderLatentCache
-        from ...delphi.run_text import RunText
+        from ...delphi.crosscoder_cache import run_cache
 
-        text = RunText.of_run(
-            ctx.run.path,
-            ctx.device,
-            ctx.config.hf_token,
-            trust_remote_code=ctx.config.trust_remote_code,
-        )
-        return CrosscoderLatentCache(
-            ctx.crosscoder,
-            text,
-            folder / RAW,
-            source=self.options.source,
-            options=LatentCacheOptions(
-                ctx_len=self.options.cache_ctx_len,
-                windows=self.options.cache_windows,
-                outlier_multiple=ctx.run.config.outlier_multiple,
-            ),
+        asked = self.options
+        return run_cache(
+            *(ctx.run, ctx.crosscoder, folder / RAW, asked.source),
+            ctx_len=asked.cache_ctx_len,
+            windows=asked.cache_windows,
         )
 
 

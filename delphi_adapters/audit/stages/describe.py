@@ -38,7 +38,7 @@ class Describe(Stage[NoOptions, "Descriptions"]):
 
     def run(self, ctx: Context, folder: Path) -> Outcome:
         from ...explaining.choosing import none_is_exclusive
-        from ...explaining.descriptions import describe
+        from ...explaining.descriptions import describe_run
         from ..directions import shared_nulls
 
         chosen = latents_to_explain(ctx)
@@ -50,12 +50,8 @@ class Describe(Stage[NoOptions, "Descriptions"]):
                 "towards one model are looked at."
             )
         shared = [one for source in range(2) for one in shared_nulls(ctx, source)]
-        described = describe(
-            ctx.output(Cache), ctx.crosscoder, [*chosen, *shared], ctx.language_model
-        )
+        described = describe_run(ctx.run, ctx.output(Cache), ctx.crosscoder, [*chosen, *shared])
         left_out = {ctx.run.ends[s].model: why for s, why in described.left_out.items()}
-        for model, why in left_out.items():
-            print(f"No promoted tokens of {model}: {why}.")
         return Outcome(
             {
                 "latents": len(described.latents),

@@ -7,10 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparsify_crosscoder.command_options import option
+
 from ...clients.judge import NO_JUDGE
 from ..outcome import CHARACTERS, Cost, Outcome
 from ..runner import Record
-from ..stage import JUDGE, Context, Stage, option
+from ..stage import JUDGE, Context, Stage
 from ..verification import VerificationOptions
 from .cache import Cache, alive
 from .filter import Filter
@@ -26,10 +28,10 @@ LEFT_OUT = "no judge: no explanation was written"
 class ExplainOptions:
     """Which latents are looked at."""
 
-    latents: list[str] = option(["exclusive"], group=JUDGE)
+    latents: list[str] = option(["exclusive"], heading=JUDGE)
     """what to explain: 'exclusive' by their norm, 'kept' by the filter, 'all' or numbers"""
 
-    explain_limit: int | None = option(None, group=JUDGE)
+    explain_limit: int | None = option(None, heading=JUDGE)
     """a random sample of these, at most (all)"""
 
     def __post_init__(self):

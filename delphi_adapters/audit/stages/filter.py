@@ -26,7 +26,7 @@ class FilterOptions:
     """What the false-exclusive filter looks at, and its thresholds."""
 
     filter_pairs: int = FILTER_PAIRS
-    """pairs"""
+    """pairs ({default:,})"""
 
     predictability: float | None = None
     """as of `sparsify-crosscoder filter`"""

@@ -7,11 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
+from sparsify_crosscoder.command_options import option
 from sparsify_crosscoder.files import atomic_write_json
 
 from ..outcome import CHARACTERS, Cost, Outcome
 from ..runner import Record, fingerprint_path
-from ..stage import VERIFICATION, Context, Stage, option
+from ..stage import VERIFICATION, Context, Stage
 from ..verification import VerificationOptions
 from .exclusivity import Exclusivity
 from .explain import num_explained
@@ -29,11 +30,11 @@ RESULT = "result.json"
 class RubricsOptions:
     """What is rated, of how many latents."""
 
-    rubrics: list[str] = option([], group=VERIFICATION)
+    rubrics: list[str] = option([], heading=VERIFICATION)
     """rubrics, by name or file"""
 
-    rubric_features: int = option(3, group=VERIFICATION)
-    """most exclusive latents for them"""
+    rubric_features: int = option(3, heading=VERIFICATION)
+    """most exclusive latents for them ({default})"""
 
 
 class RatedCurve(TypedDict):

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparsify_crosscoder.command_options import option
+
 from ..outcome import Cost, Outcome
 from ..runner import Record, fingerprint_path
-from ..stage import BEGINNING, VERIFICATION, Context, Stage, option
+from ..stage import BEGINNING, VERIFICATION, Context, Stage
 
 if TYPE_CHECKING:
     from sparsify_crosscoder.interventions.stitching import Stitching
@@ -19,17 +21,17 @@ if TYPE_CHECKING:
 class StitchOptions:
     """What the maps are fitted to, or where they are."""
 
-    stitching: Path | None = option(None, group=BEGINNING)
+    stitching: Path | None = option(None, heading=BEGINNING)
     """what `sparsify-crosscoder stitch` made"""
 
-    stitch_dataset: list[str] | None = option(None, group=VERIFICATION, metavar="D")
+    stitch_dataset: list[str] | None = option(None, heading=VERIFICATION, metavar="D")
     """text to fit the maps to (what lies behind --max_examples of the dataset)"""
 
-    stitch_pairs: int = option(131_072, group=VERIFICATION)
-    """to fit"""
+    stitch_pairs: int = option(131_072, heading=VERIFICATION)
+    """to fit ({default:,})"""
 
-    stitch_held_out_pairs: int = option(8_192, group=VERIFICATION)
-    """to judge by"""
+    stitch_held_out_pairs: int = option(8_192, heading=VERIFICATION)
+    """to judge by ({default:,})"""
 
 
 class Stitch(Stage[StitchOptions, "Stitching"]):

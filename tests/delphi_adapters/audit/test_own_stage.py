@@ -24,7 +24,7 @@ class FrequentOptions:
     """What is often."""
 
     least_firings: int = 1_000
-    """pairs on which a frequent latent fires"""
+    """pairs on which a frequent latent fires ({default:,})"""
 
     def __post_init__(self):
         if self.least_firings < 1:

@@ -303,6 +303,28 @@ def test_wrong_options_are_refused_before_anything_is_asked(options, server, cap
     assert not server.bodies
 
 
+KEPT = ["--latents", "kept", "--predictability", "9", "--shadow", "99", "--min_firings", "4000"]
+
+
+def test_latents_that_the_filter_keeps_are_explained(options, tmp_path):
+    explain(options, *KEPT)
+    rows = table(tmp_path / "out").to_pylist()
+    kept = {row["latent"] for row in rows if row["filter_verdict"] == "kept"}
+    assert kept and any(row["filter_verdict"] not in (None, "kept") for row in rows)
+    alive = {row["latent"] for row in rows if not row["dead"]}
+    assert {row["latent"] for row in rows if row["explanation"]} == kept & alive
+    settings = json.loads((tmp_path / "out" / "filter.json").read_text(encoding="utf-8"))
+    assert settings["settings"]["filter"]["shadow"] == 99
+
+
+def test_what_the_filter_keeps_is_not_known_without_it(options, server, tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit:
+        explain(options, *KEPT, "--no_filter")
+    assert exit.value.code == 1
+    assert "--latents kept" in (said := capsys.readouterr().err) and "--no_filter" in said
+    assert not server.bodies and not (tmp_path / "out").exists()
+
+
 def test_a_claude_model_needs_a_budget_and_a_key(options, capsys, monkeypatch):
     with pytest.raises(SystemExit):
         explain([o for o in options if o not in ("--max_cost", "100")])
