@@ -38,7 +38,7 @@ def test_an_audit_ends_in_a_report_and_a_second_one_does_nothing(options, audit,
     assert all(row["exclusivity"] is None for row in rows.values() if row["sampled"] is None)
     assert {row["harmful"] for row in rows.values()} >= {True, None}
     shown = (audit / "report.html").read_text(encoding="utf-8")
-    assert "what differs" in shown
+    assert verified and all(rows[one["latent"]]["explanation"] in shown for one in verified)
     assert (audit / "report.md").read_text(encoding="utf-8").startswith("# llama and gpt2")
 
     asked = len(server.bodies)
@@ -154,9 +154,11 @@ def test_the_most_exclusive_latents_are_rated_by_a_rubric(options, audit, server
         (audit / "rubrics" / "short" / rated["latent"] / "result.json").read_text(encoding="utf-8")
     )
     assert result["models"][1].endswith(", stitched")
+    assert len(result["counts"]) == len(result["models"])
     assert all(n == {"ok": 6, "unparsable": 0, "failed": 0} for n in result["counts"].values())
     assert "short: harmless refusal" in json.dumps(results(audit)["details-0"])
     asked = len(server.bodies)
+    assert asked
     main([*options, *own])
     assert len(server.bodies) == asked
 
