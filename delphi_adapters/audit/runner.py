@@ -10,7 +10,6 @@ audit/
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -21,7 +20,7 @@ from typing import Any, Literal
 
 from sparsify_crosscoder.files import atomic_write_json
 from sparsify_crosscoder.hardware import give_back_memory
-from sparsify_crosscoder.hashing import hash_file
+from sparsify_crosscoder.hashing import hash_file, hash_json
 from sparsify_crosscoder.records import read_json, reading
 
 from .outcome import Outcome
@@ -134,7 +133,7 @@ def bring_up(
 
 def fingerprint(value: Any) -> str:
     """Changes with JSON values."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+    return hash_json(value, sort_keys=True)[:16]
 
 
 def fingerprint_path(path: str | Path) -> list[list[Any]] | None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
+
+from sparsify_crosscoder.hashing import hash_text
 
 SAMPLING = ("temperature", "top_p", "top_k")
 """Arguments that `messages.create` of the SDK no longer has, and that some models refuse."""
@@ -39,7 +40,7 @@ class Request:
     def key(self) -> str:
         """SHA-256 in hexadecimal digits of all fields; prompt caching is no part of it."""
         fields = [self.model, self.messages, self.system, self.max_tokens, self.extra]
-        return hashlib.sha256(_canonical(fields).encode()).hexdigest()
+        return hash_text(_canonical(fields))
 
     def body(self, cache_system: bool) -> dict[str, Any]:
         """The JSON body; `cache_system` marks the system prompt for the prompt cache."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import math
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sparsify_crosscoder.hashing import hash_json
 from sparsify_crosscoder.interventions.generation import PROMPTS, STRENGTHS
 
 from .exclusivity_prompt import (
@@ -169,7 +168,7 @@ def requests(
 
 def partner_first(name: str, prompt: str) -> bool:
     """Whether the blinded judge sees the partner's answers first: even odds, always the same."""
-    return hashlib.sha256(json.dumps([name, prompt]).encode()).digest()[0] % 2 == 1
+    return int(hash_json([name, prompt])[:2], 16) % 2 == 1
 
 
 def _interpretability(answers: SteeredAnswers, place: int, longest: int) -> RatingQuestion:

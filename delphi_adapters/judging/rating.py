@@ -6,13 +6,13 @@ derived from the whole request, so no text can know it, and a score counts only 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
+
+from sparsify_crosscoder.hashing import hash_json
 
 from .ask import Status, ask
 from .question import (
@@ -225,7 +225,7 @@ def code_for(system: str, material: str, digits: int = 8) -> str:
 
     `digits` of them, or more where a text happens to have these.
     """
-    digest = hashlib.sha256(json.dumps([system, material]).encode()).hexdigest()
+    digest = hash_json([system, material])
     known = f"{system}\n{material}".casefold()
     return next(digest[:n] for n in range(digits, len(digest) + 1) if digest[:n] not in known)
 

@@ -8,8 +8,6 @@ SteeredModel.folder/
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from sparsify_crosscoder.files import atomic_write_json
+from sparsify_crosscoder.hashing import hash_json
 from sparsify_crosscoder.interventions.generation import Answering, generate
 from sparsify_crosscoder.interventions.steering import Steering
 
@@ -145,4 +144,4 @@ def _read(folder: Path, prompt: str) -> Kept:
 
 
 def _path(folder: Path, prompt: str) -> Path:
-    return folder / f"{hashlib.sha256(json.dumps(prompt).encode()).hexdigest()[:12]}.json"
+    return folder / f"{hash_json(prompt)[:12]}.json"

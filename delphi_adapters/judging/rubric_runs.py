@@ -11,8 +11,6 @@ An item's name tells neither the model nor the strength, so that people can rate
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from sparsify_crosscoder.hashing import hash_json
 
 from ..clients.judge import fitting
 from .ask import Todo, ask_all, kept_results, settled
@@ -278,12 +278,12 @@ def load_items(folder: str | Path) -> dict[str, Item]:
 
 def digest(messages: Sequence[Mapping[str, str]]) -> str:
     """Of what a judge is asked first."""
-    return hashlib.sha256(json.dumps(messages).encode()).hexdigest()
+    return hash_json(messages)
 
 
 def item_name(model: str, prompt: str, strength: float) -> str:
     """Twelve hexadecimal digits."""
-    return hashlib.sha256(json.dumps([model, prompt, float(strength)]).encode()).hexdigest()[:12]
+    return hash_json([model, prompt, float(strength)])[:12]
 
 
 def _places(rubric: Rubric, answers: Mapping[str, Answers]) -> Iterator[Place]:

@@ -5,7 +5,6 @@ P prompts, K strengths, B = P * K rows, F directions at once.
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ from transformers import (
 )
 
 from ..harvest.limits import check_tokens, context_length
+from ..hashing import hash_text
 from .prompts import Prompt, encode_prompt, end_tokens, left_padded, pad_token
 from .steering import Push, SteeredBatch, Steering, steered, whole_names
 
@@ -318,8 +318,7 @@ class _SharedNoise(LogitsProcessor):
 
 def _key(seed: int, ids: Sequence[int], repetition: int) -> int:
     """A seed for the noise of a prompt; equal prompts differ by which of them it is."""
-    digest = hashlib.sha256(repr((seed, list(ids), repetition)).encode()).digest()
-    return int.from_bytes(digest[:4], "big")
+    return int(hash_text(repr((seed, list(ids), repetition)))[:8], 16)
 
 
 def _check_context(

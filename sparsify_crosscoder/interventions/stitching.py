@@ -5,7 +5,6 @@ Chen et al. 2025, Transferring features across language models with model stitch
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from ..files import atomic_path, atomic_write_json
 from ..harvest.model_identity import same_model
+from ..hashing import hash_bytes
 from ..records import check, read_json, reading
 from ..store.stream import ActivationStream
 from .affine_maps import (
@@ -229,7 +229,7 @@ class Stitching:
             "sources": self.sources,
             "text": self.text,
             "report": self.report,
-            "sha256": hashlib.sha256(data).hexdigest(),
+            "sha256": hash_bytes(data),
         }
         atomic_write_json(folder / CONFIG, facts)
 
@@ -247,7 +247,7 @@ class Stitching:
             raise FileNotFoundError(f"'{weights}' is missing; make the stitching anew.")
         data = weights.read_bytes()
         with reading(weights, _MAKE_ANEW):
-            if hashlib.sha256(data).hexdigest() != facts["sha256"]:
+            if hash_bytes(data) != facts["sha256"]:
                 raise ValueError("it is not the file that cfg.json was written for")
             tensors = load(data)
             cfg = StitchingConfig(**facts["config"])

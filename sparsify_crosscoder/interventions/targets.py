@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from ..crosscoders import Crosscoder
 from ..evaluation.top import check_latents, largest_activations
 from ..hardware import pick_device
 from ..harvest.model_identity import short_names
+from ..hashing import hash_bytes
 from ..runs.models import End, ends_of
 from ..runs.run import Run
 from .basis import (
@@ -55,7 +55,7 @@ class Target:
             "hookpoint": steering.hookpoint,
             "label": steering.label,
             "norm": float(steering.vector.norm()),
-            "vector": hashlib.sha256(steering.vector.cpu().numpy().tobytes()).hexdigest(),
+            "vector": hash_bytes(steering.vector.cpu().numpy().tobytes()),
         }
 
 

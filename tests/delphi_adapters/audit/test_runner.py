@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from delphi_adapters.audit.outcome import Outcome
-from delphi_adapters.audit.runner import Record, bring_up, fingerprint_path, state
+from delphi_adapters.audit.runner import Record, bring_up, fingerprint, fingerprint_path, state
 
 
 class Work:
@@ -121,3 +121,7 @@ def test_a_changed_file_or_folder_changes_its_fingerprint(tmp_path):
     (tmp_path / "model" / "weights").write_text("12", encoding="utf-8")
     assert fingerprint_path(tmp_path / "model") != before
     assert fingerprint_path("EleutherAI/not-a-path") is None
+
+
+def test_fingerprints_are_those_of_earlier_versions():
+    assert fingerprint({"options": {"b": 1, "a": "ü"}, "from": {}}) == "7078fe584d9d41f8"
