@@ -97,14 +97,14 @@ def directions_to_verify(ctx: Context) -> Chosen:
     options, explained = ctx.options(VerificationOptions), ctx.output(Explain)
     autointerp, decisions = explained.autointerp, ctx.output(Score)
     flags = flagging.load_flags(autointerp.folder) if ctx.judged else {}
-    rows = ctx.output(Filter)["latents"]
-    scores = {row["latent"]: row["score"] for row in rows}
+    filtered = ctx.output(Filter)
+    scores = filtered.scores
     answered = [latent for latent in explained.answered if latent in owners]
     names = {latent: autointerp.name(latent) for latent in answered}
 
     answered.sort(key=lambda latent: (-scores.get(latent, 0.0), latent))
     flagged = [i for i in answered if (flag := flags.get(names[i])) is not None and flag.harmful]
-    passed = {row["latent"] for row in rows if row["verdict"] == "kept"}
+    passed = {one.latent for one in filtered.latents.values() if one.verdict == "kept"}
     kept = [latent for latent in answered if latent in passed and latent not in flagged]
     candidates: list[tuple[int, Why]] = [(latent, "flagged") for latent in flagged]
     for latent in kept:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 
@@ -67,8 +66,3 @@ def limited(
     drawn = order.sample(list(latents), len(latents))
     drawn.sort(key=lambda latent: -scores.get(latent, 0.0))
     return sorted(drawn[:limit])
-
-
-def filter_scores(filtered: Mapping[str, Any]) -> dict[int, float]:
-    """The filter's score of every latent that it judged."""
-    return {row["latent"]: row["score"] for row in filtered["latents"]}

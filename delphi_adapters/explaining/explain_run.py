@@ -23,7 +23,6 @@ from sparsify_crosscoder.evaluation.false_exclusives import FilterConfig
 from sparsify_crosscoder.evaluation.filter import FilterRecord, filter_crosscoder
 from sparsify_crosscoder.files import atomic_write_json
 from sparsify_crosscoder.hardware import pick_device
-from sparsify_crosscoder.records import read_json
 from sparsify_crosscoder.runs.models import check_model
 from sparsify_crosscoder.runs.run import Run
 
@@ -36,7 +35,7 @@ from ..clients.stopping import Stopped, run_asking
 from ..delphi import compat  # noqa: F401
 from ..delphi.crosscoder_cache import digest, run_cache
 from .autointerp import RAW, Autointerp, JudgingConfig
-from .choosing import chosen_latents, filter_scores
+from .choosing import chosen_latents
 from .descriptions import FILE as DESCRIPTIONS
 from .descriptions import Descriptions, describe_run, table_columns
 from .summary import Summary, summarise
@@ -133,12 +132,14 @@ def explain_run(
     crosscoder = run.crosscoder(seed, pick_device(judge.device))
 
     @cache
-    def filtered() -> Mapping[str, Any] | None:
+    def filtered() -> FilterRecord | None:
         return _filtered(run, crosscoder, config.filter, folder)
 
-    latents = chosen_latents(
-        config.latents, crosscoder, lambda: filter_scores(filtered() or {"latents": []})
-    )
+    def scores() -> Mapping[int, float]:
+        found = filtered()
+        return {} if found is None else found.scores
+
+    latents = chosen_latents(config.latents, crosscoder, scores)
     judge.check()
     name, client = str(judge.judge), None
     if name != NO_JUDGE:
@@ -215,16 +216,16 @@ async def _ask(
 
 def _filtered(
     run: Run, crosscoder: Crosscoder, config: FilterConfig | None, folder: Path
-) -> Mapping[str, Any] | None:
+) -> FilterRecord | None:
     """What the false-exclusive filter says, kept in the folder for the next start."""
     if config is None:
         return None
     settings = {"weights": digest(crosscoder), "filter": asdict(config)}
     path = folder / "filter.json"
     if path.exists():
-        kept = read_json(path, FilterRecord, "Delete it, and the latents are filtered again.")
-        if kept.get("settings") == settings:
+        kept = FilterRecord.read(path, "Delete it, and the latents are filtered again.")
+        if kept.found.get("settings") == settings:
             return kept
     found = filter_crosscoder(crosscoder, run.pairs(crosscoder.device), config).to_dict()
     atomic_write_json(path, {"settings": settings, **found})
-    return found
+    return FilterRecord.of(found)

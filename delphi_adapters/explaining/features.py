@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pyarrow import Schema, Table
 
     from sparsify_crosscoder.crosscoders import Crosscoder
+    from sparsify_crosscoder.evaluation.filter import FilterRecord
 
     from .autointerp import Autointerp
 
@@ -70,13 +71,13 @@ COLUMNS: dict[str, tuple[str, str]] = {
 def features(
     autointerp: Autointerp,
     crosscoder: Crosscoder,
-    filtered: Mapping[str, Any] | None = None,
+    filtered: FilterRecord | None = None,
     exclusivity: Mapping[int, Mapping[str, Any]] | None = None,
     described: Mapping[int, Mapping[str, str | None]] | None = None,
 ) -> Table:
     """One row per latent, in order.
 
-    `filtered` is what `Filtered.to_dict` returned; `exclusivity` has, by latent, values of the
+    `exclusivity` has, by latent, values of the
     columns from "exclusivity" on, `described` those that `descriptions.table_columns` gives.
     """
     import pyarrow as pa
@@ -95,11 +96,11 @@ def features(
     sources = {
         int(latent): s for s, some in enumerate(called_exclusive(crosscoder)) for latent in some
     }
-    judged = {row["latent"]: row for row in (filtered or {}).get("latents", [])}
+    judged = {} if filtered is None else filtered.latents
     clusters = {
         latent: rank
-        for rank, cluster in enumerate((filtered or {}).get("clusters", []), 1)
-        for latent in cluster["latents"]
+        for rank, cluster in enumerate([] if filtered is None else filtered.clusters, 1)
+        for latent in cluster
     }
     norms = crosscoder.relative_decoder_norm().tolist()
     rows = []
@@ -129,8 +130,8 @@ def features(
                     "interpretable": decision and decision.interpretable,
                     "not_scorable": decision and decision.not_scorable,
                     "unanswered": decision and decision.n_unanswered,
-                    "filter_verdict": verdict and verdict["verdict"],
-                    "filter_score": verdict and verdict["score"],
+                    "filter_verdict": verdict and verdict.verdict,
+                    "filter_score": verdict and verdict.score,
                     "cluster": clusters.get(latent),
                     **(exclusivity or {}).get(latent, {}),
                 }

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sparsify_crosscoder.crosscoders import Crosscoder
-from sparsify_crosscoder.evaluation.filter import filter_text
+from sparsify_crosscoder.evaluation.filter import FilterRecord
 from sparsify_crosscoder.evaluation.top import source_labels
 
 from . import categories, similar_explanations
@@ -86,13 +86,12 @@ def summarise(
     autointerp: Autointerp,
     crosscoder: Crosscoder,
     latents: Sequence[int],
-    filtered: Mapping[str, Any] | None = None,
+    filtered: FilterRecord | None = None,
     described: Mapping[int, Mapping[str, str | None]] | None = None,
 ) -> Summary:
     """Write the tables, print a summary of these latents and return it.
 
-    `filtered` is what `Filtered.to_dict` returned, `described` what
-    `descriptions.table_columns` did.
+    `described` is what `descriptions.table_columns` returned.
     """
     table = features(autointerp, crosscoder, filtered, described=described)
     write_features(table, autointerp.folder / "features.parquet")
@@ -104,7 +103,7 @@ def summarise_table(
     crosscoder: Crosscoder,
     latents: Sequence[int],
     table: Table,
-    filtered: Mapping[str, Any] | None = None,
+    filtered: FilterRecord | None = None,
 ) -> Summary:
     """As `summarise`, of a table of all latents that there is already."""
     folder = autointerp.folder
@@ -120,7 +119,7 @@ def summarise_table(
     )
     unanswered = sum(row["unanswered"] or 0 for row in rows)
     if filtered is not None:
-        print(filter_text(filtered, names))
+        print(filtered.text(names))
     if autointerp.judged:
         print(
             f"{len(rows):,} alive latents: {explained:,} explained, {harmful:,} flagged, "
@@ -142,7 +141,7 @@ def summarise_table(
         scored=scored,
         interpretable=interpretable,
         unanswered=unanswered,
-        verdicts=None if filtered is None else filtered["verdicts"],
+        verdicts=None if filtered is None else filtered.verdicts,
         categories=_categories(folder, rows, names),
         similar=list(_similar_sides(autointerp, rows, names)),
     )

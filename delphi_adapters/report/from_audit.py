@@ -90,7 +90,7 @@ def report_data(audit: Audit, stability: dict[str, Any] | None) -> ReportData:
             *(_null_likeness(one) for one in verified.measured if one.kind != "feature"),
         ],
         stitching=audit.output(Stitch).report,
-        filter=filters,
+        filter={"verdicts": filters.verdicts},
         stability=stability,
         similar=summary.similar,
         provenance={
@@ -118,13 +118,11 @@ class Details:
         self.autointerp = audit.output(Explain).autointerp
         self.flags = flagging.load_flags(self.autointerp.folder)
         filters = audit.output(Filter)
-        self.rows = {row["latent"]: row for row in filters["latents"]}
-        self.owners = {row["latent"]: row["source"] for row in filters["latents"]}
-        self.pairs = filters["duplicates"]
+        self.filtered, self.pairs = filters.latents, filters.duplicates
 
     def __call__(self, latent: int) -> FeatureDetail:
         flag = self.flags.get(self.autointerp.name(latent))
-        result = self.scored.get(latent)
+        result, judged = self.scored.get(latent), self.filtered.get(latent)
         outputs, curves = self._steered(result)
         if latent in self.measured:
             curves = self._compared(self.measured[latent])
@@ -135,7 +133,7 @@ class Details:
             [] if result is None else judgements(result),
             curves,
             self._duplicates(latent),
-            self.rows.get(latent, {}),
+            {} if judged is None else dict(judged.measured),
             "\n\n".join(flag.raw) if flag else None,
         )
 
@@ -173,9 +171,11 @@ class Details:
     def _duplicates(self, latent: int) -> list[Duplicate]:
         found = []
         for pair in self.pairs:
-            if latent in pair["latents"]:
-                (other,) = (one for one in pair["latents"] if one != latent)
-                found.append(Duplicate(other, self.owners.get(other), pair["correlation"]))
+            if latent in pair.latents:
+                (other,) = (one for one in pair.latents if one != latent)
+                judged = self.filtered.get(other)
+                source = None if judged is None else judged.source
+                found.append(Duplicate(other, source, pair.correlation))
         return found
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypedDict
+from pathlib import Path
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 
 from ..command_options import UsualOptions, group
 from ..crosscoders import Crosscoder
+from ..records import read_json
 from ..runs.config import RunConfig
 from ..runs.run import Run
 from ..scorability import rarity, rarity_line
@@ -50,21 +52,95 @@ class FilterOptions:
         )
 
 
-class FilteredLatent(TypedDict):
-    """Of a latent, what is read again."""
-
+class _Latent(TypedDict):
     latent: int
     source: int
+    verdict: str
     score: float
 
 
-class FilterRecord(TypedDict):
-    """What is read again of a filter's result, where it was kept as JSON."""
+class _Cluster(TypedDict):
+    latents: list[int]
+
+
+class _Duplicate(TypedDict):
+    latents: list[int]
+    correlation: float
+
+
+class _File(TypedDict):
+    """Of a filter's result as JSON, what is read again."""
 
     verdicts: list[dict[str, int]]
-    clusters: list[dict[str, Any]]
-    duplicates: list[dict[str, Any]]
-    latents: list[FilteredLatent]
+    clusters: list[_Cluster]
+    duplicates: list[_Duplicate]
+    latents: list[_Latent]
+
+
+@dataclass(frozen=True)
+class FilteredLatent:
+    """What the filter said of a latent."""
+
+    latent: int
+    source: int
+    verdict: str
+    score: float
+    """How exclusive it is; 0 unless it is kept."""
+
+    measured: Mapping[str, Any]
+    """All of the row, by the names of `FilteredLatents.rows`."""
+
+
+class DuplicateLatents(NamedTuple):
+    """Latents on different sides that fire together."""
+
+    latents: tuple[int, int]
+    correlation: float
+
+
+@dataclass(frozen=True)
+class FilterRecord:
+    """A filter's result that was kept as JSON."""
+
+    verdicts: list[dict[str, int]]
+    """Per source, how many latents have each verdict."""
+
+    clusters: list[list[int]]
+    """Latents of each cluster, the most exclusive first."""
+
+    duplicates: list[DuplicateLatents]
+    latents: dict[int, FilteredLatent]
+    found: Mapping[str, Any]
+    """All of it, as `Filtered.to_dict` has it."""
+
+    @classmethod
+    def of(cls, found: Mapping[str, Any]) -> FilterRecord:
+        """What `Filtered.to_dict` returned."""
+        rows = [
+            FilteredLatent(row["latent"], row["source"], row["verdict"], row["score"], row)
+            for row in found["latents"]
+        ]
+        pairs = [
+            DuplicateLatents((pair["latents"][0], pair["latents"][1]), pair["correlation"])
+            for pair in found["duplicates"]
+        ]
+        clusters = [cluster["latents"] for cluster in found["clusters"]]
+        by_latent = {row.latent: row for row in rows}
+        return cls(found["verdicts"], clusters, pairs, by_latent, found)
+
+    @classmethod
+    def read(cls, path: Path, remedy: str) -> FilterRecord:
+        """What a file holds; raises as `read_json`."""
+        return cls.of(read_json(path, _File, remedy))
+
+    @property
+    def scores(self) -> dict[int, float]:
+        """Of every latent that was judged, above 0 of those that are kept."""
+        return {latent: row.score for latent, row in self.latents.items()}
+
+    def text(self, names: Sequence[str]) -> str:
+        """See `filter_text`."""
+        return filter_text(self.found, names)
 
 
 @dataclass(frozen=True)

@@ -136,12 +136,12 @@ def latents_to_explain(ctx: Context) -> list[int]:
 
     Raises ValueError where there is none, or one that the crosscoder does not have.
     """
-    from ...explaining.choosing import chosen_latents, filter_scores, limited
+    from ...explaining.choosing import chosen_latents, limited
 
     options = ctx.options(ExplainOptions)
 
     def scores() -> dict[int, float]:
-        return filter_scores(ctx.output(Filter))
+        return ctx.output(Filter).scores
 
     chosen = alive(ctx, chosen_latents(options.latents, ctx.crosscoder, scores))
     if options.explain_limit is None:

@@ -17,6 +17,7 @@ from .train import dictionary_size
 
 if TYPE_CHECKING:
     from sparsify_crosscoder.evaluation.false_exclusives import FilterConfig
+    from sparsify_crosscoder.evaluation.filter import FilterRecord
 
 FILE = "filter.json"
 
@@ -46,7 +47,7 @@ class FilterOptions:
         return FilterConfig(pairs=pairs, outlier_multiple=outlier_multiple, **thresholds)
 
 
-class Filter(Stage[FilterOptions, dict[str, Any]]):
+class Filter(Stage[FilterOptions, "FilterRecord"]):
     """Judges every latent that is exclusive by its norm."""
 
     name = "filter"
@@ -78,9 +79,7 @@ class Filter(Stage[FilterOptions, dict[str, Any]]):
             {"verdicts": result["verdicts"], "clusters": len(result["clusters"])}, [folder / FILE]
         )
 
-    def output(self, ctx: Context, folder: Path, record: Record) -> dict[str, Any]:
+    def output(self, ctx: Context, folder: Path, record: Record) -> FilterRecord:
         from sparsify_crosscoder.evaluation.filter import FilterRecord
-        from sparsify_crosscoder.records import read_json
 
-        remedy = "Delete it, and the stage is done again."
-        return dict(read_json(folder / FILE, FilterRecord, remedy))
+        return FilterRecord.read(folder / FILE, "Delete it, and the stage is done again.")
