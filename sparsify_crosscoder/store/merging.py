@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ..files import atomic_path, atomic_write_json, no_address
 from ..hashing import hash_file

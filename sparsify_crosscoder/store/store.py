@@ -46,7 +46,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ..harvest.report import HarvestReport
 from ..harvest.source import Source
