@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from .stages.cache import Cache, alive
 from .stages.explain import Explain
 from .stages.filter import Filter
 from .stages.score import Score
-from .verification import VerificationOptions
+from .verification import ChosenCounts, VerificationOptions
 
 Why = Literal["flagged", "kept", "sample", "shared", "random"]
 
@@ -61,26 +61,15 @@ class Chosen:
     """The directions to verify, and how they were chosen."""
 
     directions: list[Direction]
-    flagged: int
-    """Latents that could be verified as they are flagged, ..."""
-
-    kept: int
-    """... and as the filter keeps them."""
-
-    verified: int
-    sample: int
-    sampled_from: Literal["interpretable", "explained", "described"]
-    pool: int
-    """Latents that the sample was drawn from."""
+    counts: ChosenCounts
 
     def facts(self) -> dict[str, Any]:
         """JSON values."""
-        found = {one.name: getattr(self, one.name) for one in fields(self)}
-        found["directions"] = [
+        directions = [
             {"name": one.name, "why": one.why, "source": one.source, "latent": one.latent}
-            for one in found.pop("directions")
+            for one in self.directions
         ]
-        return found
+        return {**asdict(self.counts), "directions": directions}
 
 
 def directions_to_verify(ctx: Context) -> Chosen:
@@ -122,8 +111,7 @@ def directions_to_verify(ctx: Context) -> Chosen:
         for latent, why in [*verified, *drawn]
     ]
     nulls = [null for s in sorted({one.source for one in found}) for null in _nulls(ctx, s, found)]
-    return Chosen(
-        [*found, *nulls],
+    counts = ChosenCounts(
         len(flagged),
         len(kept),
         len(verified),
@@ -131,6 +119,7 @@ def directions_to_verify(ctx: Context) -> Chosen:
         "interpretable" if readable else "explained" if ctx.judged else "described",
         len(pool),
     )
+    return Chosen([*found, *nulls], counts)
 
 
 def _nulls(ctx: Context, source: int, found: Sequence[Direction]) -> list[Direction]:

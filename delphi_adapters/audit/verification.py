@@ -14,6 +14,23 @@ if TYPE_CHECKING:
 CHAT = {"auto": None, "yes": True, "no": False}
 
 
+@dataclass(frozen=True)
+class ChosenCounts:
+    """How many latents were chosen to be verified, and from how many."""
+
+    flagged: int
+    """Latents that could be verified as they are flagged, ..."""
+
+    kept: int
+    """... and as the filter keeps them."""
+
+    verified: int
+    sample: int
+    sampled_from: Literal["interpretable", "explained", "described"]
+    pool: int
+    """Latents that the sample was drawn from."""
+
+
 @dataclass
 class VerificationOptions:
     """Latents that are looked at, and what both models are asked while they are steered."""

@@ -257,13 +257,13 @@ def _judge(audit: Audit) -> dict[str, Any]:
     if not audit.judged:
         return {"name": NO_JUDGE, "provider": None, "offline": True, "cost": None, "requests": None}
     offline = audit.config.judge.local
-    counted = audit.output(ExclusivityStage).ledger or {}
+    paid = audit.output(ExclusivityStage).paid
     return {
         "name": Path(str(audit.config.judge.judge)).name,
         "provider": "transformers" if offline else "anthropic",
         "offline": offline,
-        "cost": 0.0 if offline else counted["spent"] + counted["earlier"] + counted["uncertain"],
-        "requests": None if offline else sum(counted["outcomes"].values()),
+        "cost": 0.0 if offline else paid and paid.dollars,
+        "requests": None if offline else paid and paid.requests,
     }
 
 
@@ -298,16 +298,16 @@ def _warnings(audit: Audit) -> list[str]:
     for source, why in audit.output(Describe).left_out.items():
         found.append(f"No promoted tokens of {audit.run.ends[source].model}: {why}.")
     chosen = audit.output(ExclusivityStage).chosen
-    if chosen["sampled_from"] == "explained" and chosen["sample"]:
+    if chosen.sampled_from == "explained" and chosen.sample:
         found.append(
             "No other latent passed the detection test, so the sample was drawn from all that "
             "were explained."
         )
-    candidates = chosen["flagged"] + chosen["kept"]
-    if candidates > chosen["verified"]:
+    candidates = chosen.flagged + chosen.kept
+    if candidates > chosen.verified:
         found.append(
             f"Of {candidates:,} latents that are flagged or that the filter keeps, "
-            f"{chosen['verified']:,} were verified (--verify)."
+            f"{chosen.verified:,} were verified (--verify)."
         )
     return found
 

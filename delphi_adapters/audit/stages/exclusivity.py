@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..outcome import CHARACTERS, Cost, Outcome
 from ..runner import Record, fingerprint_path
 from ..stage import VERIFICATION, Context, Stage
-from ..verification import VerificationOptions
+from ..verification import ChosenCounts, VerificationOptions
 from .explain import num_explained
 
 if TYPE_CHECKING:
@@ -33,12 +33,18 @@ class Listed(NamedTuple):
     """None of a random one."""
 
 
+class Paid(NamedTuple):
+    """What an API took for its answers, those of earlier starts included."""
+
+    dollars: float
+    requests: int
+
+
 @dataclass(frozen=True)
 class Verified:
     """What was verified: how it was chosen, and what a judge or a measurement says of it."""
 
-    chosen: dict[str, Any]
-    """How many there are of each kind, as `Chosen.facts` gives it."""
+    chosen: ChosenCounts
 
     scored: list[tuple[Listed, Scored]]
     """With a judge: what it says of every direction."""
@@ -46,8 +52,8 @@ class Verified:
     measured: list[DirectionLikeness]
     """Without one: what was measured of every direction."""
 
-    ledger: dict[str, Any] | None
-    """Requests, tokens and dollars; None for a local judge, or none."""
+    paid: Paid | None
+    """None for a local judge, or none."""
 
     folder: Path
 
@@ -145,15 +151,22 @@ class Exclusivity(Stage[VerificationOptions, Verified]):
         from ...judging import exclusivity as exclusivity_files
         from ..likeness import load_likeness
 
-        chosen = dict(record.result)
-        ledger, scored, measured = chosen.pop("ledger"), [], []
+        found, scored, measured = record.result, [], []
+        chosen = ChosenCounts(**{one.name: found[one.name] for one in fields(ChosenCounts)})
         if ctx.judged:
             results = exclusivity_files.load(folder)
-            listed = [Listed(**one) for one in chosen["directions"]]
+            listed = [Listed(**one) for one in found["directions"]]
             scored = [(one, results[one.name]) for one in listed]
         else:
             measured = load_likeness(folder)
-        return Verified(chosen, scored, measured, ledger, folder)
+        return Verified(chosen, scored, measured, _paid(found["ledger"]), folder)
+
+
+def _paid(ledger: Mapping[str, Any] | None) -> Paid | None:
+    if ledger is None:
+        return None
+    dollars = sum(ledger[name] for name in ("spent", "earlier", "uncertain"))
+    return Paid(dollars, sum(ledger["outcomes"].values()))
 
 
 def _judged(ctx: Context, folder: Path, directions: Sequence[Direction]) -> dict[str, Scored]:

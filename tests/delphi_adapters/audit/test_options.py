@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from delphi_adapters.audit.stages.exclusivity import Listed, Verified
+from delphi_adapters.audit.verification import ChosenCounts
 from delphi_adapters.commands.audit import read_options
 
 JUDGE = ["--judge", "claude-test"]
@@ -95,5 +96,6 @@ def test_nobody_is_asked_unless_a_judge_is_named(until):
 def test_what_was_verified_of_every_latent_is_shown_of_latent_0_too(latents):
     listed = [Listed(f"latent {latent}", "kept", 0, latent) for latent in latents]
     scored = [(one, f"of {one.name}") for one in [*listed, Listed("random", "random", 0, None)]]
-    verified = Verified({}, scored, [], None, Path())
+    chosen = ChosenCounts(0, 0, 0, 0, "explained", 0)
+    verified = Verified(chosen, scored, [], None, Path())
     assert verified.of_latents() == {latent: f"of latent {latent}" for latent in latents}
