@@ -15,7 +15,7 @@ import torch
 from tests.support.models import save_tiny_model
 from tests.support.tokenizers import byte_level_tokenizer, metaspace_tokenizer
 
-KILLS = 20
+KILLS = 10
 HOOKPOINTS = ["layers.3", "h.3"]
 NOT_RESULTS = ("trainer.json", "config.json")
 
