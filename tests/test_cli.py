@@ -508,12 +508,13 @@ def test_a_run_stopped_before_its_first_checkpoint_begins_again(inputs):
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
         ["--cache", "store"],
-        pytest.param(["--hookpoints", "layers.1", "h.2"], marks=pytest.mark.slow),
-        pytest.param(["--layers", "1", "2"], marks=pytest.mark.slow),
+        ["--hookpoints", "layers.1", "h.2"],
+        ["--layers", "1", "2"],
     ],
     ids=lambda options: options[0],
 )

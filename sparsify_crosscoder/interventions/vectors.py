@@ -101,4 +101,4 @@ class SteeringVector:
 
 def cosine(a: Tensor, b: Tensor) -> float:
     """Cosine similarity of two vectors (equation 14)."""
-    return float(torch.nn.functional.cosine_similarity(a.double(), b.double(), dim=0))
+    return torch.nn.functional.cosine_similarity(a.double(), b.double(), dim=0).item()

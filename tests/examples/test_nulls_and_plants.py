@@ -90,6 +90,7 @@ def test_a_plant_is_found_and_a_null_is_empty(controls, pairs, args, tmp_path):
     assert lines[2].startswith("| plant-1.5-1 | rdfc |") and len(lines) == 4
 
 
+@pytest.mark.slow
 def test_the_models_as_they_are_are_compared_over_seeds(controls, pairs, args, tmp_path):
     planted = controls.plant(pairs, 1.5, seed=1)
     seeds = [controls.Control(f"pair-{s}", planted.activations, seed=s) for s in (0, 2)]
