@@ -22,9 +22,14 @@ class StageError(ValueError):
 def stage_kinds() -> list[Kind]:
     """All stages: of those that nothing holds back ours come first, then by package and name.
 
-    Raises StageError where they do not go together.
+    Raises StageError where they do not go together, and where ours are not among them.
     """
     found = sorted(entry_points(group=ENTRY_POINT_GROUP), key=_listed)
+    if not any(entry.dist is not None and entry.dist.name == _OURS for entry in found):
+        raise StageError(
+            "The stages of an audit are not installed: install sparsify-crosscoder again (in a "
+            "checkout, `pip install -e .`), as after an update from before there were any."
+        )
     return in_order([_load(entry) for entry in found])
 
 
