@@ -92,8 +92,11 @@ class Stage(ABC, Generic[O, T]):
         """Do it, or go on with what an attempt that was stopped left in the folder."""
 
     def output(self, ctx: Context, folder: Path, record: Record) -> T:
-        """What later stages are given of it, from its folder and record."""
-        raise NotImplementedError(f"The stage '{self.name}' gives nothing to others.")
+        """What later stages are given of it, from its folder and record.
+
+        Raises LookupError for a stage that gives nothing to others.
+        """
+        raise LookupError(f"The stage '{self.name}' gives nothing to others.")
 
 
 class Context:

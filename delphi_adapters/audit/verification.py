@@ -11,8 +11,6 @@ from sparsify_crosscoder.command_options import option
 if TYPE_CHECKING:
     from sparsify_crosscoder.interventions.generation import Sampling
 
-CHAT = {"auto": None, "yes": True, "no": False}
-
 
 @dataclass(frozen=True)
 class ChosenCounts:
@@ -89,7 +87,9 @@ class VerificationOptions:
     @property
     def as_messages(self) -> bool | None:
         """Whether prompts are a user's messages; None: where there is a chat template."""
-        return CHAT[self.chat]
+        from sparsify_crosscoder.interventions.options import ChatOptions
+
+        return ChatOptions(self.chat).wanted
 
     @property
     def sampling(self) -> Sampling:

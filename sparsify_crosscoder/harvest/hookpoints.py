@@ -52,14 +52,6 @@ def normalize_hookpoint(model: PreTrainedModel, hookpoint: str, *, name: str = "
     )
 
 
-def hookpoint_width(model: PreTrainedModel, hookpoint: str, *, name: str = "") -> int:
-    """Width of a hookpoint's output, found by a forward over 2 x 8 tokens.
-
-    Raises ValueError if the module never runs or its output is not [batch, position, width].
-    """
-    return try_hookpoint(model, hookpoint, name=name).shape[2]
-
-
 def is_causal(output: Tensor) -> bool:
     """Whether what `try_hookpoint` gives shows that tokens do not see later ones."""
     one, other = output[:, : output.shape[1] // 2].float()

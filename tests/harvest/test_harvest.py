@@ -11,7 +11,7 @@ from sparsify_crosscoder.harvest import lanes as lanes_module
 from sparsify_crosscoder.harvest import workers
 from sparsify_crosscoder.harvest.forwards import Kept
 from sparsify_crosscoder.harvest.harvest import harvest_windows, run_harvest
-from sparsify_crosscoder.harvest.hookpoints import hookpoint_width, layer_list
+from sparsify_crosscoder.harvest.hookpoints import layer_list, try_hookpoint
 from sparsify_crosscoder.harvest.lanes import lanes_of, most_workers, reading_of
 from sparsify_crosscoder.harvest.report import HarvestReport
 from sparsify_crosscoder.harvest.source import Source
@@ -21,7 +21,7 @@ from tests.support.windows import random_windows
 
 def source(model, layer=1, hookpoint=None, name="tiny"):
     hookpoint = hookpoint or f"{layer_list(model)[0]}.{layer}"
-    return Source(name, hookpoint, model, None, hookpoint_width(model, hookpoint))
+    return Source(name, hookpoint, model, None, try_hookpoint(model, hookpoint).shape[2])
 
 
 @pytest.fixture
