@@ -13,7 +13,6 @@ from scipy.stats import spearmanr
 from delphi_adapters.__main__ import COMMANDS
 from delphi_adapters.clients import AnthropicClient
 from delphi_adapters.commands.reliability import main
-from delphi_adapters.judging.rating import Scale
 from delphi_adapters.judging.reliability import (
     AGAIN,
     agreement,
@@ -23,24 +22,12 @@ from delphi_adapters.judging.reliability import (
     write_template,
 )
 from delphi_adapters.judging.rubric_runs import Answers, evaluate
-from delphi_adapters.judging.rubrics import Example, Rubric
-from sparsify_crosscoder.interventions.generation import Sampling
+from delphi_adapters.judging.rubrics import Rubric
 from tests.support.messages_server import KEY, MessagesServer, message
 from tests.support.rating_judge import RatingJudge
+from tests.support.rubric import tides
 
-LEVELS = ("None.", "Little.", "Some.", "Much.", "All.")
-RUBRIC = Rubric(
-    name="tides",
-    description="People asked about the sea.",
-    dimensions=(
-        Scale("TIDE", "How much of the tide?", LEVELS),
-        Scale("COHERENCE", "How well can it be read?", LEVELS),
-    ),
-    prompts=tuple(f"Question {n}?" for n in range(10)),
-    strengths=(0.0, 1.0, 2.0),
-    sampling=Sampling(20),
-    examples=(Example("Hm?", "Tide.", {"TIDE": 5, "COHERENCE": 3}, "It is the tide."),),
-)
+RUBRIC = tides(tuple(f"Question {n}?" for n in range(10)), (0.0, 1.0, 2.0))
 PRICES = {"claude-test": {"input": 1.0, "output": 10.0}}
 
 

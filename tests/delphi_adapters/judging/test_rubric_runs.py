@@ -9,7 +9,7 @@ import pytest
 
 from delphi_adapters.clients import AnthropicClient, BudgetExceeded, RetryPolicy
 from delphi_adapters.judging.bootstrap import difference, interval
-from delphi_adapters.judging.rating import Rating, Scale
+from delphi_adapters.judging.rating import Rating
 from delphi_adapters.judging.rubric_runs import (
     Answers,
     RubricResult,
@@ -17,23 +17,11 @@ from delphi_adapters.judging.rubric_runs import (
     item_name,
     load_items,
 )
-from delphi_adapters.judging.rubrics import Example, Rubric
-from sparsify_crosscoder.interventions.generation import Sampling
+from delphi_adapters.judging.rubrics import Rubric
 from tests.support.messages_server import error, message
+from tests.support.rubric import tides
 
-LEVELS = ("None.", "Little.", "Some.", "Much.", "All.")
-RUBRIC = Rubric(
-    name="tides",
-    description="People asked about the sea.",
-    dimensions=(
-        Scale("TIDE", "How much of the tide?", LEVELS),
-        Scale("COHERENCE", "How well can it be read?", LEVELS),
-    ),
-    prompts=("What is new?", "And the sea?", "Where to?"),
-    strengths=(2.0, 0.0, 1.0),
-    sampling=Sampling(20),
-    examples=(Example("Hm?", "Tide.", {"TIDE": 5, "COHERENCE": 3}, "It is the tide."),),
-)
+RUBRIC = tides(("What is new?", "And the sea?", "Where to?"), (2.0, 0.0, 1.0))
 
 
 class CountingJudge:
