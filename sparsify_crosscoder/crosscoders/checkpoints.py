@@ -53,6 +53,7 @@ def save(crosscoder: CrosscoderParameters, path: Path) -> None:
         path / CONFIG,
         {
             **crosscoder.cfg.to_dict(),
+            **crosscoder.fitted(),
             "arch": crosscoder.arch,
             "d_in": crosscoder.d_in,
             "d_sources": crosscoder.d_sources,

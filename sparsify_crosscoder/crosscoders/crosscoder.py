@@ -114,7 +114,7 @@ class Crosscoder(CrosscoderParameters):
 
         `chunks` are normalised `[n, d_in]` pieces of this rank's part of the batch.
         """
-        with torch.no_grad(), _without_autocast(self.device):
+        with torch.no_grad(), without_autocast(self.device):
             norms = self._score_norms()
 
             def score(x: Tensor) -> Scores:
@@ -130,9 +130,9 @@ class Crosscoder(CrosscoderParameters):
         With the ids of `dead` latents also the `k_aux` strongest of them in every pair.
         """
         # What is exact must stay so under autocast.
-        with _without_autocast(x.device):
+        with without_autocast(x.device):
             inputs = self.block_inputs(x)
-        with torch.no_grad(), _without_autocast(x.device):
+        with torch.no_grad(), without_autocast(x.device):
             rule = self.selector.rule(cuts)
             several = rule.by_row or dead is not None
             blocks = self._preactivations(inputs, exact=rule.by_row, kept=several)
@@ -345,7 +345,7 @@ class Crosscoder(CrosscoderParameters):
         B.1.5 as printed.
         """
         bias = torch.zeros_like(self.encoder.bias)
-        with torch.no_grad(), _without_autocast(residual.device):
+        with torch.no_grad(), without_autocast(residual.device):
             inputs = self.block_inputs(residual)
             blocks = self._preactivations(inputs, bias, exact=True)
             revived = strongest_per_row(self._k_aux, dead, self._scores(blocks, None))
@@ -448,7 +448,7 @@ def _ids(mask: Tensor | None) -> Tensor | None:
     return ids if ids is not None and len(ids) else None
 
 
-def _without_autocast(device: torch.device) -> Any:
+def without_autocast(device: torch.device) -> Any:
     """Full precision inside, whatever is outside."""
     if torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)

@@ -160,6 +160,10 @@ class CrosscoderParameters(KeepsFloat32, SparseCoder):
         """Learned inference thresholds, `[G]`; NaN while a group has learned none."""
         return self.selector.threshold
 
+    def fitted(self) -> dict[str, Any]:
+        """What was decided before training, for `cfg.json` and the run's summary."""
+        return {}
+
     # Parameters as matrices
 
     @property

@@ -14,14 +14,11 @@ from ..registry import Architecture
 from ..world import ALONE, World
 from .crosscoder import FirstPairs
 from .dfc import DedicatedFeatureCrosscoder, DFCConfig
+from .shared_basis import LEAST_R2, smallest_r2
+from .starts import standing_out, written_by
 
 # Directions with less than this share of a source's mean variance are not made any larger.
 SMALLEST_VARIANCE = 0.005
-# Of the search for directions to begin at: starts for each and in all, the share of the pairs that
-# each step looks at, and the cosine of two that are the same. Wide steps find the way from a single
-# pair, the last one says what stands out.
-STARTS_EACH, LEAST_STARTS, ALIKE = 4, 1_024, 0.7
-SHARES = (0.05, 0.05, 0.05, 0.01)
 
 
 @dataclass
@@ -35,6 +32,11 @@ class RDFCConfig(DFCConfig):
 
     selection: Literal["grouped", "joint"] = "joint"
     """As for a DFC."""
+
+    predict_by: Literal["auto", "map", "identity"] = "auto"
+    """What predicts a source from the others: a linear `map`, or the `identity`, so that exclusive
+    latents read the difference of the activations as they are. A map predicts what a model does
+    with what the other sees as well. `auto` takes the identity where sources share a basis."""
 
     map_pairs: int = 65_536
     """Pairs from which the linear maps between the sources are fitted before training."""
@@ -65,6 +67,8 @@ def ridge_regression(read: Tensor, written: Tensor, ridge: float) -> Tensor:
 class ResidualDedicatedFeatureCrosscoder(DedicatedFeatureCrosscoder):
     """DFC whose exclusive blocks read `x_s` minus its linear prediction from the other sources.
 
+    Where the sources share a basis, the prediction is the others' activation as it is (their mean).
+
     A concept that all sources have is mostly predicted away, so an exclusive latent has little to
     gain from it, where a plain DFC's copies what the shared block already explains. What is left is
     whitened: a difference may be small beside a few large directions, in which a latent would have
@@ -73,6 +77,8 @@ class ResidualDedicatedFeatureCrosscoder(DedicatedFeatureCrosscoder):
     `maps` [d_in, d_in] predict normalised activations, `x @ maps`; a source's part of it reads the
     other sources only. `whitening_{s}` [D, D] are symmetric. Until `fit_maps` they are 0 and
     identities, which makes this a DFC.
+
+    Raises ValueError if the configuration does not fit the widths.
     """
 
     arch = "rdfc"
@@ -94,6 +100,15 @@ class ResidualDedicatedFeatureCrosscoder(DedicatedFeatureCrosscoder):
         for s, width in enumerate(self.d_sources):
             identity = torch.eye(width, device=device, dtype=dtype)
             self.register_buffer(f"whitening_{s}", identity)
+        self.may_share_basis = len(set(self.d_sources)) == 1
+        if cfg.predict_by == "identity" and not self.may_share_basis:
+            raise ValueError(
+                f"Sources of widths {self.d_sources} share no basis, which --predict_by identity "
+                f"takes for granted; use --predict_by map."
+            )
+        self.predicts_by_identity = False
+        self.start_seed = int(torch.randint(2**31, ()))
+        self.register_load_state_dict_post_hook(lambda module, _: module._recognise_identity())
 
     def whitening(self, source: int) -> Tensor:
         """What whitens the unpredicted part of a source, `[D, D]`."""
@@ -123,25 +138,77 @@ class ResidualDedicatedFeatureCrosscoder(DedicatedFeatureCrosscoder):
             raise ValueError("The maps between sources need two pairs at least.")
         mean = world.sum(total) / count
         covariance = world.sum(products) / count - mean.outer(mean)
-        self.maps.zero_()
-        for s, columns in enumerate(self.columns):
+        self.maps.copy_(self._chosen_maps(covariance))
+        self._recognise_identity()
+        for s, left in enumerate(self._unpredicted_covariances(self.maps, covariance)):
+            least = SMALLEST_VARIANCE * covariance.diagonal()[self.columns[s]].mean()
+            self.whitening(s).copy_(inverse_root(left, least))
+
+    def _chosen_maps(self, covariance: Tensor) -> Tensor:
+        """The maps to predict by, `[d_in, d_in]`, from the covariance of all sources."""
+        if self.may_share_basis and self.cfg.predict_by != "map":
+            maps = self._identity_maps()
+            if self.cfg.predict_by == "identity":
+                return maps
+            left = self._unpredicted_covariances(maps, covariance)
+            units = self.factors.double().pow(2)
+            variances = [covariance.diagonal()[c] / units[s] for s, c in enumerate(self.columns)]
+            rests = [rest.diagonal() / units[s] for s, rest in enumerate(left)]
+            if smallest_r2(variances, rests) >= LEAST_R2:
+                return maps
+        maps = torch.zeros_like(covariance)
+        for columns in self.columns:
             others = torch.ones(self.d_in, dtype=torch.bool, device=self.device)
             others[columns] = False
-            across = covariance[others, columns]
-            solved = ridge_regression(covariance[others][:, others], across, self.cfg.map_ridge)
-            self.maps[others, columns] = solved.to(self.maps.dtype)
-            left = covariance[columns, columns] - across.T @ solved
-            least = SMALLEST_VARIANCE * covariance[columns, columns].diagonal().mean()
-            self.whitening(s).copy_(inverse_root((left + left.T) / 2, least))
+            read, written = covariance[others][:, others], covariance[others, columns]
+            maps[others, columns] = ridge_regression(read, written, self.cfg.map_ridge)
+        return maps
+
+    def _identity_maps(self) -> Tensor:
+        """Maps that predict a source by the mean of the others, `[d_in, d_in]`."""
+        maps = torch.zeros_like(self.maps)
+        for s, columns in enumerate(self.columns):
+            for t, others in enumerate(self.columns):
+                if t != s:
+                    maps[others, columns] = self._as_it_is(t, s) * torch.eye(
+                        self.d_sources[s], device=self.device, dtype=self.dtype
+                    )
+        return maps
+
+    def _as_it_is(self, read: int, predicted: int) -> Tensor:
+        """What normalised activations of one source are in the prediction of another."""
+        scale = self.factors[predicted] / self.factors[read] / (len(self.d_sources) - 1)
+        return scale.to(self.dtype)
+
+    def _unpredicted_covariances(self, maps: Tensor, covariance: Tensor) -> list[Tensor]:
+        """Covariance `[D, D]` of what maps leave of each source."""
+        found = []
+        for columns in self.columns:
+            weights = -maps[:, columns].double()
+            weights[columns].diagonal().add_(1)
+            left = weights.T @ covariance @ weights
+            found.append((left + left.T) / 2)
+        return found
+
+    @torch.no_grad()
+    def _recognise_identity(self) -> None:
+        self.predicts_by_identity = self.may_share_basis and torch.equal(
+            self.maps, self._identity_maps()
+        )
+
+    def fitted(self) -> dict[str, Any]:
+        if not self.maps.any():
+            return {}
+        return {"predicted_by": "identity" if self.predicts_by_identity else "map"}
 
     @torch.no_grad()
     def start_from(self, examples: Tensor) -> None:
         """Let the exclusive latents begin at directions in which some pairs stand out.
 
-        `examples` are normalised `[n, d_in]`. No random direction is near a rare and small
-        difference, and a latent that begins far from it never finds it. Pre-activations vary as
-        much as those of shared latents do.
+        `examples` are normalised `[n, d_in]`. Where too few stand out, the other latents keep their
+        random directions. Pre-activations vary as much as those of shared latents do.
         """
+        generator = torch.Generator().manual_seed(self.start_seed)
         norm = self.cfg.decoder_init_norm
         blocks = zip(self.partition.blocks, self.encoder.weights, self.decoders, strict=True)
         for block, encoder, decoder in blocks:
@@ -151,16 +218,25 @@ class ResidualDedicatedFeatureCrosscoder(DedicatedFeatureCrosscoder):
             left = self.unpredicted(examples, source)
             left = left - left.mean(0)
             seen = left @ self.whitening(source)
-            directions, strength = standing_out(seen, len(block))
-            encoder.copy_(directions * norm * len(self.d_sources) ** 0.5)
-            decoder.copy_(F.normalize(strength.T @ left, dim=1) * norm)
+            directions = standing_out(seen, len(block), generator)
+            encoder.mul_(len(self.d_sources) ** 0.5)
+            encoder[: len(directions)] = directions * norm * len(self.d_sources) ** 0.5
+            written = F.normalize(written_by(seen, directions, left), dim=1)
+            decoder[: len(directions)] = written * norm
 
     def unpredicted(self, x: Tensor, source: int) -> Tensor:
         """What the other sources do not predict of one source of normalised x, `[N, D]`."""
         columns = self.columns[source]
+        left = x[:, columns]
+        if self.predicts_by_identity:
+            # As a product with the maps it would be rounded where TF32 is on.
+            for t, others in enumerate(self.columns):
+                if t != source:
+                    left = left - self._as_it_is(t, source) * x[:, others]
+            return left
         before, after = slice(0, columns.start), slice(columns.stop, self.d_in)
         maps = self.maps[:, columns]
-        return x[:, columns] - x[:, before] @ maps[before] - x[:, after] @ maps[after]
+        return left - x[:, before] @ maps[before] - x[:, after] @ maps[after]
 
     def block_inputs(self, x: Tensor) -> list[Tensor]:
         inputs = super().block_inputs(x)
@@ -192,33 +268,6 @@ def inverse_root(covariance: Tensor, least: Tensor) -> Tensor:
     variances, directions = torch.linalg.eigh(covariance)
     scaled = directions * variances.clamp_min(least.clamp_min(1e-30)).rsqrt()
     return scaled @ directions.T
-
-
-def standing_out(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Directions in which a hundredth of white, centred x `[n, D]` lies far out.
-
-    Returns `count` unit vectors `[count, D]`, those with the farthest first, and how far out the
-    hundredth is along them, `[n, count]`, 0 for all other pairs. The search begins at single pairs,
-    several for each direction, and moves each to the mean of what is farthest along it, weighted as
-    by a latent in training.
-    """
-    found = F.normalize(x[: max(STARTS_EACH * count, LEAST_STARTS)], dim=1)
-
-    def far_out(directions: Tensor, share: float) -> Tensor:
-        along = x @ directions.T
-        number = min(max(int(share * len(x)), 1) + 1, len(x))
-        return along * (along > along.topk(number, dim=0).values[-1])
-
-    for share in SHARES:
-        found = F.normalize(far_out(found, share).T @ x, dim=1)
-    order = far_out(found, SHARES[-1]).sum(0).argsort(descending=True)
-    kept = [int(order[0])]
-    rest = []
-    for i in order[1:].tolist():
-        alike = (found[kept] @ found[i]).max() > ALIKE
-        (rest if alike or len(kept) == count else kept).append(i)
-    chosen = (kept + rest * count)[:count]
-    return found[chosen], far_out(found[chosen], SHARES[-1])
 
 
 RDFC = Architecture(

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..crosscoders.shared_basis import smallest_r2
 from ..harvest.hookpoints import first_tensor, normalize_hookpoint
 from ..store.normalization import within_norm
 from .affine_maps import AffineMap
@@ -18,12 +19,7 @@ from .stitching import Stitching, StitchingConfig
 
 Map = Literal["auto", "identity", "stitching"]
 
-LEAST_R2 = 0.5
-"""Share of each model's variance that the other's activations, as they are, explain at least where
-both share a basis. Two models that were trained apart come to about -1."""
-
 ENOUGH_PAIRS = 4096
-_TOP_DIMENSIONS = 5
 
 
 class IdentityFit:
@@ -67,12 +63,7 @@ class IdentityFit:
             (squares / self.pairs - m.pow(2)).clamp_min(0)
             for squares, m in zip(self._squares, mean, strict=True)
         )
-        count = len(first) - min(_TOP_DIMENSIONS, len(first) - 1)
-        kept = (first + second).topk(count, largest=False).indices
-        least = torch.minimum(first[kept].sum(), second[kept].sum())
-        if not least > 0:
-            return 1.0 if not difference[kept].any() else float("-inf")
-        return float(1 - difference[kept].sum() / least)
+        return smallest_r2([first, second], [difference, difference])
 
 
 @torch.inference_mode()

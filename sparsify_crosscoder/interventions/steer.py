@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
+from ..crosscoders.shared_basis import LEAST_R2
 from ..harvest.model_identity import checkpoint_digest, same_model, short_names
 from ..harvest.sources import load_fast_tokenizer
 from ..runs.models import Loading
-from .basis import LEAST_R2, identity_line, identity_r2
+from .basis import identity_line, identity_r2
 from .effects import DoseResponse, dose_response
 from .generation import PROMPTS, STRENGTHS, Answering, Sampling
 from .likeness import Changes, Likeness, common_words, likeness, word_changes

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from ..crosscoders import Crosscoder
+from ..crosscoders.shared_basis import LEAST_R2
 from ..evaluation.top import check_latents, largest_activations
 from ..hardware import pick_device
 from ..harvest.model_identity import short_names
@@ -18,7 +19,6 @@ from ..runs.models import End, ends_of
 from ..runs.run import Run
 from .basis import (
     ENOUGH_PAIRS,
-    LEAST_R2,
     IdentityFit,
     Map,
     identity_line,

@@ -436,6 +436,7 @@ class CrosscoderTrainer(sparsify.Trainer):
                 "num_latents": sae.num_latents,
                 "k": sae.cfg.k,
                 "partition": sae.partition.sizes,
+                **sae.fitted(),
                 "sources": sae.sources,
                 "relative_decoder_norm": {
                     "edges": torch.linspace(0, 1, HISTOGRAM_BINS + 1).tolist(),

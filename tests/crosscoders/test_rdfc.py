@@ -1,9 +1,12 @@
+import json
+
 import pytest
 import torch
 
 from sparsify_crosscoder import RDFCConfig, ResidualDedicatedFeatureCrosscoder
-from sparsify_crosscoder.crosscoders.rdfc import standing_out
+from sparsify_crosscoder.crosscoders.starts import ALIKE
 from tests.support.crosscoders import make
+from tests.support.rare_differences import with_rare_differences
 
 
 def correlated(pairs=4_000, widths=(5, 4, 3), seed=0):
@@ -74,45 +77,8 @@ def test_where_all_is_predicted_nothing_is_blown_up():
     assert seen.std() < 0.01
 
 
-def with_rare_differences(count, size, pairs=6_000, width=40, share=0.01):
-    """White pairs, and directions along each of which a share lies `size` deviations out."""
-    generator = torch.Generator().manual_seed(3)
-    x = torch.randn(pairs, width, generator=generator, dtype=torch.float64)
-    mixed = torch.randn(width, count, generator=generator, dtype=torch.float64)
-    directions = torch.linalg.qr(mixed).Q.T
-    for direction in directions:
-        rare = torch.rand(pairs, 1, generator=generator) < share
-        x += size * rare * direction
-    return x - x.mean(0), directions
-
-
-def test_the_search_finds_what_stands_out_on_a_hundredth_of_the_pairs():
-    x, directions = with_rare_differences(count=6, size=6.0)
-    found, strength = standing_out(x, 20)
-    torch.testing.assert_close(found.norm(dim=1), torch.ones(20).double())
-    cosines = directions @ found.T
-    assert cosines.max(1).values.median() > 0.95 and cosines.max(1).values.min() > 0.85
-    assert len(set(cosines.argmax(1).tolist())) == 6
-    assert strength.shape == (len(x), 20) and strength.min() == 0
-    along = x @ found.T
-    assert ((along > along.quantile(0.991, dim=0)) <= (strength > 0)).all()
-
-
-@pytest.mark.parametrize("share", [0.01, 0.02, 0.05])
-def test_the_search_finds_a_difference_that_more_pairs_have(share):
-    x, directions = with_rare_differences(count=1, size=5.0, width=200, share=share)
-    found, _ = standing_out(x, 20)
-    assert (directions @ found.T).max() > 0.75
-
-
-def test_the_search_gives_as_many_directions_as_asked_for():
-    x, _ = with_rare_differences(count=1, size=3.0, pairs=30, width=4)
-    found, _ = standing_out(x, 50)
-    assert found.shape == (50, 4) and found.isfinite().all()
-
-
 def test_latents_begin_where_pairs_stand_out_and_as_active_as_shared_ones():
-    rare, directions = with_rare_differences(count=2, size=8.0)
+    rare, directions = (part.double() for part in with_rare_differences(count=2, size=8.0))
     common = correlated(pairs=len(rare), widths=(40, 30, 50))
     x = torch.cat([rare / rare.std(), common[:, 40:] / common.std()], 1)
     crosscoder = residual_dfc(widths=(40, 30, 50))
@@ -133,6 +99,122 @@ def test_latents_begin_where_pairs_stand_out_and_as_active_as_shared_ones():
         )
     ]
     assert spread[:3] == pytest.approx([spread[3]] * 3, rel=0.35)
+
+
+def near_equal(change, pairs=4_000, width=30, seed=0):
+    """Normalised pairs of a source and the same plus `change` [pairs, width], `[N, 2 width]`."""
+    generator = torch.Generator().manual_seed(seed)
+    mixed = torch.randn(width, width, generator=generator, dtype=torch.float64)
+    x = torch.randn(pairs, width, generator=generator, dtype=torch.float64) @ mixed / width**0.5
+    return torch.cat([x, x + change], 1)
+
+
+def isolated(share, size, pairs=4_000, width=30):
+    """A direction on a share of the pairs, `[pairs, width]`, and that direction."""
+    direction = torch.nn.functional.normalize(torch.ones(width, dtype=torch.float64), dim=0)
+    rare = torch.arange(pairs) % round(1 / share) == 0
+    return size * rare[:, None] * direction, direction
+
+
+@pytest.mark.parametrize("share", [0.01, 0.001])
+def test_one_difference_of_models_that_are_equal_otherwise_gets_one_latent(share):
+    change, direction = isolated(share, size=1.0)
+    crosscoder, x = residual_dfc(widths=(30, 30)), near_equal(change)
+    crosscoder.fit_maps([x])
+    crosscoder.start_from(x)
+    written = torch.nn.functional.normalize(crosscoder.decoders[1], dim=1) @ direction
+    assert written.max() > 0.99
+    assert (written > ALIKE).sum() == 1
+    read = torch.nn.functional.normalize(crosscoder.encoder.weights[1], dim=1)
+    assert (read @ read.T - torch.eye(6).double()).max() <= ALIKE
+
+
+def started(seed, x):
+    torch.manual_seed(seed)
+    cfg = RDFCConfig(num_latents=100, k=4, exclusive_fractions=[0.2, 0.2])
+    crosscoder = ResidualDedicatedFeatureCrosscoder([30, 30], cfg, dtype=torch.float64)
+    crosscoder.fit_maps([x])
+    crosscoder.start_from(x)
+    return crosscoder.encoder.weights[0]
+
+
+def test_where_latents_begin_follows_from_the_seed_of_the_crosscoder():
+    generator = torch.Generator().manual_seed(1)
+    x = near_equal(0.1 * torch.randn(4_000, 30, generator=generator, dtype=torch.float64))
+    first, second, again = (started(seed, x) for seed in (0, 1, 0))
+    assert torch.equal(first, again)
+    cosines = torch.nn.functional.normalize(first, dim=1) @ torch.nn.functional.normalize(second).T
+    assert cosines.amax(1).median() < 0.95
+
+
+def fitted(first, second, **options):
+    """A residual DFC with maps between two sources [N, D] in units of their own."""
+    parts = [first - first.mean(0), second - second.mean(0)]
+    factors = [1 / part.std() for part in parts]
+    cfg = RDFCConfig(num_latents=30, k=4, **options)
+    widths = [part.shape[1] for part in parts]
+    crosscoder = ResidualDedicatedFeatureCrosscoder(widths, cfg, dtype=torch.float64)
+    crosscoder.set_normalization([x.mean(0) for x in (first, second)], torch.stack(factors))
+    crosscoder.fit_maps([crosscoder.normalize([first, second])])
+    return crosscoder
+
+
+def test_a_model_and_the_same_with_noise_are_read_as_their_difference():
+    first, second = near_equal(torch.zeros(4_000, 30).double()).chunk(2, 1)
+    generator = torch.Generator().manual_seed(2)
+    noise = 0.1 * torch.randn(4_000, 30, generator=generator, dtype=torch.float64)
+    crosscoder = fitted(first, 2 + second + noise)
+    assert crosscoder.fitted() == {"predicted_by": "identity"}
+    left = crosscoder.unpredicted(crosscoder.normalize([first, 2 + second + noise]), 1)
+    expected = (noise - noise.mean(0)) * crosscoder.factors[1]
+    torch.testing.assert_close(left, expected, rtol=1e-3, atol=1e-4)
+    by_maps = crosscoder.encoder_weight(0)[crosscoder.partition.exclusive(1).start]
+    assert by_maps.any()
+
+
+def test_the_same_in_another_basis_is_read_through_a_map():
+    first, second = near_equal(torch.zeros(4_000, 30).double()).chunk(2, 1)
+    rotation = torch.linalg.qr(torch.randn(30, 30, dtype=torch.float64)).Q
+    crosscoder = fitted(first, second @ rotation)
+    assert crosscoder.fitted() == {"predicted_by": "map"}
+    left = crosscoder.unpredicted(crosscoder.normalize([first, second @ rotation]), 1)
+    assert left.std() < 0.05
+    assert fitted(first, second, predict_by="map").fitted() == {"predicted_by": "map"}
+
+
+def test_models_of_other_widths_share_no_basis():
+    first, second = near_equal(torch.zeros(4_000, 30).double()).chunk(2, 1)
+    assert fitted(first, second[:, :20]).fitted() == {"predicted_by": "map"}
+    cfg = RDFCConfig(num_latents=30, k=4, predict_by="identity")
+    with pytest.raises(ValueError, match="share no basis"):
+        ResidualDedicatedFeatureCrosscoder([30, 20], cfg)
+
+
+def test_the_difference_is_that_to_the_mean_of_the_others_where_there_are_several():
+    first, second = near_equal(torch.zeros(4_000, 4).double(), width=4).chunk(2, 1)
+    crosscoder = residual_dfc(widths=(4, 4, 4))
+    x = torch.cat([first, second + 0.1, first * 1.1], 1)
+    crosscoder.fit_maps([x])
+    assert crosscoder.fitted() == {"predicted_by": "identity"}
+    expected = x[:, :4] - (x[:, 4:8] + x[:, 8:]) / 2
+    torch.testing.assert_close(crosscoder.unpredicted(x, 0), expected)
+    torch.testing.assert_close(x[:, :4] - x @ crosscoder.maps[:, :4], expected)
+
+
+def test_what_was_decided_is_in_the_checkpoint_and_known_after_a_resume(tmp_path):
+    first, second = near_equal(torch.zeros(4_000, 30).double()).chunk(2, 1)
+    crosscoder = fitted(first, 1.1 * second)
+    x = crosscoder.normalize([first, second])
+    crosscoder.save_to_disk(tmp_path)
+    loaded = ResidualDedicatedFeatureCrosscoder.load_from_disk(tmp_path)
+    written = json.loads((tmp_path / "cfg.json").read_text(encoding="utf-8"))
+    assert (written["predicted_by"], written["predict_by"]) == ("identity", "auto")
+    resumed = ResidualDedicatedFeatureCrosscoder([30, 30], crosscoder.cfg, dtype=torch.float64)
+    resumed.load_state_dict(crosscoder.state_dict())
+    for other in (loaded, resumed):
+        assert isinstance(other, ResidualDedicatedFeatureCrosscoder)
+        assert other.fitted() == {"predicted_by": "identity"}
+        assert torch.equal(other.unpredicted(x, 1), crosscoder.unpredicted(x, 1))
 
 
 def test_without_maps_it_is_a_dfc():

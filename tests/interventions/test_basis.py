@@ -7,7 +7,8 @@ import torch
 
 from sparsify_crosscoder import Crosscoder, fit_stitching
 from sparsify_crosscoder.__main__ import main
-from sparsify_crosscoder.interventions.basis import LEAST_R2, IdentityFit, identity_stitching
+from sparsify_crosscoder.crosscoders.shared_basis import LEAST_R2
+from sparsify_crosscoder.interventions.basis import IdentityFit, identity_stitching
 from sparsify_crosscoder.interventions.stitching import StitchingConfig
 from sparsify_crosscoder.interventions.vectors import SteeringVector
 from sparsify_crosscoder.store.tensor_stream import TensorStream
