@@ -19,6 +19,7 @@ from sparsify_crosscoder.harvest.model_name import ModelName
 from sparsify_crosscoder.runs.config import RunConfig
 from sparsify_crosscoder.runs.models import run_revisions
 from sparsify_crosscoder.runs.texts import load_run_texts
+from sparsify_crosscoder.text.lent_templates import lend_template
 from sparsify_crosscoder.text.windows import prepare_windows
 
 from ..clients.machine_speed import bytes_per_second, operations_per_second
@@ -87,11 +88,14 @@ class Quantities:
         """Pairs of the texts, told from a sample of them."""
         config, texts = self.config, load_run_texts(self.config)
         probe = texts.select(range(min(PROBED_TEXTS, len(texts))))
+        tokenizers = [load_tokenizer(name) for name in self._names]
+        lend_template(tokenizers, config.chat_template_from)
         windows = prepare_windows(
             probe,
-            [load_tokenizer(name) for name in self._names],
+            tokenizers,
             ctx_len=config.ctx_len,
             chat_format=config.chat_format,
+            template_tokens=config.template_tokens,
             exclude_tokens=config.exclude_tokens,
         )
         return round(sum(windows["num_pairs"]) * len(texts) / len(probe))

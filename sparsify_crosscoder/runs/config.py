@@ -46,6 +46,15 @@ class RunConfig(CrosscoderTrainConfig, SparsifyRunConfig):
     """Whether conversations are rendered by each model's chat template, of which only the messages
     are aligned, or as plain text."""
 
+    template_tokens: bool = False
+    """Pair what a chat template writes as well (roles, markers, the newlines beside them), token by
+    token: only for models with one tokenizer and one template. They lead the lists of what differs
+    then; every pair knows its role."""
+
+    chat_template_from: Literal["own", "A", "B"] = "own"
+    """Whose chat template the models read: each its own, or MODEL's (A) or the first partner's (B)
+    lent to those that have none and the same vocabulary, as a base model beside its chat model."""
+
     cache: str | None = None
     """Folder of an activation store to train from. It is harvested first if it does not exist."""
 

@@ -20,6 +20,7 @@ from ..harvest.source import Source
 from ..registry import get_architecture
 from ..store.live_stream import LiveStream
 from ..store.manifest import is_store
+from ..store.pair_notes import WindowNotes
 from ..store.store import ActivationStore
 from ..store.store_stream import StoreStream
 from ..store.stream import ActivationStream
@@ -210,6 +211,8 @@ class FirstPairs(NamedTuple):
 
     windows: Dataset
     tokenizers: list[Any]
+    notes: WindowNotes
+    """Who said and wrote what the pairs stand for, by window and position."""
 
 
 def first_pairs(config: RunConfig, count: int, device: torch.device) -> FirstPairs:
@@ -224,7 +227,7 @@ def first_pairs(config: RunConfig, count: int, device: torch.device) -> FirstPai
                 rows = torch.arange(start, min(start + CHUNK_PAIRS, stop))
                 yield store.rows(rows), *store.provenance(rows)
 
-        return FirstPairs(from_store(), store.windows, tokenizers)
+        return FirstPairs(from_store(), store.windows, tokenizers, store.window_notes)
 
     sources = load_run_sources(config, device)
     windows, _ = load_windows(config, sources)
@@ -238,7 +241,8 @@ def first_pairs(config: RunConfig, count: int, device: torch.device) -> FirstPai
             )
             yield [x.to(device) for x in raw], origin[:, 0], origin[:, 1]
 
-    return FirstPairs(from_models(), windows, [source.tokenizer for source in sources])
+    tokenizers = [source.tokenizer for source in sources]
+    return FirstPairs(from_models(), windows, tokenizers, WindowNotes(windows))
 
 
 def _first_rank_first(prepare: Callable[[], T]) -> T:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from ..harvest.source import Source
 from ..store.manifest import is_store, read_manifest
 from ..store.order import split_windows
 from ..text.alignment_report import alignment_report
+from ..text.lent_templates import lend_template
 from ..text.loss_reasons import warn_of_loss
 from ..text.templates import TEMPLATE_DATE
 from ..text.text_loss import measure_loss
@@ -41,6 +43,8 @@ TEXT_OPTIONS = (
     "shuffle_seed",
     "ctx_len",
     "chat_format",
+    "template_tokens",
+    "chat_template_from",
     "exclude_tokens",
     "pairs",
 )
@@ -63,7 +67,8 @@ def text_options(config: RunConfig) -> RunConfig:
         )
     of_harvest = copy.copy(config)
     for name in TEXT_OPTIONS:
-        setattr(of_harvest, name, origins[0][name])
+        # Earlier versions did not have all of these options.
+        setattr(of_harvest, name, origins[0].get(name, getattr(RunConfig, name, None)))
     return of_harvest
 
 
@@ -89,13 +94,21 @@ def align_texts(
     config = text_options(config)
     return prepare_windows(
         texts,
-        [source.tokenizer for source in sources],
+        text_tokenizers(config, sources),
         ctx_len=config.ctx_len,
         chat_format=config.chat_format,
+        template_tokens=config.template_tokens,
         exclude_tokens=config.exclude_tokens,
         num_proc=config.data_preprocessing_num_proc,
         warn=False,
     )
+
+
+def text_tokenizers(config: RunConfig, sources: Sequence[Source]) -> list[Any]:
+    """The tokenizers of a run's models, with the chat templates that its texts are read with."""
+    tokenizers = [source.tokenizer for source in sources]
+    lend_template(tokenizers, config.chat_template_from)
+    return tokenizers
 
 
 def load_windows(
@@ -118,7 +131,7 @@ def load_windows(
         texts = texts.select(range(num_texts))
     check_windows(sources, windows)
     check_texts(config, windows)
-    tokenizers = source_tokenizers([source.tokenizer for source in sources])
+    tokenizers = source_tokenizers(text_tokenizers(config, sources))
     loss = measure_loss(texts, windows, tokenizers, config.chat_format)
     if current_world().rank == 0:
         warn_of_loss(loss, texts, tokenizers, config.chat_format, config.exclude_tokens)

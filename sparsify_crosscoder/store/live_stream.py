@@ -11,10 +11,11 @@ from torch import Tensor
 from ..harvest.harvest import run_harvest
 from ..harvest.source import Source
 from .order import PAIRS, WINDOWS, Rows, block_bounds, random_numbers, windows_used
+from .pair_notes import PairNotes, WindowNotes
 from .stream import ActivationStream
 
 
-class _Block(NamedTuple):
+class _Plan(NamedTuple):
     """Windows whose pairs are shuffled together, and this process's part of them."""
 
     start: int
@@ -22,9 +23,18 @@ class _Block(NamedTuple):
 
     stop: int
 
-    local_row: Tensor
-    """[pairs of the block, in shuffled order]: row in `activations`, or -1 if another rank's."""
+    windows: np.ndarray
+    """Windows that this rank reads."""
 
+    local_row: Tensor
+    """[pairs of the block, in shuffled order]: which of the pairs of `windows`, or -1 if another
+    rank's."""
+
+
+class _Block(NamedTuple):
+    """A plan, carried out."""
+
+    plan: _Plan
     activations: list[Tensor]
 
 
@@ -61,7 +71,9 @@ class LiveStream(ActivationStream):
         self.rank = rank
         self.world_size = world_size
         self._rows, self._num_pairs = windows_used(windows, window_rows)
+        self._counts = np.asarray(windows["num_pairs"], dtype=np.int64)
         self._block: _Block | None = None
+        self._notes = WindowNotes(windows)
 
     @property
     def num_pairs(self) -> int:
@@ -76,18 +88,27 @@ class LiveStream(ActivationStream):
         parts: list[list[Tensor]] = []
         while start < stop or not parts:
             block = self._block_at(start)
-            end = min(stop, block.stop)
-            rows = block.local_row[start - block.start : end - block.start]
-            rows = rows[rows >= 0]
+            rows, end = _local_rows(block.plan, start, stop)
             parts.append([x[rows.to(x.device)] for x in block.activations])
             start = end
             del block  # or it stays in memory while the next is harvested
         return [torch.cat(list(of_source)) for of_source in zip(*parts, strict=True)]
 
-    def _block_at(self, position: int) -> _Block:
-        if self._block is not None and self._block.start <= position < self._block.stop:
-            return self._block
-        self._block = None  # two blocks need not fit into memory
+    def notes(self, start: int, stop: int) -> PairNotes:
+        """Where the rows come from that `_read` gives of [start, stop), in the same order."""
+        windows = [torch.empty(0, dtype=torch.int64)]
+        positions = [torch.empty(0, dtype=torch.int64)]
+        while start < stop:
+            plan = self._plan_at(start)
+            rows, start = _local_rows(plan, start, stop)
+            counts = self._counts[plan.windows]
+            first = np.cumsum(counts) - counts
+            of_pair = np.repeat(np.arange(len(counts)), counts)
+            windows.append(torch.from_numpy(plan.windows[of_pair])[rows])
+            positions.append(torch.from_numpy(np.arange(len(of_pair)) - first[of_pair])[rows])
+        return self._notes.at(torch.cat(windows), torch.cat(positions))
+
+    def _plan_at(self, position: int) -> _Plan:
         epoch, offset = divmod(position, self.num_pairs)
         order = random_numbers(WINDOWS, self.seed, epoch).permutation(len(self._rows))
         ends = np.cumsum(self._num_pairs[order])
@@ -97,17 +118,31 @@ class LiveStream(ActivationStream):
         start = epoch * self.num_pairs + int(ends[first - 1] if first else 0)
         stop = epoch * self.num_pairs + int(ends[last - 1])
 
-        mine = order[first:last][self.rank :: self.world_size]
-        harvest = run_harvest(
-            self.sources, self.windows, self._rows[mine], batch_size=self.batch_size
-        )
-        self._report += harvest.report
         counts = self._num_pairs[order[first:last]]
         owner = np.repeat(np.arange(len(counts)) % self.world_size, counts)
-        local_row = np.full(stop - start, -1, dtype=np.int64)
-        local_row[owner == self.rank] = np.arange(harvest.report.pairs)
+        mine = owner == self.rank
+        local_row = np.where(mine, np.cumsum(mine) - 1, -1)
         shuffled = local_row[
             random_numbers(PAIRS, self.seed, epoch, number).permutation(len(local_row))
         ]
-        self._block = _Block(start, stop, torch.from_numpy(shuffled), harvest.activations)
+        windows = self._rows[order[first:last][self.rank :: self.world_size]]
+        return _Plan(start, stop, windows, torch.from_numpy(shuffled))
+
+    def _block_at(self, position: int) -> _Block:
+        block = self._block
+        if block is not None and block.plan.start <= position < block.plan.stop:
+            return block
+        del block
+        self._block = None  # two blocks need not fit into memory
+        plan = self._plan_at(position)
+        harvest = run_harvest(self.sources, self.windows, plan.windows, batch_size=self.batch_size)
+        self._report += harvest.report
+        self._block = _Block(plan, harvest.activations)
         return self._block
+
+
+def _local_rows(plan: _Plan, start: int, stop: int) -> tuple[Tensor, int]:
+    """This rank's pairs of a block among [start, stop), and where in that the block ends."""
+    end = min(stop, plan.stop)
+    rows = plan.local_row[start - plan.start : end - plan.start]
+    return rows[rows >= 0], end

@@ -16,7 +16,7 @@ from ..harvest.source import Source
 from ..harvest.weight_digests import sampled_digest, weights_digest
 from ..hashing import hash_text
 from ..records import check, read_json, reading
-from .part_windows import hash_windows
+from .part_windows import hash_notes, hash_windows
 from .shard_notes import ShardNote
 
 FORMAT = "sparsify-crosscoder activations"
@@ -76,6 +76,7 @@ def new_part(
             "count": len(windows),
             "pairs": int(np.asarray(windows["num_pairs"], dtype=np.int64).sum()),
             "sha256": hash_windows(windows),
+            "notes": hash_notes(windows),
         },
         "settings": settings,
         "origin": origin,

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from datasets import ClassLabel, Dataset, concatenate_datasets, load_from_disk
 
 from ..files import no_address
+from ..text.roles import NO_WRITER, ROLES, WRITERS, Role
 from .shards import damaged
 
 
@@ -29,10 +31,18 @@ def load_part_windows(path: Path, part: int) -> Dataset:
     return windows
 
 
-def join_windows(parts: Sequence[Dataset]) -> Dataset:
-    """The windows of several parts, one after the other, datasets numbered over all of them."""
+def join_windows(parts: Sequence[Dataset], noted: Sequence[bool]) -> Dataset:
+    """The windows of several parts, one after the other, datasets numbered over all of them.
+
+    `noted` says of which parts it is known that they would have roles where there are any.
+    """
     if len(parts) == 1:
         return parts[0]
+    if any(ROLES in windows.column_names for windows in parts):
+        parts = [
+            with_notes(part, Role.PLAIN if known else Role.UNKNOWN)
+            for part, known in zip(parts, noted, strict=True)
+        ]
     labels: list[str] = []
     for windows in parts:
         for name in getattr(windows.features.get("dataset"), "names", ()):
@@ -50,6 +60,20 @@ def join_windows(parts: Sequence[Dataset]) -> Dataset:
     return concatenate_datasets(relabelled)
 
 
+def with_notes(windows: Dataset, role: Role) -> Dataset:
+    """The windows with a role and a writer of every pair, `role` and none where they have none."""
+    if ROLES in windows.column_names:
+        return windows
+    table: Any = windows.select_columns("ends").with_format("arrow")[:]
+    ends = table["ends"].combine_chunks()
+    for name, value in ((ROLES, role), (WRITERS, NO_WRITER)):
+        values = pa.array(np.full(len(ends.flatten()), value, dtype=np.int8))
+        bounds = np.append(0, np.cumsum(ends.value_lengths()))
+        column: Any = pa.ListArray.from_arrays(pa.array(bounds, type=pa.int32()), values)
+        windows = windows.add_column(name, column)
+    return windows
+
+
 def shift_texts(windows: Dataset, by: int) -> Dataset:
     """The windows with `by` added to the number of their texts."""
     if not by:
@@ -62,9 +86,21 @@ def shift_texts(windows: Dataset, by: int) -> Dataset:
 
 
 def hash_windows(windows: Dataset) -> str:
-    """Checksum of a windows dataset's contents, whatever its chunks, cache file or indices are."""
+    """Checksum of a windows dataset's contents, whatever its chunks, cache file or indices are.
+
+    What `hash_notes` covers is left out: windows of earlier versions do not have it.
+    """
+    return _hash(windows, [name for name in windows.column_names if name not in (ROLES, WRITERS)])
+
+
+def hash_notes(windows: Dataset) -> str:
+    """Checksum of the roles and writers of windows, if they have any."""
+    return _hash(windows, [name for name in (ROLES, WRITERS) if name in windows.column_names])
+
+
+def _hash(windows: Dataset, columns: Sequence[str]) -> str:
     digest = hashlib.sha256()
-    for name, values in _columns(windows):
+    for name, values in _columns(windows.select_columns(columns)) if columns else ():
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(values).tobytes())
     return digest.hexdigest()

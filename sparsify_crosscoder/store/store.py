@@ -17,7 +17,8 @@ manifest.json:
                 versions took it), digest of its checkpoint's files, sha256 of the tokenizer
     parts       one for each harvest, all further ones appended or merged:
       complete      whether every shard is there
-      windows       count, pairs, sha256 of the contents
+      windows       count, pairs, sha256 of the contents, and of who said and wrote them ("notes",
+                    which parts of earlier versions do not have)
       settings      batch_size, shard_pairs, dtype of the activations
       origin        options that say which texts these are, or null
       first_text    what was added to the numbers of its texts, so that all parts' differ
@@ -29,8 +30,8 @@ While a part is unfinished, each shard that is whole has its entry in a file of 
 and nothing depends on when, how fast, by how many processes or in how many attempts they were
 written.
 
-Of every pair the windows have the text, the characters of it that the pair stands for, and each
-model's tokens.
+Of every pair the windows have the text, the characters of it that the pair stands for, each
+model's tokens, and in conversations who said it and which model wrote it (`ActivationStore.notes`).
 """
 
 from __future__ import annotations
@@ -51,11 +52,20 @@ from tqdm.auto import tqdm
 from ..harvest.report import HarvestReport
 from ..harvest.source import Source
 from ..hashing import hash_file
+from ..text.roles import Role
 from .dtypes import get_dtype
 from .manifest import MANIFEST, read_manifest
 from .merging import drop_unfinished, merge_stores
 from .order import split_windows
-from .part_windows import hash_windows, join_windows, load_part_windows, shift_texts, windows_name
+from .pair_notes import PairNotes, WindowNotes
+from .part_windows import (
+    hash_notes,
+    hash_windows,
+    join_windows,
+    load_part_windows,
+    shift_texts,
+    windows_name,
+)
 from .shard_notes import is_whole, shard_name
 from .shards import Shard, damaged, num_checked_blocks
 from .stored_rows import StoredRows, join_rows
@@ -99,10 +109,13 @@ class ActivationStore:
         self.manifest = manifest
         self.report = report
         """What `create` read just now, in this process; empty if everything was there already."""
+        noted = ["notes" in part["windows"] for part in manifest["parts"]]
         self.windows: Dataset = join_windows(
-            [load_part_windows(self.path, part) for part in range(len(manifest["parts"]))]
+            [load_part_windows(self.path, part) for part in range(len(noted))], noted
         )
         """The windows of all parts, one after the other."""
+        self.window_notes = WindowNotes(self.windows, Role.PLAIN if all(noted) else Role.UNKNOWN)
+        """Who said and wrote what the pairs stand for, by window and position."""
         self._shards: list[dict[str, Any]] = [s for p in manifest["parts"] for s in p["shards"]]
         self._ends = torch.tensor([shard["rows"] for shard in self._shards]).cumsum(0)
         self._window_ends = np.cumsum(np.asarray(self.windows["num_pairs"], dtype=np.int64))
@@ -291,6 +304,13 @@ class ActivationStore:
         pair = numbers - (self._window_ends - counts)[window]
         return torch.from_numpy(window), torch.from_numpy(pair)
 
+    def notes(self, index: Tensor) -> PairNotes:
+        """Where the pairs numbered `index` [n] come from, who said them and which model wrote them.
+
+        Pairs of an earlier version's harvest have the role `Role.UNKNOWN`.
+        """
+        return self.window_notes.at(*self.provenance(index))
+
     def pair(self, number: int) -> StoredPair:
         """Which text a pair is from, where in it, and which tokens; IndexError if there is none."""
         if not 0 <= number < len(self):
@@ -318,7 +338,9 @@ class ActivationStore:
         """Read everything and compare checksums; raises ValueError naming the first damaged."""
         for number, part in enumerate(self.manifest["parts"]):
             windows = shift_texts(load_part_windows(self.path, number), -part["first_text"])
-            if hash_windows(windows) != part["windows"]["sha256"]:
+            notes = part["windows"].get("notes")
+            whole = hash_windows(windows) == part["windows"]["sha256"]
+            if not whole or notes not in (None, hash_notes(windows)):
                 raise damaged(
                     self.path / windows_name(number), "its contents do not match their checksum"
                 )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..harvest.report import HarvestReport
 from .order import WHOLE_PAIRS, PairNumbers, Rows, ShuffledEpochs, Stretch
+from .pair_notes import PairNotes
 from .store import ActivationStore
 from .stored_rows import StoredRows, join_rows
 from .stream import ActivationStream
@@ -85,6 +86,17 @@ class StoreStream(ActivationStream):
         if len(parts) == 2:
             return parts[1]
         return [torch.cat(of_source) for of_source in zip(*parts, strict=True)]
+
+    def notes(self, start: int, stop: int) -> PairNotes:
+        """Where the rows come from that `_read` gives of [start, stop), in the same order."""
+        mine = np.arange(start, stop)[self.rank :: self.world_size]
+        numbers = [torch.empty(0, dtype=torch.int64)]
+        while start < stop:
+            stretch = self._epochs.stretch_at(start)
+            here = mine[(mine >= start) & (mine < stretch.stop)] - stretch.start
+            numbers.append(self._numbers.at(stretch.pairs[stretch.order[here]]))
+            start = min(stop, stretch.stop)
+        return self.store.notes(torch.cat(numbers))
 
     def _loaded_at(self, position: int) -> _Loaded:
         if self._loaded is not None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..harvest.report import HarvestReport
+from .pair_notes import PairNotes, join_notes
 
 
 class ActivationStream(ABC):
@@ -34,6 +35,13 @@ class ActivationStream(ABC):
     @abstractmethod
     def _read(self, start: int, stop: int) -> list[Tensor]:
         """This rank's rows among [start, stop) of the global sequence, in its order."""
+
+    def notes(self, start: int, stop: int) -> PairNotes:
+        """Where the rows come from that `_read` gives of [start, stop), in the same order.
+
+        Raises ValueError for a stream of pairs without texts.
+        """
+        raise ValueError(f"Where the pairs of a {type(self).__name__} come from is not known.")
 
     def batches(
         self, first_step: int, last_step: int, pairs_per_step: int
@@ -59,22 +67,47 @@ def every_pair(
     In at least so many batches of at most `largest` pairs over all processes, all of one size but
     for the last, which has what is left. Every process gets the same number of batches.
     """
+    for steps in _steps(stream, largest, num_pairs, least_batches):
+        yield _joined(stream, steps)
+
+
+def every_noted_pair(
+    stream: ActivationStream, largest: int, num_pairs: int | None = None, least_batches: int = 1
+) -> Iterator[tuple[list[Tensor], PairNotes]]:
+    """The batches of `every_pair`, each with where its pairs come from."""
+    for steps in _steps(stream, largest, num_pairs, least_batches):
+        spans = [(step * size, (step + 1) * size) for step, size in steps]
+        yield _joined(stream, steps), join_notes(stream.notes(*span) for span in spans)
+
+
+def _steps(
+    stream: ActivationStream, largest: int, num_pairs: int | None, least_batches: int
+) -> Iterator[list[tuple[int, int]]]:
+    """The steps that make up each batch of `every_pair`, with the pairs of such a step."""
     total = stream.num_pairs if num_pairs is None else min(num_pairs, stream.num_pairs)
     if total < 1:
         return
     size = -(-total // max(-(-total // largest), least_batches))
     whole = total // size
-    yield from stream.batches(0, whole, size)
+    for step in range(whole):
+        yield [(step, size)]
     pieces, start = [], whole * size
     while start < total:
         # A step begins at a multiple of its size: the largest power of two that fits.
         piece = start & -start
         while start + piece > total:
             piece //= 2
-        pieces += stream.batches(start // piece, start // piece + 1, piece)
+        pieces.append((start // piece, piece))
         start += piece
     if pieces:
-        yield [torch.cat(parts) for parts in zip(*pieces, strict=True)]
+        yield pieces
+
+
+def _joined(stream: ActivationStream, steps: list[tuple[int, int]]) -> list[Tensor]:
+    pieces = [batch for step, size in steps for batch in stream.batches(step, step + 1, size)]
+    if len(pieces) == 1:
+        return pieces[0]
+    return [torch.cat(parts) for parts in zip(*pieces, strict=True)]
 
 
 class SelectedSources(ActivationStream):
@@ -102,6 +135,9 @@ class SelectedSources(ActivationStream):
 
     def report(self) -> HarvestReport:
         return self.stream.report()
+
+    def notes(self, start: int, stop: int) -> PairNotes:
+        return self.stream.notes(start, stop)
 
     def _read(self, start: int, stop: int) -> list[Tensor]:
         read = self.stream._read(start, stop)

@@ -13,6 +13,11 @@ from .text_batch import TextBatch
 from .token_ends import DEFAULT_RULE, NonContent, Reason, TokenEnds
 from .tokenization import SourceTokenizer
 
+_EQUAL = (Reason.PAIRED, Reason.INSIDE_CHARACTER)
+"""What is in a pair where the tokenizers are equal."""
+_WRITTEN = (*_EQUAL, Reason.SPECIAL, Reason.WHITE_SPACE)
+"""What else a chat template writes, where its tokens are paired too."""
+
 
 class Rendered(NamedTuple):
     """What a source's model is given of a text."""
@@ -52,6 +57,9 @@ class BatchPairs(NamedTuple):
     refused: dict[int, str]
     """Texts of which nothing could be paired, and why."""
 
+    template: np.ndarray
+    """Which pairs are a chat template's tokens, bool [P]."""
+
 
 def pair_tokens(
     texts: Sequence[str],
@@ -59,42 +67,57 @@ def pair_tokens(
     sources: Sequence[SourceTokenizer],
     rendered: Sequence[Sequence[Rendered]] | None = None,
     rules: Sequence[NonContent] | None = None,
+    template_tokens: bool = False,
 ) -> BatchPairs:
     """Pair the tokens of many texts in one pass over each source's tokens.
 
     `texts` are plain texts, `ids[s]` what `sources[s].encode` made of them, or of `rendered[s]`
-    where it is given.
+    where it is given. With `template_tokens`, which takes sources that are all equal, what the chat
+    template writes is paired too; such a pair ends where what was said before it does.
     """
     plain = TextBatch(texts)
     rules = rules or [DEFAULT_RULE] * len(sources)
     keys = [(sources.index(source), rule) for source, rule in zip(sources, rules, strict=True)]
     read = {
         (number, rule): _read(
-            plain, rendered[number] if rendered else None, ids[number], sources[number], rule
+            plain,
+            rendered[number] if rendered else None,
+            ids[number],
+            sources[number],
+            rule,
+            _WRITTEN if template_tokens else _EQUAL,
         )
         for number, rule in dict.fromkeys(keys)
     }
     tokens = [read[key] for key in keys]
-    indices = _common(tokens, equal=len({number for number, _ in keys}) == 1)
+    equal = len({number for number, _ in keys}) == 1
+    assert equal or not template_tokens
+    paired = (*_EQUAL, *([Reason.TEMPLATE] if template_tokens else []))
+    indices = _common(tokens, paired if equal else None)
     bounds = np.searchsorted(indices[0], tokens[0].bounds)
     counts = np.diff(bounds)
     ends = plain.characters(tokens[0].ends[indices[0]])
+    ends = np.maximum(ends - np.repeat(plain.character_bounds[:-1], counts), 0)
     return BatchPairs(
         tokens=[_settled(part, index) for part, index in zip(tokens, indices, strict=True)],
         indices=[
             index - np.repeat(part.bounds[:-1], counts)
             for part, index in zip(tokens, indices, strict=True)
         ],
-        ends=ends - np.repeat(plain.character_bounds[:-1], counts),
+        ends=ends,
         bounds=bounds,
         refused={number: why for part in tokens for number, why in part.refused.items()},
+        template=tokens[0].reasons[indices[0]] == Reason.TEMPLATE,
     )
 
 
-def _common(tokens: Sequence[TokenEnds], equal: bool) -> list[np.ndarray]:
-    """For each source the tokens that end where a token of every source ends."""
-    if equal:
-        both = [np.isin(part.reasons, (Reason.PAIRED, Reason.INSIDE_CHARACTER)) for part in tokens]
+def _common(tokens: Sequence[TokenEnds], equal: Sequence[Reason] | None) -> list[np.ndarray]:
+    """For each source the tokens that end where a token of every source ends.
+
+    Of sources that are all `equal`, the tokens with these reasons.
+    """
+    if equal is not None:
+        both = [np.isin(part.reasons, equal) for part in tokens]
         return [np.flatnonzero(np.logical_and.reduce(both))] * len(tokens)
     candidates = [np.flatnonzero(part.reasons == Reason.PAIRED) for part in tokens]
     ends = [part.ends[index] for part, index in zip(tokens, candidates, strict=True)]
@@ -120,14 +143,18 @@ def _read(
     ids: Sequence[Sequence[int]],
     source: SourceTokenizer,
     rule: NonContent,
+    written: Sequence[Reason],
 ) -> TokenEnds:
-    """The source's tokens, with ends as positions in the plain texts."""
+    """The source's tokens, with ends as positions in the plain texts.
+
+    Those that a chat template has written are `Reason.TEMPLATE` where they were one of `written`.
+    """
     chats = are_chats(parts, len(ids))
     if parts is None or not chats.any():
         tokens = source.read(plain, ids, rule)
     else:
         batch = TextBatch([part.string for part in parts])
-        tokens = _in_plain_text(source.read(batch, ids, rule), batch, plain, parts)
+        tokens = _in_plain_text(source.read(batch, ids, rule), batch, plain, parts, written)
     if rule.first:
         begins = (np.diff(tokens.bounds) > 0) & (chats | (not source.prefix))
         first = tokens.bounds[:-1][begins]
@@ -143,9 +170,16 @@ def are_chats(parts: Sequence[Rendered] | None, count: int) -> np.ndarray:
 
 
 def _in_plain_text(
-    tokens: TokenEnds, batch: TextBatch, plain: TextBatch, parts: Sequence[Rendered]
+    tokens: TokenEnds,
+    batch: TextBatch,
+    plain: TextBatch,
+    parts: Sequence[Rendered],
+    written: Sequence[Reason],
 ) -> TokenEnds:
-    """Ends in rendered texts as ends in the plain ones; what lies outside the spans is template."""
+    """Ends in rendered texts as ends in the plain ones; what lies outside the spans is template.
+
+    That ends where what was said before it does.
+    """
     starts, stops, positions = [], [], []
     for number, part in enumerate(parts):
         spans = [(0, len(part.string), 0)] if part.spans is None else part.spans
@@ -155,11 +189,15 @@ def _in_plain_text(
         positions.append(plain.positions(number, position))
     start, stop, position = map(np.concatenate, (starts, stops, positions))
     span = np.searchsorted(start, tokens.ends) - 1
-    inside = (span >= 0) & (tokens.ends <= np.append(stop, 0)[span])
+    text = np.repeat(np.arange(len(parts)), np.diff(tokens.bounds))
+    first = np.cumsum([0, *map(len, starts)])[:-1][text]
+    inside = (span >= first) & (tokens.ends <= np.append(stop, 0)[span])
     shift = np.append(position - start, 0)[span]
-    outside = ~inside & np.isin(tokens.reasons, (Reason.PAIRED, Reason.INSIDE_CHARACTER))
-    tokens.reasons[outside] = Reason.TEMPLATE
-    return tokens._replace(ends=tokens.ends + np.where(inside, shift, 0))
+    said = np.append(position + stop - start, 0)[span]
+    before = np.where(span >= first, said, plain.content[plain.bounds[text]])
+    outside = ~inside & are_chats(parts, len(parts))[text]
+    tokens.reasons[outside & np.isin(tokens.reasons, written)] = Reason.TEMPLATE
+    return tokens._replace(ends=np.where(inside, tokens.ends + shift, before))
 
 
 def begins_of(ends: np.ndarray, plain: str, rendered: Sequence[Rendered]) -> np.ndarray:

@@ -47,10 +47,10 @@ class TextBatch:
 
         A position inside a character counts as behind it, as in tokenizers' own offsets.
         """
-        last_bytes = np.flatnonzero(self.is_content)[positions - 1]
+        read = np.append(0, np.flatnonzero(self.is_content) + 1)[positions]
         if len(self.data) == self.character_bounds[-1]:
-            return last_bytes + 1
-        return np.cumsum(_starts_character(self.data))[last_bytes]
+            return read
+        return cumulative(_starts_character(self.data))[read]
 
 
 def utf8(texts: Sequence[str]) -> list[bytes]:

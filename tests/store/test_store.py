@@ -17,6 +17,7 @@ from sparsify_crosscoder.harvest.source import Source
 from sparsify_crosscoder.store.plan import default_shard_pairs, shard_bounds
 from sparsify_crosscoder.store.shards import bytes_per_pair
 from sparsify_crosscoder.store.store import ActivationStore
+from sparsify_crosscoder.text.roles import Role
 from sparsify_crosscoder.text.texts import load_texts
 from sparsify_crosscoder.text.windows import prepare_windows
 from tests.support.models import tiny_model
@@ -64,6 +65,44 @@ def test_a_store_holds_every_pair_of_its_windows_in_order(whole):
     assert list(zip(window.tolist(), pair.tolist(), strict=True)) == expected
     assert store.d_sources == [32, 24]
     assert store.windows.to_dict() == WINDOWS.to_dict()
+
+
+def test_pairs_of_plain_texts_are_plain_and_those_of_older_stores_unknown(copy):
+    known = ActivationStore.open(copy).notes(torch.arange(9))
+    assert known.known and set(known.role.tolist()) == {Role.PLAIN}
+    assert known.end.tolist() == [end for ends in WINDOWS["ends"] for end in ends][:9]
+    manifest = json.loads((copy / "manifest.json").read_text(encoding="utf-8"))
+    del manifest["parts"][0]["windows"]["notes"]
+    (copy / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    store = ActivationStore.open(copy)
+    store.verify()
+    notes = store.notes(torch.arange(9))
+    assert not notes.known and notes.text_id.tolist() == known.text_id.tolist()
+    # A harvest of conversations that is appended knows its own.
+    said = {name: [[1] * count for count in WINDOWS["num_pairs"]] for name in ("roles", "writers")}
+    more = random_windows(20, seed=5)
+    for name in said:
+        more = more.add_column(name, [[1] * count for count in more["num_pairs"]])
+    store = ActivationStore.create(copy, SOURCES, more, **SETTINGS, append=True)
+    roles = store.notes(torch.arange(len(store))).role
+    old = sum(WINDOWS["num_pairs"])
+    assert set(roles[:old].tolist()) == {Role.UNKNOWN} and set(roles[old:].tolist()) == {1}
+    # What is noted changes nothing in which windows these are.
+    again = WINDOWS.add_column("roles", said["roles"]).add_column("writers", said["writers"])
+    assert len(ActivationStore.create(copy, SOURCES, again, **SETTINGS)) == len(store)
+
+
+def test_changed_notes_are_damage(tmp_path):
+    windows = random_windows(4)
+    for name in ("roles", "writers"):
+        windows = windows.add_column(name, [[1] * count for count in windows["num_pairs"]])
+    ActivationStore.create(tmp_path / "store", SOURCES, windows, **SETTINGS)
+    kept = windows.remove_columns("roles")
+    kept = kept.add_column("roles", [[2] * count for count in windows["num_pairs"]])
+    shutil.rmtree(tmp_path / "store" / "windows_000")
+    kept.save_to_disk(tmp_path / "store" / "windows_000")
+    with pytest.raises(ValueError, match="windows_000' is damaged"):
+        ActivationStore.open(tmp_path / "store").verify()
 
 
 def test_shards_are_the_harvest_of_whole_texts(whole):

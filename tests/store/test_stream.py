@@ -13,7 +13,7 @@ from sparsify_crosscoder.store.live_stream import LiveStream
 from sparsify_crosscoder.store.order import split_windows
 from sparsify_crosscoder.store.store import ActivationStore
 from sparsify_crosscoder.store.store_stream import StoreStream
-from sparsify_crosscoder.store.stream import SelectedSources, every_pair
+from sparsify_crosscoder.store.stream import SelectedSources, every_noted_pair, every_pair
 from sparsify_crosscoder.store.tensor_stream import TensorStream
 from tests.support.models import tiny_model
 from tests.support.tokenizers import byte_level_tokenizer
@@ -24,6 +24,10 @@ SOURCES = [
     Source("B", "h.1", tiny_model("gpt2", width=24), byte_level_tokenizer(), 24),
 ]
 WINDOWS = random_windows(24)
+_BOUNDS = [*itertools.accumulate(WINDOWS["num_pairs"], initial=0)]
+for _name, _value in (("roles", lambda n: n % 5), ("writers", lambda n: n % 3 - 1)):
+    _values = [[_value(n) for n in range(a, b)] for a, b in itertools.pairwise(_BOUNDS)]
+    WINDOWS = WINDOWS.add_column(_name, _values)
 NUM_PAIRS = sum(WINDOWS["num_pairs"])
 STEP = 20
 STEPS = 2 * NUM_PAIRS // STEP  # almost two epochs
@@ -388,3 +392,24 @@ def test_every_pair_of_running_models_and_of_a_store_comes_once():
         streams = [live(rank=r, world_size=world_size) for r in range(world_size)]
         counts = [sum(len(batch[0]) for batch in every_pair(one, 20)) for one in streams]
         assert sum(counts) == NUM_PAIRS and NUM_PAIRS % 20
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_where_pairs_come_from_goes_with_them(rank, make, raw):
+    rows = split_windows(WINDOWS, 40, seed=3)[0]
+    stream = make(window_rows=rows, rank=rank, world_size=2)
+    ends = [end for window in WINDOWS["ends"] for end in window]
+    texts = [
+        t for t, n in zip(WINDOWS["text_id"], WINDOWS["num_pairs"], strict=True) for _ in range(n)
+    ]
+    batches = list(every_noted_pair(SelectedSources(stream, [0, 1]), STEP))
+    numbers = pair_numbers([batch for batch, _ in batches], raw)
+    for (_, notes), chosen in zip(batches, numbers, strict=True):
+        assert notes.known
+        assert notes.role.tolist() == [n % 5 for n in chosen]
+        assert notes.writer.tolist() == [n % 3 - 1 for n in chosen]
+        assert notes.end.tolist() == [ends[n] for n in chosen]
+        assert notes.text_id.tolist() == [texts[n] for n in chosen]
+        assert [_BOUNDS[w] + p for w, p in zip(notes.window, notes.position, strict=True)] == chosen
+    plain = list(every_pair(make(window_rows=rows, rank=rank, world_size=2), STEP))
+    assert_same_bits(plain, [batch for batch, _ in batches])

@@ -15,6 +15,7 @@ from sparsify_crosscoder.text import windows as windows_module
 from sparsify_crosscoder.text.alignment import align_tokens
 from sparsify_crosscoder.text.alignment_report import alignment_report
 from sparsify_crosscoder.text.chat import plain_text
+from sparsify_crosscoder.text.roles import role_names
 from sparsify_crosscoder.text.texts import load_texts
 from sparsify_crosscoder.text.windows import cut_windows, prepare_windows
 from tests.support.tokenizers import (
@@ -489,7 +490,9 @@ class TestChatWindows:
         sources = [byte_level_tokenizer(), metaspace_tokenizer()]
         as_chat = prepare_windows(chats, sources, ctx_len=200, chat_format="plain")
         as_text = prepare_windows(as_texts(plain_text(CHAT)), sources, ctx_len=200)
-        assert as_chat.to_list() == as_text.to_list()
+        assert as_chat.remove_columns(["roles", "writers"]).to_list() == as_text.to_list()
+        (window,) = as_chat
+        assert set(role_names(window["roles"])) == {"user", "assistant"}
 
     def test_plain_rows_and_chat_rows_of_a_mixture_are_read_each_its_way(self):
         features = datasets.Features(
@@ -507,7 +510,8 @@ class TestChatWindows:
         (chat,) = prepare_windows(
             Dataset.from_dict({"messages": [CHAT]}), [PLAIN, WITH_BOS], ctx_len=200
         )
-        assert windows == [text, {**chat, "text_id": 1}]
+        unsaid = {"roles": [0, 0], "writers": [-1, -1]}
+        assert windows == [text | unsaid, {**chat, "text_id": 1}]
 
     def test_a_conversation_that_a_template_refuses_is_left_out(self, caplog):
         strict = metaspace_tokenizer(chat_template=NO_SYSTEM)

@@ -19,6 +19,8 @@ OF_HARVEST = (
     *("dtype", "shard_pairs", "batch_size"),
 )
 """Options of training that change a store."""
+LATER_OPTIONS = {"template_tokens": False, "chat_template_from": "own"}
+"""Those that an earlier version did not have, which is what their defaults stand for."""
 
 
 class Harvest(Stage[NoOptions, Path]):
@@ -34,6 +36,8 @@ class Harvest(Stage[NoOptions, Path]):
             return {"run": str(ctx.run.path)}
         options = ctx.training.to_dict()
         inputs = {name: options[name] for name in OF_HARVEST}
+        later = {name: options[name] for name in LATER_OPTIONS}
+        inputs |= {name: value for name, value in later.items() if value != LATER_OPTIONS[name]}
         if options["partner_revisions"]:
             inputs["partner_revisions"] = options["partner_revisions"]
         manifest = read_manifest(store_place(ctx))

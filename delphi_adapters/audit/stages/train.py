@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..outcome import Cost, Outcome
 from ..runner import Record
 from ..stage import Context, NoOptions, Stage
-from .harvest import OF_HARVEST, Harvest, num_pairs
+from .harvest import LATER_OPTIONS, OF_HARVEST, Harvest, num_pairs
 
 if TYPE_CHECKING:
     from sparsify_crosscoder.runs.config import RunConfig
@@ -32,7 +32,8 @@ class Train(Stage[NoOptions, "RunSummary"]):
     def inputs(self, ctx: Context) -> dict[str, Any]:
         if ctx.config.run is not None:
             return {"run": str(ctx.run.path)}
-        left_out = {*_NOT_TRAINING, *OF_HARVEST, "partner_revisions"} - {"shuffle_seed"}
+        left_out = {*_NOT_TRAINING, *OF_HARVEST, *LATER_OPTIONS, "partner_revisions"}
+        left_out -= {"shuffle_seed"}
         options = ctx.training.to_dict()
         return {name: value for name, value in options.items() if name not in left_out}
 
