@@ -12,8 +12,11 @@ from torch import Tensor
 
 from ..registry import Architecture
 from ..world import ALONE, World
-from .crosscoder import FirstPairs
+from . import sparse_ops
+from .codes import SparseCode
+from .crosscoder import FirstPairs, without_autocast
 from .dfc import DedicatedFeatureCrosscoder, DFCConfig
+from .outputs import Batch, Terms
 from .shared_basis import LEAST_R2, smallest_r2
 from .starts import standing_out, written_by
 
@@ -44,8 +47,18 @@ class RDFCConfig(DFCConfig):
     map_ridge: float = 1e-3
     """Ridge penalty of these maps, as a multiple of the mean variance of what they read."""
 
+    difference_weight: float = 0.0
+    """Weight of a loss of the exclusive latents' own, beside that of the reconstruction: the error
+    of what the others do not predict, whitened. It makes them a dictionary of the difference, which
+    then need not compete with all else in the models; `--selection grouped` gives it a budget of
+    its own."""
+
     def __post_init__(self):
         super().__post_init__()
+        if self.difference_weight < 0:
+            raise ValueError(
+                f"difference_weight must not be negative, got {self.difference_weight}."
+            )
         if self.map_pairs < 1 or self.map_ridge <= 0:
             raise ValueError(
                 f"map_pairs and map_ridge must be positive, got {self.map_pairs} and "
@@ -245,6 +258,36 @@ class ResidualDedicatedFeatureCrosscoder(DedicatedFeatureCrosscoder):
                 source = block.sources[0]
                 inputs[b] = self.unpredicted(x, source) @ self.whitening(source)
         return inputs
+
+    def _terms(
+        self,
+        target: Tensor,
+        codes: list[SparseCode],
+        dead: Tensor | None,
+        total_variance: Tensor,
+        batch: Batch,
+    ) -> Terms:
+        terms = super()._terms(target, codes, dead, total_variance, batch)
+        if not self.cfg.difference_weight:
+            return terms
+        num_pairs = len(target) if batch.num_pairs is None else batch.num_pairs
+        with without_autocast(target.device):
+            squares = self._difference_errors(target, codes)
+        # No whitened dimension varies by more than 1.
+        weight = self.cfg.difference_weight / (self.d_in * num_pairs)
+        return terms._replace(loss=terms.loss + weight * squares)
+
+    def _difference_errors(self, target: Tensor, codes: list[SparseCode]) -> Tensor:
+        """Squared errors of the exclusive latents in what they read of normalised target."""
+        total = target.new_zeros(())
+        centred = target - self.b_dec.detach()
+        for block, weight, code in zip(self.partition.blocks, self.decoders, codes, strict=True):
+            if len(block.sources) == 1:
+                source = block.sources[0]
+                decoded = sparse_ops.decode(code, weight)[: len(target)]
+                left = self.unpredicted(centred, source) - decoded
+                total = total + (left @ self.whitening(source)).pow(2).sum()
+        return total
 
     def encoder_weight(self, source: int) -> Tensor:
         """Encoder weights that read one source, `[M, D]`, those through the maps among them.

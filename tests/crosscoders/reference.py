@@ -3,7 +3,21 @@
 import torch
 from torch import Tensor
 
-from sparsify_crosscoder import Crosscoder
+from sparsify_crosscoder import Crosscoder, ResidualDedicatedFeatureCrosscoder
+
+
+def added_loss(crosscoder: Crosscoder, x: Tensor, acts: Tensor) -> Tensor:
+    """What `difference_weight` adds to the loss of normalised `x` [N, d_in] with `acts` [N, M]."""
+    total = x.new_zeros(())
+    if not isinstance(crosscoder, ResidualDedicatedFeatureCrosscoder):
+        return total
+    for s in range(len(crosscoder.d_sources)):
+        exclusive = crosscoder.partition.exclusive(s)
+        block = slice(exclusive.start, exclusive.stop)
+        decoded = acts[:, block] @ crosscoder.decoder(s)[block]
+        left = crosscoder.unpredicted(x - crosscoder.b_dec.detach(), s)
+        total = total + ((left - decoded) @ crosscoder.whitening(s)).pow(2).sum()
+    return crosscoder.cfg.difference_weight * total / (len(x) * crosscoder.d_in)
 
 
 def dense_losses(
@@ -37,6 +51,7 @@ def dense_losses(
     else:
         norm = sum(error[:, c].norm(dim=1).sum() for c in crosscoder.columns)
         loss = norm / (variance * len(x) * len(sources)).sqrt()
+    loss = loss + added_loss(crosscoder, x, acts * mask)
     auxk = x.new_zeros(())
     if dead is not None and dead.any():
         residual = error.detach()

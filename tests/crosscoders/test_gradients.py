@@ -6,7 +6,7 @@ import torch
 from sparsify_crosscoder.crosscoders import Batch, SparseCode, sparse_ops
 from sparsify_crosscoder.crosscoders.codes import concatenate_columns
 from sparsify_crosscoder.registry import architecture_names
-from tests.crosscoders.reference import dense_losses
+from tests.crosscoders.reference import added_loss, dense_losses
 from tests.support.crosscoders import make
 
 DENSE_OPTIONS = [
@@ -50,6 +50,35 @@ def test_losses_and_gradients_equal_the_dense_reference(arch, sources, options, 
         assert float((got[name] - p.grad).abs().max()) <= 1e-10 * scale, name
 
 
+@pytest.mark.parametrize("options", [{}, {"selection": "grouped", "reduce": "mean"}], ids=str)
+@pytest.mark.parametrize("dead", [False, True])
+def test_a_loss_of_the_differences_own_has_the_dense_references_gradients(options, dead):
+    crosscoder = make("rdfc", {"difference_weight": 0.7, **options}, 3)
+    crosscoder.encoder.bias.data.normal_(std=0.1)
+    x = torch.randn(30, crosscoder.d_in, dtype=torch.float64)
+    dead_mask = torch.rand(crosscoder.num_latents) < (0.5 if dead else 0)
+    out = crosscoder(x, dead_mask=dead_mask)
+    (out.loss + out.auxk_loss).backward()
+    got = [p.grad.clone() for p in crosscoder.parameters()]
+    crosscoder.zero_grad()
+    _, loss, auxk = dense_losses(crosscoder, x, dead_mask)
+    assert loss > out.fvu + 0.01
+    (loss + auxk).backward()
+    torch.testing.assert_close(out.loss, loss, rtol=1e-10, atol=0)
+    for ours, p in zip(got, crosscoder.parameters(), strict=True):
+        torch.testing.assert_close(ours, p.grad, rtol=1e-9, atol=1e-13)
+
+    whole, variance = got, (x - x.mean(0)).pow(2).sum()
+    chunks = x.tensor_split(4)
+    cuts = crosscoder.find_cuts(chunks)
+    crosscoder.zero_grad()
+    for chunk in chunks:
+        crosscoder(chunk, total_variance=variance, batch=Batch(30, cuts)).loss.backward()
+    if not dead:
+        for ours, p in zip(whole, crosscoder.parameters(), strict=True):
+            torch.testing.assert_close(ours, p.grad, rtol=1e-9, atol=1e-13)
+
+
 @pytest.mark.parametrize("screening", ["exact", "bfloat16"])
 @pytest.mark.parametrize("arch", ["crosscoder", "dfc"])
 def test_ties_at_the_cut_are_broken_as_by_a_stable_sort(arch, screening):
@@ -87,7 +116,8 @@ def dense_error(crosscoder, x, mask):
     """Squared error of normalised x, with the entries of a mask `[N, M]` active."""
     weight = torch.cat([crosscoder.encoder_weight(s) for s in range(2)], 1)
     acts = (x @ weight.T + crosscoder.encoder.bias).relu() * mask
-    return (x - (acts @ crosscoder.W_dec + crosscoder.b_dec)).pow(2).sum()
+    error = (x - (acts @ crosscoder.W_dec + crosscoder.b_dec)).pow(2).sum()
+    return error + added_loss(crosscoder, x, acts)
 
 
 @pytest.mark.parametrize("arch", architecture_names())
