@@ -1,17 +1,19 @@
 PYTHON ?= python3
 JOBS ?= 2
 DEMO_ARGS ?=
+ORGANISMS_ARGS ?=
 PYTEST_ARGS ?=
 
 BIN := .venv/bin
 # One thread per process: small matrices run slower on more, and xdist already fills the cores.
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 
-.PHONY: help setup demo test test-slow lint clean
+.PHONY: help setup demo organisms test test-slow lint clean
 
 help:
 	@echo "make setup      create .venv and install everything that the targets below need"
 	@echo "make demo       train a DFC on two small language models (DEMO_ARGS='--arch crosscoder ...')"
+	@echo "make organisms  train the model organisms that are missing, check all (ORGANISMS_ARGS='topic --retrain')"
 	@echo "make test       the quick tests (PYTEST_ARGS='-k partition', JOBS=4)"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make lint       ruff and pyright"
@@ -25,6 +27,9 @@ setup: .venv/.stamp
 
 demo: setup
 	$(BIN)/python examples/demo.py $(DEMO_ARGS)
+
+organisms: setup
+	$(BIN)/python examples/organisms $(ORGANISMS_ARGS)
 
 test: setup
 	$(PYTEST) -m "not slow" -n $(JOBS) --dist loadgroup $(PYTEST_ARGS)
