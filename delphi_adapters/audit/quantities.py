@@ -18,8 +18,10 @@ from sparsify_crosscoder.harvest.loading import load_config, load_tokenizer
 from sparsify_crosscoder.harvest.model_name import ModelName
 from sparsify_crosscoder.runs.config import RunConfig
 from sparsify_crosscoder.runs.models import run_revisions
-from sparsify_crosscoder.runs.texts import load_run_texts
+from sparsify_crosscoder.runs.texts import load_own_texts
+from sparsify_crosscoder.text.answers import wanted_texts
 from sparsify_crosscoder.text.lent_templates import lend_template
+from sparsify_crosscoder.text.roles import NO_WRITER
 from sparsify_crosscoder.text.windows import prepare_windows
 
 from ..clients.machine_speed import bytes_per_second, operations_per_second
@@ -84,9 +86,21 @@ class Quantities:
     def widths(self) -> list[int]:
         return [config.get_text_config().hidden_size for config in self._configs]
 
+    def tokens_to_answer(self) -> int:
+        """Most tokens of the answers that the models are to write.
+
+        Where --pairs bounds the text, as many as make that, if answers alone were paired.
+        """
+        config = self.config
+        texts = load_own_texts(config)
+        wanted = wanted_texts(texts, config.answers, len(self._names))
+        answers = sum(one.writer != NO_WRITER for one in wanted)
+        most = answers * config.answer_tokens
+        return most if config.pairs is None else min(most, config.pairs)
+
     def pairs_of_texts(self) -> int:
-        """Pairs of the texts, told from a sample of them."""
-        config, texts = self.config, load_run_texts(self.config)
+        """Pairs of the texts, told from a sample of them as it is in the data set."""
+        config, texts = self.config, load_own_texts(self.config)
         probe = texts.select(range(min(PROBED_TEXTS, len(texts))))
         tokenizers = [load_tokenizer(name) for name in self._names]
         lend_template(tokenizers, config.chat_template_from)

@@ -176,7 +176,13 @@ class Context:
             argv += ["--trust_remote_code"]
         if not is_store(self.config.dataset):
             argv += ["--cache", str(self.out / "harvest" / "store")]
-        return parse_run_config(argv)
+        options = parse_run_config(argv)
+        given = {token.partition("=")[0] for token in self.config.train}
+        if "--answers" not in given and not is_store(self.config.dataset):
+            from .answers import default_answers
+
+            options.answers = default_answers(options)
+        return options
 
     @cached_property
     def device(self) -> torch.device:

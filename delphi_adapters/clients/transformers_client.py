@@ -18,15 +18,10 @@ from ..delphi import compat  # noqa: F401
 from delphi.clients.client import Client, Response
 
 from sparsify_crosscoder.hardware import pick_device
+from sparsify_crosscoder.harvest.left_padding import end_tokens, left_padded, pad_token
 from sparsify_crosscoder.harvest.limits import check_tokens, context_length
 from sparsify_crosscoder.harvest.sources import load_language_model
-from sparsify_crosscoder.interventions.prompts import (
-    Prompt,
-    encode_prompt,
-    end_tokens,
-    left_padded,
-    pad_token,
-)
+from sparsify_crosscoder.interventions.prompts import Prompt, encode_prompt
 
 from .requests import UnsupportedArgument, split_system
 

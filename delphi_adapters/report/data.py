@@ -32,10 +32,14 @@ class Context:
     """Number of the text that it is from; None if that is not known."""
 
     tokens: list[list[str]]
-    """The passage in every source's own tokens, which may be of other numbers."""
+    """The passage in every source's own tokens, which may be of other numbers; once where all read
+    the same."""
 
     activations: list[list[float]]
     """Of every source's tokens, as `tokens`; 0 where the latent is silent."""
+
+    said: str = ""
+    """Who said the strongest token in a conversation, and which model wrote it."""
 
 
 @dataclass

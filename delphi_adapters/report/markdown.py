@@ -136,7 +136,8 @@ def _page(data: ReportData, row: dict[str, Any], detail: FeatureDetail) -> Itera
     yield "\n"
     yield from _answers(detail)
     for context in detail.contexts[:CONTEXTS]:
-        yield f"\nActive at {context.activation:.2f}:\n\n"
+        said = f" ({inline(context.said)})" if context.said else ""
+        yield f"\nActive at {context.activation:.2f}{said}:\n\n"
         yield block("".join(context.tokens[0]) if context.tokens else "") + "\n"
     if detail.duplicates:
         others = ", ".join(f"{one.latent} ({one.correlation:.2f})" for one in detail.duplicates)

@@ -10,6 +10,7 @@ import torch
 from tqdm.auto import tqdm
 
 from sparsify_crosscoder.crosscoders import SparseCode
+from sparsify_crosscoder.text.roles import who_said
 
 from ..delphi.crosscoder_cache import CrosscoderLatentCache
 from .data import Context
@@ -56,7 +57,10 @@ def _context(
     strengths: Sequence[float],
     peak: int,
 ) -> Context:
-    """A passage; `pieces` are the texts of tokens that were decoded already, of each source."""
+    """A passage, once where all models read the same tokens.
+
+    `pieces` are the texts of tokens that were decoded already, of each source.
+    """
     tokens, activations = [], []
     for source, tokenizer in enumerate(tokenizers):
         ids, pairs = row[f"input_ids_{source}"], row[f"pairs_{source}"]
@@ -71,4 +75,8 @@ def _context(
             known.update(zip(new, texts, strict=True))
         tokens.append([known[token] for token in shown])
         activations.append(of_tokens[first : first + len(shown)])
-    return Context(strengths[peak], int(row["text_id"]), tokens, activations)
+    if all(one == tokens[0] for one in tokens) and all(
+        one == activations[0] for one in activations
+    ):
+        tokens, activations = tokens[:1], activations[:1]
+    return Context(strengths[peak], int(row["text_id"]), tokens, activations, who_said(row, peak))

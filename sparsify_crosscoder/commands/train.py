@@ -12,10 +12,10 @@ from sparsify.__main__ import RunConfig as SparsifyRunConfig
 
 from ..endings import take_debug
 from ..registry import ArchitectureError, architecture_names, get_architecture
-from ..runs.config import RunConfig
+from ..runs.config import RunConfig, run_folder
 from ..runs.options import parse_run_config
 from ..runs.provenance import is_begun
-from ..runs.train import prepare_training, run_folder
+from ..runs.train import prepare_training
 from ..surroundings import command_surroundings
 from .processes import on_device, rank_ending
 

@@ -15,6 +15,7 @@ from ..crosscoders import Crosscoder, SparseCode
 from ..harvest.model_identity import source_names
 from ..runs.run import Run
 from ..store.normalization import within_norm
+from ..text.roles import LETTERS, who_said
 from .latent_moments import DENSE_FRACTION
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ class Snippet:
     texts: list[str]
     note: str = ""
     """What the strongest token is, where it is no text: a special token or a template's."""
+    said: str = ""
+    """Who said the strongest token in a conversation, and which model wrote it."""
 
 
 @dataclass
@@ -185,7 +188,8 @@ def describe_latents(
             ]
             strength = float(found.acts[entries[entry]])
             note = next(filter(None, notes), "")
-            snippets.append(Snippet(strength, int(window["text_id"]), texts, note))
+            text_id, said = int(window["text_id"]), who_said(window, peak)
+            snippets.append(Snippet(strength, text_id, texts, note, said))
         reports.append(
             LatentReport(
                 latent,
@@ -288,7 +292,8 @@ def _report_lines(report: LatentReport, names: Sequence[str]) -> list[str]:
         what = ", ".join(dict.fromkeys(s.note for s in report.snippets if s.note))
         lines.append(f"  fires on what no one has said: {what}")
     for snippet in report.snippets:
-        note = f"  ({snippet.note})" if snippet.note else ""
+        said = [words for words in (snippet.said, snippet.note) if words]
+        note = f"  ({'; '.join(said)})" if said else ""
         for s, (name, text) in enumerate(zip(names, snippet.texts[: len(names)], strict=True)):
             strength = f"{snippet.activation:8.2f}" if s == 0 else " " * 8
             lines.append(f"  {strength}  {name:<{width}}  {text}{note if s == 0 else ''}")
@@ -336,4 +341,4 @@ def check_latents(crosscoder: Crosscoder, latents: Sequence[int]) -> None:
 def source_labels(crosscoder: Crosscoder) -> list[str]:
     """A letter and the model's name for each source."""
     names = source_names(crosscoder.sources)
-    return [f"{letter} {name}" for letter, name in zip("ABCDEFGH", names, strict=False)]
+    return [f"{letter} {name}" for letter, name in zip(LETTERS, names, strict=False)]

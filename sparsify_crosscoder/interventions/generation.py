@@ -22,9 +22,10 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from ..harvest.left_padding import end_tokens, left_padded, pad_token
 from ..harvest.limits import check_tokens, context_length
 from ..hashing import hash_text
-from .prompts import Prompt, encode_prompt, end_tokens, left_padded, pad_token
+from .prompts import Prompt, encode_prompt
 from .steering import Push, SteeredBatch, Steering, steered, whole_names
 
 STRENGTHS = tuple(range(11))  # B.5

@@ -1,12 +1,11 @@
-"""Prompts as a causal language model reads them: chat templates, left padding, end tokens."""
+"""Prompts as a causal language model reads them: chat templates, or plain text."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
+from ..text.chat import plain_prompt
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[Message]
@@ -30,7 +29,7 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, chat: bool | None = None) -> l
     system = "\n\n".join(m["content"] for m in prompt if m["role"] == "system")
     messages = [dict(m) for m in prompt if m["role"] != "system"]
     if not template:
-        return _not_empty(tokenizer(_plain(messages, system))["input_ids"], prompt)
+        return _not_empty(tokenizer(plain_prompt(messages, system))["input_ids"], prompt)
     from jinja2.exceptions import TemplateError
 
     whole = [*([{"role": "system", "content": system}] if system else []), *messages]
@@ -41,30 +40,6 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, chat: bool | None = None) -> l
             raise
         text = _rendered(tokenizer, _without_system(messages, system))
     return _not_empty(tokenizer(text, add_special_tokens=False)["input_ids"], prompt)
-
-
-def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask, each `[N, longest prompt]`, every prompt at the right."""
-    longest = max(map(len, prompts))
-    ids = torch.full((len(prompts), longest), pad)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-        mask[row, longest - len(prompt) :] = 1
-    return ids, mask
-
-
-def end_tokens(model: Any, tokenizer: Any) -> set[int]:
-    """The tokens with which a model ends an answer."""
-    config = getattr(model, "generation_config", None)
-    ends = getattr(config, "eos_token_id", None)
-    ends = set(ends) if isinstance(ends, list | tuple) else {ends}
-    return {id for id in (*ends, tokenizer.eos_token_id) if id is not None}
-
-
-def pad_token(tokenizer: Any, ends: set[int]) -> int:
-    """A token to pad with; masked, so any will do."""
-    return next((i for i in (tokenizer.pad_token_id, *sorted(ends)) if i is not None), 0)
 
 
 def _not_empty(ids: Sequence[int], prompt: Prompt) -> list[int]:
@@ -81,12 +56,6 @@ def _rendered(tokenizer: Any, messages: list[dict[str, Any]]) -> str:
         add_generation_prompt=not unfinished,
         continue_final_message=unfinished,
     )
-
-
-def _plain(messages: list[dict[str, Any]], system: str) -> str:
-    turns = [f"{message['role'].capitalize()}: {message['content']}" for message in messages]
-    last = [] if messages[-1]["role"] == "assistant" else ["Assistant:"]
-    return "\n\n".join([*([system] if system else []), *turns, *last])
 
 
 def _without_system(messages: list[dict[str, Any]], system: str) -> list[dict[str, Any]]:

@@ -46,6 +46,18 @@ class RunConfig(CrosscoderTrainConfig, SparsifyRunConfig):
     """Whether conversations are rendered by each model's chat template, of which only the messages
     are aligned, or as plain text."""
 
+    answers: Literal["none", "A", "B", "both", "mix"] = "none"
+    """Whose answers the conversations of the text end with. A, B: MODEL or the first partner
+    answers each prompt (a conversation up to its last user's turn); both: all models answer each,
+    which gives as many texts; mix: the data set's own answer, A's and B's in turn. All models read
+    every text."""
+
+    answer_tokens: int = 256
+    """Most tokens of an answer, which is sampled at temperature 1."""
+
+    answer_seed: int = 0
+    """Seed of the answers: the same gives the same."""
+
     template_tokens: bool = False
     """Pair what a chat template writes as well (roles, markers, the newlines beside them), token by
     token: only for models with one tokenizer and one template. They lead the lists of what differs
@@ -105,7 +117,7 @@ class RunConfig(CrosscoderTrainConfig, SparsifyRunConfig):
                 f"--dataset_weights gives {len(self.dataset_weights)} weights for "
                 f"{1 + len(self.extra_datasets)} datasets; give one each."
             )
-        for name in ("pairs", "shard_pairs"):
+        for name in ("pairs", "shard_pairs", "answer_tokens"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
 
@@ -162,6 +174,12 @@ def resolve(config: RunConfig, manifest: dict[str, Any] | None) -> RunConfig:
                 f"--{name} has no meaning where the store '{config.dataset}' stands for a "
                 "dataset; leave it off."
             )
+    for name in ("answers", "template_tokens", "chat_template_from"):
+        if getattr(config, name) != getattr(RunConfig, name):
+            raise ValueError(
+                f"--{name} says how texts are harvested, and the store '{config.dataset}' is "
+                "harvested already; leave it off."
+            )
     return replace(config, partners=given[1:], hookpoints=hookpoints)
 
 
@@ -180,6 +198,11 @@ def run_config_class(architecture: Architecture) -> type[RunConfig]:
         bases=(RunConfig,),
         namespace={"__doc__": RunConfig.__doc__, "__module__": __name__},
     )
+
+
+def run_folder(config: RunConfig) -> Path:
+    """Where a run with these options is, or will be."""
+    return Path(config.save_dir) / (config.run_name or "unnamed")
 
 
 class _HasArchitecture(TypedDict):
@@ -212,4 +235,5 @@ def load_run_config(
         check(options, cls)
         config = resolved(cls.from_dict(options))
     config.hf_token = token
+    config.save_dir, config.run_name = str(folder.absolute().parent), folder.absolute().name
     return config

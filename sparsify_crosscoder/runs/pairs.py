@@ -27,6 +27,7 @@ from ..store.stream import ActivationStream
 from ..text.alignment_report import alignment_report
 from ..training.data import PairedData, check_length
 from ..world import current_world
+from .answers import make_answers
 from .config import RunConfig
 from .models import load_run_sources
 from .provenance import (
@@ -36,7 +37,7 @@ from .provenance import (
     source_of_run,
     sources_of_store,
 )
-from .texts import HELD_OUT_SEED, TEXT_OPTIONS, load_windows, split_run_windows
+from .texts import HELD_OUT_SEED, TEXT_OPTIONS, load_own_texts, load_windows, split_run_windows
 
 _SAID = ("characters", "extras")  # what an alignment reports that takes the texts themselves
 CHUNK_PAIRS = 4096
@@ -65,6 +66,7 @@ def load_artifacts(config: RunConfig, device: torch.device) -> PairedData:
         described = sources_of_store(store, [config.model, *config.partners])
     else:
         store = None
+        _have_answers(config, device)
         sources = load_run_sources(config, device)
         described = [source_of_run(source) for source in sources]
         config.hookpoints, config.layers = [source.hookpoint for source in sources], []
@@ -134,10 +136,17 @@ class Harvested:
 def harvest_run(config: RunConfig, device: torch.device) -> Harvested:
     """Harvest the texts that the options name into the store of --cache."""
     assert config.cache is not None
+    _have_answers(config, device)
     sources = load_run_sources(config, device)
     windows, facts = _first_rank_first(lambda: load_windows(config, sources))
     store = _harvest_store(config, sources, windows, facts)
     return Harvested(facts, config.cache, len(store), store.num_bytes, store.dtype, store.report)
+
+
+def _have_answers(config: RunConfig, device: torch.device) -> None:
+    """Have the models answer what the options ask for, before they are loaded to be read."""
+    if config.answers != "none":
+        make_answers(config, _first_rank_first(lambda: load_own_texts(config)), device)
 
 
 def _harvest_store(

@@ -25,6 +25,7 @@ from ..text.texts import load_texts
 from ..text.tokenization import source_tokenizers
 from ..text.windows import prepare_windows
 from ..world import current_world
+from .answers import answers_report, with_answers
 from .config import RunConfig
 from .provenance import check_texts
 
@@ -43,6 +44,9 @@ TEXT_OPTIONS = (
     "shuffle_seed",
     "ctx_len",
     "chat_format",
+    "answers",
+    "answer_tokens",
+    "answer_seed",
     "template_tokens",
     "chat_template_from",
     "exclude_tokens",
@@ -69,12 +73,20 @@ def text_options(config: RunConfig) -> RunConfig:
     for name in TEXT_OPTIONS:
         # Earlier versions did not have all of these options.
         setattr(of_harvest, name, origins[0].get(name, getattr(RunConfig, name, None)))
+    of_harvest.cache = config.dataset
     return of_harvest
 
 
 def load_run_texts(config: RunConfig) -> datasets.Dataset:
-    """The texts that the options name."""
+    """The texts that the options name, conversations with the models' answers where these are asked
+    for."""
     config = text_options(config)
+    texts = load_own_texts(config)
+    return texts if config.answers == "none" else with_answers(config, texts)
+
+
+def load_own_texts(config: RunConfig) -> datasets.Dataset:
+    """The texts that the options name as they are in their data sets."""
     return load_texts(
         config.dataset,
         split=config.split,
@@ -136,7 +148,10 @@ def load_windows(
     if current_world().rank == 0:
         warn_of_loss(loss, texts, tokenizers, config.chat_format, config.exclude_tokens)
     report = asdict(alignment_report(windows, num_texts, loss))
-    return windows, {"alignment": report, "template_date": TEMPLATE_DATE}
+    facts = {"alignment": report, "template_date": TEMPLATE_DATE}
+    if config.answers != "none":
+        facts["answers"] = answers_report(config)
+    return windows, facts
 
 
 def _enough_windows(

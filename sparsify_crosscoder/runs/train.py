@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from ..registry import get_architecture
 from ..training import CrosscoderTrainer, make_trainer
 from ..training.allocator import keep_freed_memory
 from ..training.run_folder import RunFolder
-from .config import RunConfig
+from .config import RunConfig, run_folder
 from .pairs import load_training_data
 from .provenance import is_begun
 from .summary import RunSummary
@@ -71,8 +70,3 @@ def prepare_training(config: RunConfig, device: torch.device) -> Training:
         for name, sae in trainer.saes.items():
             sae.load_state_dict(load_file(f"{config.finetune}/{name}/sae.safetensors"))
     return Training(config, trainer)
-
-
-def run_folder(config: RunConfig) -> Path:
-    """Where a run with these options is, or will be."""
-    return Path(config.save_dir) / (config.run_name or "unnamed")

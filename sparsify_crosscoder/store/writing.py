@@ -34,6 +34,9 @@ from .plan import default_shard_pairs, plan_part
 from .shard_notes import is_good, note_of, read_note, write_noted
 from .shards import bytes_per_pair
 
+ANSWERS = "answers"
+"""A folder that may be in a store's before anything is harvested: of its texts, by the models."""
+
 
 def harvest_into(
     path: Path,
@@ -79,6 +82,17 @@ def harvest_into(
     return report
 
 
+def check_free(path: Path) -> None:
+    """Raise ValueError where a folder holds other files and no store."""
+    if not path.exists() or read_manifest(path) is not None:
+        return
+    others = {f.name for f in path.iterdir() if not f.name.startswith(".tmp")}
+    if others - {LOCK, ANSWERS}:
+        raise ValueError(
+            f"'{path}' holds other files and no {MANIFEST}; give a new or an empty folder."
+        )
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Be the only one to write to the store at `path`.
@@ -86,12 +100,7 @@ def writing(path: Path) -> Iterator[None]:
     Raises ValueError if another process does, or the folder holds other files and no store.
     """
     made = not path.exists()
-    if not made and read_manifest(path) is None:
-        others = [f.name for f in path.iterdir() if not f.name.startswith(".tmp")]
-        if set(others) - {LOCK}:
-            raise ValueError(
-                f"'{path}' holds other files and no {MANIFEST}; give a new or an empty folder."
-            )
+    check_free(path)
     path.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path / LOCK)
     try:

@@ -5,6 +5,7 @@ text_columns, messages, texts                       its texts and conversations 
 templates, lent_templates, surviving, chat          conversations become what a model is given
 text_batch, spelling, token_ends, tokenization      each source's tokens, and where they end
 pairing, alignment (algorithm1: the paper's)        tokens that end at the same place are paired
+answers                                             which prompts the models answer, and the texts
 roles                                               who said what a pair stands for
 text_loss, loss_reasons, windows                    texts are cut into windows of pairs
 alignment_report, overlap                           what became of the texts; which were seen

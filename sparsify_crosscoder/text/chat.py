@@ -56,6 +56,26 @@ def plain_text(text: Text) -> str:
     return SEPARATOR.join(text.strip() for _, _, text in said)
 
 
+def plain_prompt(messages: Sequence[Mapping[str, Any]], system: str = "") -> str:
+    """A conversation for a model without a chat template to go on from.
+
+    Plain text: the system's message, then "User: ..." and "Assistant: ..." with empty lines
+    between, and "Assistant:" at the end unless an assistant has begun.
+    """
+    turns = [f"{message['role'].capitalize()}: {message['content']}" for message in messages]
+    last = [] if messages[-1]["role"] == "assistant" else ["Assistant:"]
+    return SEPARATOR.join([*([system] if system else []), *turns, *last])
+
+
+def render_prompt(messages: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> str:
+    """A conversation as `render_chat` renders it, up to where the template lets a model answer.
+
+    Raises as `render_chat`.
+    """
+    check_chat_template(tokenizer)
+    return _apply(normalize_messages(messages), tokenizer, add_generation_prompt=True)
+
+
 def check_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise ValueError if the tokenizer has no chat template."""
     if not tokenizer.chat_template:
@@ -70,6 +90,7 @@ def _apply(
     messages: Sequence[Mapping[str, str]],
     tokenizer: PreTrainedTokenizerBase,
     instead: Mapping[tuple[int, str], str] | None = None,
+    **options: Any,
 ) -> str:
     """The conversation in the template, with other texts `instead` of some of what was said."""
     instead = instead or {}
@@ -82,7 +103,7 @@ def _apply(
         reasoning = instead.get((number, "reasoning"))
         more |= {key: reasoning for key in REASONING if reasoning is not None and key in more}
         written.append({"role": message["role"], "content": content, **more})
-    return render_template(written, tokenizer, **about)
+    return render_template(written, tokenizer, **about, **options)
 
 
 def _parts_by_marker(

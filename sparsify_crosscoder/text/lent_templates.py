@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-LETTERS = "ABCDEFGH"
+from .roles import LETTERS
 
 
 def lend_template(tokenizers: Sequence[Any], lender: str) -> None:

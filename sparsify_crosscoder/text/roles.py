@@ -1,7 +1,8 @@
 """Who said what a pair stands for, and which model wrote it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,9 @@ ROLES, WRITERS = "roles", "writers"
 
 WRITER = "writer"
 """Column of a dataset of texts: which source wrote the last message of each, or `NO_WRITER`."""
+
+LETTERS = "ABCDEFGH"
+"""What the sources are called, in their order."""
 
 NO_WRITER = -1
 """The writer of what came with the data set."""
@@ -65,6 +69,18 @@ def roles_of(
     is_last = np.array([number == len(messages) - 1 for number, _, _ in said])[piece]
     writers[is_last & (roles == Role.ASSISTANT)] = writer
     return roles, writers
+
+
+def who_said(window: Mapping[str, Any], position: int) -> str:
+    """Who said what a window's pair stands for, such as "user" or "assistant, written by B".
+
+    Nothing for plain text and where that is not known.
+    """
+    if ROLES not in window or (role := window[ROLES][position]) in (Role.UNKNOWN, Role.PLAIN):
+        return ""
+    (name,) = role_names([role])
+    writer = window[WRITERS][position]
+    return name if writer == NO_WRITER else f"{name}, written by {LETTERS[writer]}"
 
 
 def role_names(roles: Sequence[int] | np.ndarray) -> list[str]:

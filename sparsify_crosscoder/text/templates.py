@@ -32,9 +32,9 @@ def render_template(
 ) -> str:
     """The conversation in the tokenizer's own chat template, rendered on `TEMPLATE_DATE`.
 
-    `conversation` are its tools and documents. Raises ValueError for a template that cannot be
-    compiled or exceeds the limits, and jinja2's TemplateError where it refuses the conversation or
-    fails on it.
+    `conversation` are its tools and documents, and `add_generation_prompt`. Raises ValueError for a
+    template that cannot be compiled or exceeds the limits, and jinja2's TemplateError where it
+    refuses the conversation or fails on it.
     """
     name = f"The chat template of {tokenizer.name_or_path or type(tokenizer).__name__}"
     try:

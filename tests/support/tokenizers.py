@@ -37,6 +37,7 @@ CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{{ message['content'] }}<|im_end|>\n{% endfor %}"
 )
+ANSWERABLE = CHATML + "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 
 
 def byte_level_tokenizer(

@@ -19,7 +19,10 @@ OF_HARVEST = (
     *("dtype", "shard_pairs", "batch_size"),
 )
 """Options of training that change a store."""
-LATER_OPTIONS = {"template_tokens": False, "chat_template_from": "own"}
+LATER_OPTIONS: dict[str, Any] = {
+    **{"answers": "none", "answer_tokens": 256, "answer_seed": 0},
+    **{"template_tokens": False, "chat_template_from": "own"},
+}
 """Those that an earlier version did not have, which is what their defaults stand for."""
 
 
@@ -50,6 +53,7 @@ class Harvest(Stage[NoOptions, Path]):
         return inputs
 
     def estimate(self, ctx: Context) -> Cost:
+        from sparsify_crosscoder.harvest.answering import ROWS
         from sparsify_crosscoder.store.dtypes import get_dtype
         from sparsify_crosscoder.store.manifest import is_store
 
@@ -60,7 +64,14 @@ class Harvest(Stage[NoOptions, Path]):
             return Cost(0.0, {"pairs": pairs})
         size = sum(map(get_dtype(ctx.training.dtype).row_bytes, quantities.widths)) * pairs
         operations = sum(2 * model.read for model in quantities.models) * pairs
-        return Cost(quantities.seconds(operations), {"pairs": pairs, "gigabytes": size / 1e9})
+        counts = {"pairs": pairs, "gigabytes": size / 1e9}
+        if ctx.training.answers == "none":
+            return Cost(quantities.seconds(operations), counts)
+        tokens = quantities.tokens_to_answer()
+        # Half of them by each model, which is read once for all rows of a batch.
+        seconds = quantities.writing(tokens // 2, tokens / 2 / ROWS)
+        counts |= {"tokens to write": tokens}
+        return Cost(seconds + quantities.seconds(operations), counts)
 
     def run(self, ctx: Context, folder: Path) -> Outcome:
         from sparsify_crosscoder.runs.pairs import harvest_run
@@ -75,6 +86,11 @@ class Harvest(Stage[NoOptions, Path]):
             store = ActivationStore.open(options.dataset)
             result: dict[str, Any] = {"given": str(store_place(ctx)), "pairs": len(store)}
         else:
+            if options.answers != "none":
+                print(
+                    f"The prompts of '{options.dataset}' are answered by the models (--answers "
+                    f"{options.answers}); with --answers none its texts stay as they are."
+                )
             result = harvest_run(options, ctx.device).to_dict()
             store = ActivationStore.open(store_place(ctx))
             outputs = store.files()

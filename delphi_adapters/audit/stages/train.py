@@ -93,6 +93,8 @@ def _options(ctx: Context, folder: Path) -> RunConfig:
     options.pairs, options.extra_datasets, options.dataset_weights = None, [], []
     options.hookpoints = [source["hookpoint"] for source in manifest["sources"]]
     options.layers = []
+    for name, value in LATER_OPTIONS.items():  # the store says how its texts were read
+        setattr(options, name, value)
     options.save_dir, options.run_name = str(folder), "run"
     options.json = None
     options.resume = (folder / "run" / "config.json").exists()

@@ -270,15 +270,19 @@ function contextsOf(contexts) {
 
 function contextOf(context, most) {
   const where = context.text_id === null ? "" : `, text ${context.text_id}`;
+  const said = context.said ? `, ${context.said}` : "";
+  const alike = context.tokens.length === 1 && facts.models.length > 1;
   return el(
     "li",
     {},
-    el("p", { class: "note" }, `activation ${number(context.activation)}${where}`),
+    el("p", { class: "note" }, `activation ${number(context.activation)}${where}${said}`),
     context.tokens.map((tokens, s) =>
       el(
         "div",
         { class: "tokens" },
-        el("span", { class: `of m${s % 4}` }, inline(facts.models[s] ?? String(s), 40)),
+        alike
+          ? el("span", { class: "of" }, "all models")
+          : el("span", { class: `of m${s % 4}` }, inline(facts.models[s] ?? String(s), 40)),
         el("bdi", { class: "said" }, tokens.map((text, t) => tokenOf(text, context.activations[s]?.[t] ?? 0, most))),
       ),
     ),
