@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 NO_JUDGE = "none"
 """The judge's name where nobody is asked."""
 
-_OF_A_JUDGE = ("provider", "max_cost", "prices", "batch", "answers", "max_tokens")
+_OF_A_JUDGE = ("provider", "max_cost", "prices", "batch", "judge_answers", "max_tokens")
 _AT_LEAST_ONE = ("max_tokens", "concurrency", "max_concurrent")
 
 
@@ -39,8 +39,8 @@ class JudgeConfig:
     batch: bool = False
     """By Message Batches."""
 
-    answers: Path | None = None
-    """Folder for answers, else `answers` in the folder of what is asked."""
+    judge_answers: Path | None = None
+    """Folder for its answers, else `answers` in the folder of what is asked."""
 
     max_tokens: int | None = None
     """Of an answer: 1,024, or 512 of a local model, unless said otherwise."""
@@ -80,8 +80,8 @@ class JudgeConfig:
 def make_client(judge: JudgeConfig, folder: Path, *, dry_run: bool = False) -> Client | None:
     """The judge's client; None in a dry run with a local one, which is not loaded.
 
-    Its answers are kept in `judge.answers`, else below `folder`. Raises ValueError for options that
-    do not fit the judge, for a Claude model without `max_cost`, and without a key.
+    Its answers are kept in `judge.judge_answers`, else below `folder`. Raises ValueError for
+    options that do not fit the judge, for a Claude model without `max_cost`, and without a key.
     """
     judge.check()
     if judge.judge is None or judge.judge == NO_JUDGE:
@@ -115,7 +115,7 @@ def make_client(judge: JudgeConfig, folder: Path, *, dry_run: bool = False) -> C
     try:
         return kind(
             judge.judge,
-            store=judge.answers or folder / "answers",
+            store=judge.judge_answers or folder / "answers",
             prices=judge.prices,
             max_cost=judge.max_cost,
             max_tokens=judge.max_tokens or 1024,

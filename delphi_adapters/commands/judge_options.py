@@ -40,8 +40,8 @@ class JudgeOptions:
     batch: bool = False
     """by Message Batches, at half price"""
 
-    answers: Path | None = None
-    """folder for answers (OUT/answers)"""
+    judge_answers: Path | None = None
+    """folder for the judge's answers (OUT/answers)"""
 
     max_tokens: int | None = None
     """of an answer (1,024; local models 512)"""
