@@ -12,6 +12,12 @@ from .crosscoders.partition import Partition as Partition
 from .evaluation.filter import filter_exclusives as filter_exclusives
 from .evaluation.several_runs import compare_runs as compare_runs
 from .evaluation.top import top as top
+from .interventions.answer_likelihood import Answered as Answered
+from .interventions.cause import Behaviour as Behaviour
+from .interventions.cause import Cause as Cause
+from .interventions.cause import CauseSettings as CauseSettings
+from .interventions.cause import cause as cause
+from .interventions.cause_texts import own_answers as own_answers
 from .interventions.effects import dose_response as dose_response
 from .interventions.generation import Answering as Answering
 from .interventions.generation import generate as generate

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from copy import deepcopy
 from pathlib import Path
 
 import nnsight
@@ -35,6 +36,7 @@ TRAINING = ("train", "harvest")
 NAMES = {
     "layers.15+layers.9": "layers.1+h.2",
     "lm.model.layers[9]": "lm.transformer.h[2]",
+    '"layers.9"': '"h.2"',
     r"\b368\b": "{shared}",
     "path/to/a/chat/model": "{chat_model}",
 }
@@ -50,6 +52,14 @@ def folder(run, tmp_path_factory):
     fit_stitching(pairs, pairs, StitchingConfig(steps=2)).save(folder / "runs" / "stitch")
     (folder / "texts.jsonl").write_text(json.dumps({"text": "A text."}), encoding="utf-8")
     return folder
+
+
+def nudged(model):
+    """A copy of a model with other weights."""
+    copy = deepcopy(model)
+    for weight in copy.parameters():
+        weight.data += 0.1 * torch.randn_like(weight)
+    return copy
 
 
 @pytest.fixture
@@ -72,6 +82,10 @@ def given(run, folder, monkeypatch):
             "tokenizer": tokenizer,
             "prompts": prompts,
             "prompt": prompts[0],
+            "base": model,
+            "finetune": nudged(model),
+            "vector": torch.randn(32),
+            "questions": [f"In {year}" for year in range(1989, 1999)],
             "inputs": tokenizer(prompts[0], return_tensors="pt"),
             "lm": nnsight.TransformersModel(model, tokenizer=tokenizer, task="text-generation"),
             "cc": Crosscoder.load_one(run),

@@ -54,7 +54,8 @@ class Steering:
     end of the prompt. Padding never is."""
 
     center: Tensor | None = None
-    """Where the direction counts as absent, `[D]`; the origin by default."""
+    """Where the direction counts as absent, `[D]`, or `[B, T, D]` for each token of what is read at
+    once; the origin by default."""
 
     label: str = ""
 
@@ -66,7 +67,7 @@ class Steering:
                 f"A steering vector is one finite direction other than 0, got a tensor of shape "
                 f"{list(vector.shape)} and norm {vector.norm():g}."
             )
-        if self.center is not None and self.center.shape != vector.shape:
+        if self.center is not None and self.center.shape[-1:] != vector.shape:
             raise ValueError(
                 f"center has shape {list(self.center.shape)}, vector {list(vector.shape)}."
             )

@@ -1,0 +1,103 @@
+"""Answers by which a cause is judged, found without knowing what the behaviour is."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..evaluation.top import check_latents, collect_occurrences
+from ..runs.run import Run
+from ..text.messages import normalize_messages
+from .answer_likelihood import Answered
+from .cause import Behaviour
+from .generation import Answering, Sampling, generate
+from .prompts import Prompt
+
+ANSWERS = Sampling(max_new_tokens=48, temperature=0.7, top_p=0.9)
+
+
+def own_answers(
+    model: Any,
+    reference: Any,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    sampling: Sampling = ANSWERS,
+    *,
+    chat: bool | None = None,
+) -> Behaviour:
+    """What two models answer to the same prompts: `model`, which is thought to show a behaviour
+    there, and `reference`, which does not.
+
+    Prompts that both answer alike, or that one answers with nothing, are left out. Raises
+    ValueError as `generate` does.
+    """
+    answering = Answering(chat=chat)
+    shown, elsewhere = (
+        [
+            answers[0].text
+            for answers in generate(
+                one, prompts, [], [[]], sampling, tokenizer=tokenizer, answering=answering
+            ).answers
+        ]
+        for one in (model, reference)
+    )
+    kept = [
+        row
+        for row, (one, other) in enumerate(zip(shown, elsewhere, strict=True))
+        if one.strip() and other.strip() and one != other
+    ]
+    return Behaviour(
+        *([Answered(prompts[row], answers[row]) for row in kept] for answers in (shown, elsewhere))
+    )
+
+
+@torch.no_grad()
+def strongest_prompts(
+    run: Run,
+    latents: Sequence[int],
+    count: int = 16,
+    *,
+    leave_out: Collection[int] = (),
+    pairs: int = 100_000,
+    seed: int | None = None,
+    device: str | torch.device | None = None,
+) -> list[Prompt]:
+    """The beginnings of the run's texts in which latents are most active per pair, strongest first.
+
+    A conversation's is all that comes before its last answer, another text's its first half. Texts
+    whose numbers are in `leave_out`, such as those by which the latents were chosen, and texts
+    without any activity are left out. Raises ValueError for a latent that there is not.
+    """
+    crosscoder = run.crosscoder(seed, device)
+    check_latents(crosscoder, latents)
+    first = run.first_pairs(pairs, device)
+    found = collect_occurrences(crosscoder, first.chunks, run.config.outlier_multiple)
+    text_ids = torch.from_numpy(np.asarray(first.windows["text_id"], dtype=np.int64))
+    text_of_pair = text_ids[found.windows]
+    entries = torch.isin(found.latents, torch.tensor(list(latents)))
+    counts = torch.bincount(text_of_pair)
+    sums = torch.zeros(len(counts)).index_add_(
+        0, text_of_pair[found.rows[entries]], found.acts[entries]
+    )
+    activity = sums / counts.clamp_min(1)
+    texts = run.texts()
+    prompts: list[Prompt] = []
+    for number in activity.argsort(descending=True).tolist():
+        if len(prompts) == count or not activity[number] > 0:
+            break
+        prompt = None if number in leave_out else _beginning(texts[number])
+        if prompt is not None and prompt not in prompts:
+            prompts.append(prompt)
+    return prompts
+
+
+def _beginning(row: Mapping[str, Any]) -> Prompt | None:
+    """What is to be answered or gone on with in a row of texts; None where there is nothing."""
+    if row.get("messages"):
+        messages = normalize_messages(row["messages"])
+        last = max((i for i, m in enumerate(messages) if m["role"] == "assistant"), default=None)
+        return [{"role": m["role"], "content": m["content"]} for m in messages[:last]] or None
+    return row["text"][: len(row["text"]) // 2].rstrip() or None
