@@ -132,7 +132,7 @@ def cause(
     if steering.mode == "clamp":
         raise ValueError("A cause is found by adding or ablating a direction, not by clamping it.")
     adds = steering.mode == "add"
-    trials = [
+    trials: list[tuple[Span, float]] = [
         (span, strength)
         for span in settings.spans
         for strength in (settings.strengths if adds else (1.0,))

@@ -171,11 +171,11 @@ def latent_targets(
     if asked.s_max is not None:
         largest = torch.full((len(latents),), asked.s_max)
         if fit is not None:
-            chunks, _, _ = run.first_pairs(min(asked.pairs, ENOUGH_PAIRS), device)
+            chunks = run.first_pairs(min(asked.pairs, ENOUGH_PAIRS), device).chunks
             for _ in fit.watch(chunks):
                 pass
     else:
-        chunks, _, _ = run.first_pairs(asked.pairs, device)
+        chunks = run.first_pairs(asked.pairs, device).chunks
         watched = chunks if fit is None else fit.watch(chunks)
         wanted, multiple = torch.tensor(latents), run.config.outlier_multiple
         largest = largest_activations(crosscoder, watched, wanted, multiple)

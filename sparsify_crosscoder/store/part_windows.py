@@ -98,7 +98,7 @@ def hash_notes(windows: Dataset) -> str:
     return _hash(windows, [name for name in (ROLES, WRITERS) if name in windows.column_names])
 
 
-def _hash(windows: Dataset, columns: Sequence[str]) -> str:
+def _hash(windows: Dataset, columns: list[str]) -> str:
     digest = hashlib.sha256()
     for name, values in _columns(windows.select_columns(columns)) if columns else ():
         digest.update(name.encode())

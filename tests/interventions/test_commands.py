@@ -36,7 +36,7 @@ def crosscoder(run):
 @pytest.fixture(scope="module")
 def fired(run, crosscoder):
     """The largest activation of every latent over the run's pairs."""
-    chunks, _, _ = Run.open(run).first_pairs(100_000, "cpu")
+    chunks = Run.open(run).first_pairs(100_000, "cpu").chunks
     found = collect_occurrences(crosscoder, chunks)
     largest = torch.zeros(crosscoder.num_latents)
     for latent, act in zip(found.latents.tolist(), found.acts.tolist(), strict=True):

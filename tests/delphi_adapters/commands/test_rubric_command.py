@@ -217,7 +217,7 @@ def test_s_max_is_looked_for_where_it_is_not_given(options, run):
     from sparsify_crosscoder.runs.run import Run
 
     crosscoder = Crosscoder.load_one(run)
-    chunks, _, _ = Run.open(run).first_pairs(500, "cpu")
+    chunks = Run.open(run).first_pairs(500, "cpu").chunks
     largest = largest_activations(crosscoder, chunks, torch.arange(crosscoder.num_latents))
     latent = int(largest.argmax())
     rubric(options, latent=latent, s_max=None, pairs=500, prompts_limit=1)
