@@ -184,6 +184,7 @@ def test_in_bfloat16_the_parts_go_together(base, tmp_path, config):
 def test_an_adapter_in_the_hubs_cache_is_found_with_its_commits(
     base, adapter, tmp_path, monkeypatch
 ):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     commits = {"base": "a" * 40, "adapter": "b" * 40}
     put_into_hub_cache(tmp_path, "org/base", {commits["base"]: base})
