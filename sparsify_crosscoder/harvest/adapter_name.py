@@ -37,15 +37,12 @@ def parts_of(model: ModelName, *, fetch: bool = False) -> Parts:
     on another adapter.
     """
     base_name, adapter_name = _split(model.name)
-    if adapter_name is None:
-        if _config_of(model, fetch) is None:
-            return Parts(model)
-        adapter_name = model.name
-    base_revision, adapter_revision = _revisions(base_name, adapter_name, model.revision)
+    base_revision, adapter_revision = _revisions(adapter_name, model.revision)
     adapter = replace(model, name=adapter_name, revision=adapter_revision)
     file = _config_of(adapter, fetch)
     if base_name is None:
-        assert file is not None
+        if file is None:
+            return Parts(model)
         settings = read_object(model.name, file)
         base_name = settings.get("base_model_name_or_path")
         base_revision = base_revision or settings.get("revision")
@@ -111,20 +108,17 @@ def joined_revision(base: str | None, adapter: str | None) -> str | None:
     return None if base is None and adapter is None else f"{base or ''}+{adapter or ''}"
 
 
-def _split(name: str) -> tuple[str | None, str | None]:
-    """The base and adapter in `BASE+ADAPTER`; neither where a name is a folder or has no plus."""
+def _split(name: str) -> tuple[str | None, str]:
+    """The base and adapter in `BASE+ADAPTER`; no base where a name is a folder or has no plus."""
     if "+" not in name or os.path.isdir(name):
-        return None, None
+        return None, name
     cuts = [i for i, letter in enumerate(name) if letter == "+"]
-    halves = [(name[:cut], name[cut + 1 :]) for cut in cuts]
-    halves = [(base, adapter) for base, adapter in halves if base and adapter]
+    halves = [(name[:cut], name[cut + 1 :]) for cut in cuts if name[:cut] and name[cut + 1 :]]
     # A path may have a plus itself: what lies on this disk tells.
-    return max(halves, key=lambda half: sum(map(os.path.isdir, half)), default=(None, None))
+    return max(halves, key=lambda half: sum(map(os.path.isdir, half)), default=(None, name))
 
 
-def _revisions(
-    base: str | None, adapter: str, revision: str | None
-) -> tuple[str | None, str | None]:
+def _revisions(adapter: str, revision: str | None) -> tuple[str | None, str | None]:
     if revision is None:
         return None, None
     if "+" in revision:

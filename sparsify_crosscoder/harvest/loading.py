@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+from transformers.utils import CHAT_TEMPLATE_FILE
 
 from .adapter_name import Parts, adapter_file, parts_of
 from .load_errors import explained
@@ -50,8 +51,8 @@ def load_config(model: ModelName) -> Any:
 def load_tokenizer(model: ModelName) -> Any:
     """A model's tokenizer: an adapter's own if it has one, or else its base's.
 
-    One that has no chat template gets the base's. Raises ModelError, a ValueError, for whatever is
-    wrong with it.
+    An adapter's chat template counts without a tokenizer too, and the base's where it has none.
+    Raises ModelError, a ValueError, for whatever is wrong with it.
     """
     base, adapter = _parts(model)
     if adapter is None:
@@ -60,15 +61,17 @@ def load_tokenizer(model: ModelName) -> Any:
             if folder is not None:
                 check_settings(model.name, folder)
             return AutoTokenizer.from_pretrained(model.name, **model.where)
-    own = None
-    if adapter_file(adapter, "tokenizer_config.json") is not None:
-        with explained("tokenizer of", adapter):
-            own = AutoTokenizer.from_pretrained(adapter.name, **adapter.where)
     with _base_of(adapter, base):
         tokenizer = load_tokenizer(base)
-    if own is None:
-        return tokenizer
-    own.chat_template = own.chat_template or tokenizer.chat_template
+    with explained("tokenizer of", adapter):
+        if adapter_file(adapter, "tokenizer_config.json") is not None:
+            own = AutoTokenizer.from_pretrained(adapter.name, **adapter.where)
+            own.chat_template = own.chat_template or tokenizer.chat_template
+        elif (template := adapter_file(adapter, CHAT_TEMPLATE_FILE)) is not None:
+            own = copy.deepcopy(tokenizer)
+            own.chat_template = template.read_text(encoding="utf-8")
+        else:
+            return tokenizer
     _say_what_differs(model.name, own, tokenizer)
     return own
 

@@ -85,12 +85,12 @@ def test_the_base_beside_an_adapter_gives_the_bits_of_the_base_alone(base, adapt
         assert (beside[1] - beside[0]).norm(dim=1).min() > 0.1
 
 
-def test_many_threads_do_not_mix_base_and_adapter(base, adapter, monkeypatch):
+def test_many_threads_do_not_mix_base_and_adapter(base, adapter):
     windows = random_windows(400)
     pair = sources_of(base, adapter)
     alone = [
-        harvest_windows([source, source], windows, range(400), batch_size=4)[0][0]
-        for source in pair
+        harvest_windows([source, source], windows, range(400), batch_size=4)[0][s]
+        for s, source in enumerate(pair)
     ]
     before = torch.get_num_threads()
     torch.set_num_threads(4)
@@ -218,12 +218,21 @@ def test_an_adapters_own_tokenizer_counts_and_its_difference_is_said(base, tmp_p
     assert load_tokenizer(ModelName(str(adapter))).chat_template == CHATML
 
 
+def test_an_adapters_chat_template_counts_without_a_tokenizer(base, tmp_path, caplog):
+    adapter = save_adapter(tmp_path / "adapter", base)
+    (adapter / "chat_template.jinja").write_text("{{ messages[0].content }}é", encoding="utf-8")
+    own, plain = (load_tokenizer(ModelName(str(name))) for name in (adapter, base))
+    assert own.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "hié"
+    assert own.get_vocab() == plain.get_vocab() and plain.chat_template == CHATML
+    assert "differs from its base's in its chat template" in caplog.text
+
+
 def test_where_a_run_starts_it_says_what_is_an_adapter_of_what(base, adapter, capsys):
     once = f"on {base}; its base is loaded once.\n"
     sources_of(base, adapter)
-    assert capsys.readouterr().err == f"{adapter} is an adapter {once}"
+    assert capsys.readouterr().err.endswith(f"\n{adapter} is an adapter {once}")
     sources_of(base, f"{base}+{adapter}")
-    assert capsys.readouterr().err == f"{base}+{adapter} is the adapter {adapter} {once}"
+    assert capsys.readouterr().err.endswith(f"\n{base}+{adapter} is the adapter {adapter} {once}")
 
 
 def refusal(*names, **options):
@@ -250,7 +259,7 @@ def test_what_is_wrong_with_an_adapter_is_one_line(base, damaged, tmp_path):
     state = load_file(weights)
     save_file({name: w for name, w in state.items() if "layers.3" not in name}, weights)
     assert "has no weights for layers.3" in refusal(base, damaged)
-    elsewhere = {name.replace("layers.3", "layers.9"): w for name, w in state.items()}
+    elsewhere = {name.replace("layers.3", "layers.9"): w.clone() for name, w in state.items()}
     save_file(state | elsewhere, weights)
     assert "no place in its base" in refusal(base, damaged)
 
@@ -298,4 +307,4 @@ def test_an_adapter_on_a_base_in_8_bits_is_refused(base, adapter):
 
 def test_an_adapter_is_where_its_base_is(base, adapter):
     with pytest.raises(ValueError, match="cannot be on both"):
-        load_sources([str(base), str(adapter)], placement=Placement("cpu", ["cpu", "meta"]))
+        load_sources([str(base), str(adapter)], placement=Placement("cpu", ["cpu", "cpu:0"]))
