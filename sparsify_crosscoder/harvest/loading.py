@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
-from transformers.utils import CHAT_TEMPLATE_FILE
+from transformers.utils.hub import CHAT_TEMPLATE_FILE
 
 from .adapter_name import Parts, adapter_file, parts_of
 from .load_errors import explained
