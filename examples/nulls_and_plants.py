@@ -5,14 +5,14 @@
 On real activations, from an activation store such as the one that `make demo` leaves:
 
 pair    the two models as they are, from three seeds
-nulls   a model against itself, against itself rotated by a random orthogonal matrix, and rotated
-        with 5% noise; nothing that is found is a difference
+nulls   a model against itself, against itself in 8 bits, rotated by a random orthogonal matrix, and
+        rotated with 5% noise; nothing that is found is a difference
 plants  a fixed direction is added to the first model on a random 1% of the pairs, at a multiple of
         the median norm of its activations; five directions for each size
 
 Each is trained, filtered and clustered as a user would. A run that was stopped goes on where it
 was; the tables are printed at the end, and everything is in `controls.jsonl`. Half a minute to a
-minute for each of the 16 runs of a variant, on two cores.
+minute for each of the 17 runs of a variant, on two cores.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from sparsify_crosscoder.evaluation.false_exclusives import (
     FilteredLatents,
     judge_exclusives,
 )
+from sparsify_crosscoder.evaluation.latent_scaling import Kind, calibrated
 from sparsify_crosscoder.evaluation.stability import FoundClusters, stability
 from sparsify_crosscoder.registry import get_architecture
 from sparsify_crosscoder.store.tensor_stream import TensorStream
@@ -48,7 +49,8 @@ from sparsify_crosscoder.training.allocator import keep_freed_memory
 from sparsify_crosscoder.training.data import PairedData
 from sparsify_crosscoder.training.trainer import make_trainer
 
-NULLS = ("itself", "rotated", "noisy")
+NULLS = ("itself", "quantised", "rotated", "noisy")
+CALIBRATING = ("null-quantised", "null-rotated", "null-noisy")  # nulls that can fail
 NOISE = 0.05
 PLANTED_SHARE = 0.01
 PLANT_SIZES = (0.5, 0.125)
@@ -79,10 +81,13 @@ class Control:
 
 
 def null(kind: str, x: Tensor, seed: int = 0) -> Control:
-    """One model's activations `[N, D]`, and the same again in another basis."""
+    """One model's activations `[N, D]`, and the same again in 8 bits or in another basis."""
     generator = torch.Generator().manual_seed(seed)
     other = x
-    if kind != "itself":
+    if kind == "quantised":
+        step = x.float().abs().amax(1, keepdim=True) / 127
+        other = (x.float() / step).round() * step
+    elif kind != "itself":
         width = x.shape[1]
         rotation = torch.linalg.qr(torch.randn(width, width, generator=generator)).Q
         other = x.float() @ rotation
@@ -154,9 +159,11 @@ def run_control(
         "alive": alive,
         "verdicts": [filtered.counts(s) for s in (0, 1)],
         "clusters": [sum(c.source == s for c in found) for s in (0, 1)],
+        "scaling": scaling(filtered),
     }
     if control.direction is not None and control.planted is not None:
         result["plant"] = find_plant(crosscoder, found, control.direction, control)
+        result["plant"]["scaling"] = scaling(filtered, result["plant"].pop("latents", []))
     return result
 
 
@@ -167,6 +174,18 @@ def judge(
     stream = TensorStream(control.activations, seed=1)
     filtered = judge_exclusives(crosscoder, stream, FilterConfig(pairs=args.pairs))
     return filtered, clusters(crosscoder, filtered)
+
+
+def scaling(filtered: FilteredLatents, some: Sequence[int] | None = None) -> dict[str, list[float]]:
+    """Ratios of latent scaling of the latents that can be judged, all or some of them."""
+    chosen = filtered.scorable
+    if some is not None:
+        chosen &= torch.isin(filtered.latents, torch.tensor(some, dtype=torch.long))
+    kinds: tuple[Kind, Kind] = ("error", "reconstruction")
+    return {
+        kind: filtered.scaling.ratios(filtered.sources, kind).value[chosen].tolist()
+        for kind in kinds
+    }
 
 
 def recurring(
@@ -211,6 +230,7 @@ def find_plant(
         "found": bool(cosines.max() >= 0.8),
         "cosine": cosines.max().item(),
         "rank": found.index(best) + 1,
+        "latents": best.latents,
         "copies": len(best.latents),
         "clusters_like_it": int((cosines >= 0.8).sum()),
         "precision": precisions[0].item(),
@@ -261,12 +281,43 @@ def pair_table(results: Sequence[dict[str, Any]]) -> str:
             mean(lambda r, s: r["called_exclusive"][s], ".0f"),
             mean(lambda r, s: r["alive"][s], ".0f"),
             mean(lambda r, s: r["verdicts"][s]["kept"], ".0f"),
-            mean(lambda r, s: sum(r["verdicts"][s][v] for v in ("too_rare", "not_linear")), ".0f"),
+            mean(
+                lambda r, s: sum(
+                    r["verdicts"][s][v] for v in ("too_rare", "unclear", "not_linear")
+                ),
+                ".0f",
+            ),
             mean(lambda r, s: r["clusters"][s], ".0f"),
             ", ".join(map(str, in_all)) if in_all is not None else "",
             f"{kept} of {sum(sum(r['alive']) for r in nulls)}" if nulls else "",
         ]
         lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def cut_offs(results: Sequence[dict[str, Any]]) -> str:
+    """Ratios that one in twenty latents of the nulls is below, and how many planted ones are."""
+    lines = ["| variant | latents of nulls | error below | reconstruction below | planted below |"]
+    lines.append("|---|---|---|---|---|")
+    for variant in dict.fromkeys(r["variant"] for r in results):
+        mine = [r for r in results if r["variant"] == variant and "scaling" in r]
+        nulls = [r["scaling"] for r in mine if r["control"] in CALIBRATING]
+        error, made = (
+            torch.tensor([v for one in nulls for v in one[kind]])
+            for kind in ("error", "reconstruction")
+        )
+        if len(error) < 20:
+            continue
+        least = calibrated(error, made)
+        plants = [r["plant"]["scaling"] for r in mine if r.get("plant", {}).get("found")]
+        below = sum(
+            e < least.error and m < least.reconstruction
+            for one in plants
+            for e, m in zip(one["error"], one["reconstruction"], strict=True)
+        )
+        of = sum(len(one["error"]) for one in plants)
+        cells = [variant, f"{len(error):,}", f"{least.error:.3f}", f"{least.reconstruction:.3f}"]
+        lines.append("| " + " | ".join([*cells, f"{below} of {of}"]) + " |")
     return "\n".join(lines)
 
 
@@ -345,7 +396,8 @@ def main() -> None:
                 done.append(recurring(pairs, variant, args, args.out / "runs"))
                 out.write(json.dumps(done[-1]) + "\n")
     print(pair_table(done), end="\n\n")
-    print(control_table(done))
+    print(control_table(done), end="\n\n")
+    print(cut_offs(done))
 
 
 if __name__ == "__main__":

@@ -677,6 +677,6 @@ def test_the_summary_says_how_many_latents_fired_and_how_many_can_be_judged():
         "100.0% of its 102 exclusive latents fired at least once in the last 5,000 pairs, 7 as"
         in (printed)
     )
-    assert "(on 1 in 655 pairs)" in printed and printed.count("exclusive latents") == 1
+    assert "(on 1 in 4,096 pairs)" in printed and printed.count("exclusive latents") == 1
     assert "with the 2.5% of the pairs that are outliers, FVE 0.6000" in printed
     assert "25.0% of all latents did not fire in the last 5,000 pairs" in printed

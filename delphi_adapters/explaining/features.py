@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pyarrow import Schema, Table
 
     from sparsify_crosscoder.crosscoders import Crosscoder
-    from sparsify_crosscoder.evaluation.filter import FilterRecord
+    from sparsify_crosscoder.evaluation.filter import FilteredLatent, FilterRecord
 
     from .autointerp import Autointerp
 
@@ -46,7 +46,19 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "not_scorable": ("string", "why there is no detection score"),
     "unanswered": ("int64", "examples of the detection test without an answer"),
     "filter_verdict": ("string", "what the false-exclusive filter says; none if it was not judged"),
-    "filter_score": ("float64", "how exclusive the difference is; 0 unless kept"),
+    "filter_reason": ("string", "what that means, or why it cannot be judged"),
+    "filter_score": ("float64", "how exclusive the difference is, whatever the verdict"),
+    "filter_score_error": ("float64", "one standard error of that"),
+    "scaling_error_ratio": (
+        "float64",
+        "what the other model's reconstruction error has of it, as a multiple of its own (latent "
+        "scaling, Minder et al. 2025)",
+    ),
+    "scaling_error_low": ("float64", "lower end of its 95% interval"),
+    "scaling_error_high": ("float64", "upper end of it"),
+    "scaling_reconstruction_ratio": ("float64", "the same of the other model's reconstruction"),
+    "scaling_reconstruction_low": ("float64", "lower end of its 95% interval"),
+    "scaling_reconstruction_high": ("float64", "upper end of it"),
     "cluster": ("int64", "rank of the cluster of copies that it is in; none unless kept"),
     "exclusivity": ("float64", "1 to 5: how little of its effect a linear map carries over (B.5)"),
     "exclusivity_spread": ("float64", "standard deviation of that over the prompts"),
@@ -131,12 +143,24 @@ def features(
                     "not_scorable": decision and decision.not_scorable,
                     "unanswered": decision and decision.n_unanswered,
                     "filter_verdict": verdict and verdict.verdict,
-                    "filter_score": verdict and verdict.score,
+                    **(_of_filter(verdict) if verdict else {}),
                     "cluster": clusters.get(latent),
                     **(exclusivity or {}).get(latent, {}),
                 }
             )
     return pa.Table.from_pylist(rows, schema=schema())
+
+
+def _of_filter(judged: FilteredLatent) -> dict[str, Any]:
+    """The columns with what the filter measured, none where an older filter did not."""
+    measured = judged.measured
+    found = {"filter_score": judged.score, "filter_reason": measured.get("reason")}
+    found["filter_score_error"] = measured.get("score_error")
+    for kind in ("error", "reconstruction"):
+        low, high = measured.get(f"scaling_{kind}_interval") or (None, None)
+        found[f"scaling_{kind}_ratio"] = measured.get(f"scaling_{kind}_ratio")
+        found |= {f"scaling_{kind}_low": low, f"scaling_{kind}_high": high}
+    return found
 
 
 def schema() -> Schema:

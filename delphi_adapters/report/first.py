@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from sparsify_crosscoder.scorability import with_interval
+
 from .data import ReportData
 from .ranking import ranked
 from .statements import model_names
@@ -21,7 +23,10 @@ def first_entries(data: ReportData, count: int = FIRST) -> list[str]:
         own = "shared" if row["source"] is None else f"of {names[row['source']]}"
         facts = [f"latent {row['latent']}, {own}"]
         if row["filter_verdict"]:
-            facts.append(f"filter: {_line(row['filter_verdict']).replace('_', ' ')}")
+            verdict = _line(row["filter_verdict"]).replace("_", " ")
+            score, error = row["filter_score"], row["filter_score_error"]
+            scored = "" if score is None else f", score {with_interval(score, error)}"
+            facts.append(f"filter: {verdict}{scored}")
         if row["likeness"] is not None:
             facts.append(f"likeness {row['likeness']:.2f}")
         if row["exclusivity"] is not None:

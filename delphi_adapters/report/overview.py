@@ -137,7 +137,8 @@ def _verdicts(data: ReportData, names: list[str]) -> Sheet:
     return Sheet(
         "What the false-exclusive filter says",
         "Of the latents that are exclusive by their norm. Kept: the model's own activations tell "
-        "the latent's, the other's do not.",
+        "the latent's, the other's do not. Predictable: the other's tell where it fires, which "
+        "does not say that it does the same there. Too rare, not linear, unclear: not scorable.",
         ["model", "called exclusive", *(kind.replace("_", " ") for kind in kinds)],
         [
             [name, number(sum(one.values())), *(number(one.get(kind, 0)) for kind in kinds)]

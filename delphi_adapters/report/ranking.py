@@ -9,7 +9,9 @@ from .statements import model_names
 
 
 def ranked(data: ReportData) -> list[dict[str, Any]]:
-    """Rows of latents that are flagged, kept by the filter or scored: flagged and exclusive first.
+    """Rows of latents that are flagged, judged by the filter or scored: flagged, exclusive first.
+
+    A latent that the others predict is among them: its score takes that into account.
 
     A latent without an exclusivity score comes behind those that have one. Without a judge those
     come first that the filter scores highest, then those whose effects are least alike.
@@ -19,6 +21,7 @@ def ranked(data: ReportData) -> list[dict[str, Any]]:
         for row in data.features.to_pylist()
         if row["harmful"]
         or row["filter_verdict"] == "kept"
+        or (row["filter_verdict"] == "predictable" and row["filter_score"])
         or row["exclusivity"] is not None
         or row["likeness"] is not None
     ]

@@ -330,7 +330,7 @@ def not_scorable(model: str, verdicts: Mapping[str, int]) -> Statement | None:
     total = sum(verdicts.values())
     if not total:
         return None
-    left = verdicts.get("too_rare", 0) + verdicts.get("not_linear", 0)
+    left = sum(verdicts.get(kind, 0) for kind in ("too_rare", "unclear", "not_linear"))
     level = graded(left / total, 0.25, 0.6)
     meaning = {
         "good": "The filter has a verdict on most latents that are called exclusive.",

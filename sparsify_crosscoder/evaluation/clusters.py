@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ..crosscoders import Crosscoder
-from .false_exclusives import FilteredLatents, Verdict
+from .false_exclusives import FilteredLatents
 from .latent_moments import PRESENT, LatentMoments
+from .verdicts import Verdict
 
 SAME = 0.7
 """Correlation of two latents' activations from which they are taken for the same."""
@@ -26,6 +27,9 @@ class Cluster:
 
     score: float
     """How exclusive it is: the latents' scores, weighted by their energy."""
+
+    score_error: float
+    """One standard error of that, where the latents' errors are taken to go together."""
 
     energy: float
     """Mean squared norm of what the latents write together, normalised."""
@@ -48,7 +52,8 @@ class Cluster:
 
     def to_dict(self) -> dict[str, Any]:
         """All but the direction."""
-        fields = ("source", "latents", "score", "energy", "firings", "dense", "weights", "level")
+        fields = ("source", "latents", "score", "score_error", "energy", "firings", "dense")
+        fields += ("weights", "level")
         return {name: getattr(self, name) for name in fields}
 
 
@@ -102,6 +107,7 @@ def _cluster(
         source=s,
         latents=latents.tolist(),
         score=(shares * filtered.score[members]).sum().item(),
+        score_error=(shares * filtered.measured.score.error[members]).sum().item(),
         energy=energy.item(),
         firings=int(filtered.firings[members].max()),
         dense=bool(filtered.dense[members].any()),

@@ -9,6 +9,9 @@ shadow          Each source is linearly predicted from the others. What is left 
                 where it is present and does not just fire a little. This guards residual DFCs,
                 whose encoder already removes what is predictable.
 
+Whether a latent can be judged follows from the standard errors of what is measured: the pairs that
+are read grow until most can be, or a budget ends.
+
 L latents, S sources, D the sum of their widths.
 """
 
@@ -16,53 +19,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..crosscoders import Crosscoder
-from ..crosscoders.rdfc import ridge_regression
-from ..scorability import FILTER_PAIRS, MIN_FIRINGS, MIN_OWN, pairs_needed, too_rare
-from ..store.stream import ActivationStream
-from .latent_moments import (
-    DENSE_FRACTION,
-    LatentMoments,
-    bytes_needed,
-    collect,
-    predicted_share,
+from ..scorability import (
+    FILTER_PAIRS,
+    LEAST_FIRINGS,
+    MIN_OWN,
+    MOST_PAIRS,
+    Evidence,
+    pairs_needed,
+    too_little,
 )
+from ..store.stream import ActivationStream
+from .latent_moments import DENSE_FRACTION, LatentMoments, bytes_needed, collect
+from .latent_scaling import LatentScaling, fitted_scaling
+from .latent_statistics import LatentStatistics, latent_statistics
+from .verdicts import Thresholds, Verdict, decide
 
 EXCLUSIVE_NORM = 0.8  # equation 12
-ERRORS = 3  # standard errors that are no evidence of a shadow
-
-
-class Verdict(IntEnum):
-    """What the filter says of a latent."""
-
-    KEPT = 0
-    PREDICTABLE = 1
-    SHADOW = 2
-    TOO_RARE = 3
-    NOT_LINEAR = 4
-
-    @property
-    def reason(self) -> str:
-        return _REASONS[self]
-
-    @property
-    def scorable(self) -> bool:
-        return self not in (Verdict.TOO_RARE, Verdict.NOT_LINEAR)
-
-
-_REASONS = {
-    Verdict.KEPT: "its own source tells its activation, the others do not",
-    Verdict.PREDICTABLE: "the other sources predict its activation about as well as its own",
-    Verdict.SHADOW: "it moves what the other sources have of their own",
-    Verdict.TOO_RARE: "not scorable: it fires on too few pairs",
-    Verdict.NOT_LINEAR: "not scorable: even its own source does not predict its activation",
-}
+UNJUDGED = 0.05  # share of the latents that fire of which no more pairs are read
 
 
 @dataclass
@@ -71,7 +50,7 @@ class FilterConfig:
 
     predictability: float = 0.5
     """Largest R2 from the other sources of a latent that is kept, as a multiple of that from its
-    own source."""
+    own source; of latents that fire on fewer than 1% of the pairs, as if they fired on so many."""
 
     shadow: float = 0.15
     """Largest effect on what is left of the other sources of a latent that is kept, as a multiple
@@ -80,14 +59,15 @@ class FilterConfig:
     min_own: float = MIN_OWN
     """Least R2 from its own source at which a latent is scorable."""
 
-    min_firings: int = MIN_FIRINGS
-    """Least number of pairs on which a scorable latent fires."""
+    min_firings: int = LEAST_FIRINGS
+    """Least number of pairs on which a scorable latent fires, however clear all else is."""
 
     ridge: float = 1e-3
     """Ridge penalty of all regressions, as a multiple of the activations' mean variance."""
 
-    pairs: int = FILTER_PAIRS
-    """Pairs to look at, at most."""
+    pairs: int | None = None
+    """Pairs to look at, at most: 131,072, and twice as many again and again while latents that
+    fire cannot be judged. By default up to 1,048,576, as far as there are so many."""
 
     outlier_multiple: float = 2.0
     """Pairs are left out as in training: those whose norm exceeds this multiple of the median."""
@@ -97,11 +77,16 @@ class FilterConfig:
     """
 
     def __post_init__(self):
-        if self.pairs < 2:
+        if self.pairs is not None and self.pairs < 2:
             raise ValueError(f"The filter needs two pairs at least, got pairs={self.pairs}.")
         for name in ("predictability", "shadow", "ridge", "memory"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """What verdicts depend on."""
+        return Thresholds(self.predictability, self.shadow, self.min_own, self.min_firings)
 
 
 @dataclass
@@ -113,49 +98,78 @@ class FilteredLatents:
     """The source that each is called exclusive to."""
 
     firings: Tensor
-    own: Tensor
-    """R2 of its activation predicted from its own source."""
 
-    others: Tensor
-    """R2 of its activation predicted from the other sources."""
+    measured: LatentStatistics
+    """What verdicts and scores follow from, with standard errors."""
 
-    shadow: Tensor
-    """Effect on what is left of the other sources, less three standard errors, as a multiple of
-    that on its own: `|cov(x_r) - R_sr R_rs cov(x_r)| / |cov(x_s) - R_rs cov(x_r)|`, the largest of
-    all r, with linear maps R and covariances with the activation where the latent is present."""
+    scaling: LatentScaling
+    """How much of each latent the sources have (Minder et al. 2025)."""
 
     energy: Tensor
     """Mean squared norm of what it writes into its source, normalised."""
 
     verdicts: Tensor
+    firings_needed: Tensor
+    """Firings at which its verdict would be clear, as its errors shrink; 0 where it is scorable."""
+
     pairs: int
     """Pairs that were looked at."""
+
+    read: int
+    """Pairs that were read, outliers among them."""
 
     moments: LatentMoments | None
     """Sums over all pairs, if they were held at once."""
 
-    min_firings: int = MIN_FIRINGS
     min_own: float = MIN_OWN
 
     @property
+    def own(self) -> Tensor:
+        """R2 of its activation predicted from its own source."""
+        return self.measured.own.value
+
+    @property
+    def others(self) -> Tensor:
+        """R2 of its activation predicted from the other sources."""
+        return self.measured.others.value
+
+    @property
+    def shadow(self) -> Tensor:
+        """Effect on what is left of the other sources, as a multiple of that on its own."""
+        return self.measured.shadow.value
+
+    @property
     def score(self) -> Tensor:
-        """What kept latents are ranked by, `[L]` in [0, 1]; 0 for all others.
+        """What latents are ranked by, `[L]` in [0, 1], whatever their verdict.
 
         The share of the activation's variance that its own source explains and the others do not,
-        less what the latent moves of theirs. It says how exclusive a difference is, not how large.
+        as if it fired on 1% of the pairs where it fires on fewer, less what the latent moves of
+        theirs. It says how exclusive a difference is, not how large.
         """
-        unique = (self.own - self.others.clamp_min(0)).clamp(0, 1)
-        return unique * (1 - self.shadow).clamp(0, 1) * (self.verdicts == Verdict.KEPT)
+        return self.measured.score.value
+
+    @property
+    def scorable(self) -> Tensor:
+        """Whether the filter can say anything of a latent, `[L]`."""
+        return torch.tensor([Verdict(v).scorable for v in self.verdicts.tolist()], dtype=torch.bool)
 
     @property
     def dense(self) -> Tensor:
         """Whether a latent fires on over a tenth of the pairs, `[L]`."""
         return self.firings > DENSE_FRACTION * self.pairs
 
+    @property
+    def unjudged(self) -> float:
+        """Share of the latents that fire of which more pairs may say more."""
+        alive = self.firings > 0
+        left = (self.firings_needed > 0) & alive
+        return (left.sum() / alive.sum().clamp_min(1)).item()
+
     def order(self) -> list[int]:
-        """The places of all latents, the highest score first and dense ones last."""
-        dense, score = self.dense.tolist(), self.score.tolist()
-        return sorted(range(len(dense)), key=lambda i: (dense[i], -score[i]))
+        """The places of all latents: the highest score first, dense ones and those that are not
+        scorable last."""
+        dense, score, scorable = self.dense.tolist(), self.score.tolist(), self.scorable.tolist()
+        return sorted(range(len(dense)), key=lambda i: (not scorable[i], dense[i], -score[i]))
 
     def kept(self, source: int) -> Tensor:
         """The latents that stay exclusive to a source."""
@@ -166,30 +180,55 @@ class FilteredLatents:
         mine = self.verdicts if source is None else self.verdicts[self.sources == source]
         return {v.name.lower(): int((mine == v).sum()) for v in Verdict}
 
+    def evidence(self, source: int) -> list[Evidence]:
+        """Of every latent of a source that cannot be judged yet, what there is of it."""
+        mine = (self.sources == source) & (self.firings_needed > 0)
+        fired, needed = self.firings[mine].tolist(), self.firings_needed[mine].tolist()
+        return [Evidence(*pair) for pair in zip(fired, needed, strict=True)]
+
     def rows(self) -> list[dict[str, Any]]:
-        """One dictionary per latent, the highest score first and dense ones last."""
-        score = self.score
+        """One dictionary per latent, in their order."""
+        measured = self.measured
+        by_error, by_reconstruction = (
+            self.scaling.ratios(self.sources, kind) for kind in ("error", "reconstruction")
+        )
         return [
             {
                 "latent": int(self.latents[i]),
                 "source": int(self.sources[i]),
                 "verdict": Verdict(int(self.verdicts[i])).name.lower(),
                 "reason": self._reason(i),
-                "score": score[i].item(),
-                "r2_own": self.own[i].item(),
-                "r2_others": self.others[i].item(),
-                "shadow": self.shadow[i].item(),
+                "score": measured.score.value[i].item(),
+                "score_error": measured.score.error[i].item(),
+                "r2_own": measured.own.value[i].item(),
+                "r2_own_error": measured.own.error[i].item(),
+                "r2_others": measured.others.value[i].item(),
+                "r2_others_error": measured.others.error[i].item(),
+                "r2_own_at_rate": measured.own_at_rate.value[i].item(),
+                "r2_others_at_rate": measured.others_at_rate.value[i].item(),
+                "shadow": measured.shadow.value[i].item(),
+                "shadow_error": measured.shadow.error[i].item(),
                 "energy": self.energy[i].item(),
+                "scaling_error_ratio": by_error.value[i].item(),
+                "scaling_error_interval": by_error.interval(i),
+                "scaling_reconstruction_ratio": by_reconstruction.value[i].item(),
+                "scaling_reconstruction_interval": by_reconstruction.interval(i),
                 "firings": int(self.firings[i]),
-                "pairs_needed": pairs_needed(int(self.firings[i]), self.pairs, self.min_firings),
+                "firings_needed": int(self.firings_needed[i]) or None,
+                "pairs_needed": self._pairs_needed(i),
             }
             for i in self.order()
         ]
 
+    def _pairs_needed(self, i: int) -> int | None:
+        return pairs_needed(int(self.firings[i]), self.pairs, int(self.firings_needed[i]))
+
     def _reason(self, i: int) -> str:
         verdict = Verdict(int(self.verdicts[i]))
-        if verdict == Verdict.TOO_RARE:
-            why = too_rare(int(self.firings[i]), self.pairs, self.min_firings)
+        if self.firings_needed[i]:
+            why = too_little(
+                Evidence(int(self.firings[i]), int(self.firings_needed[i])), self.pairs
+            )
             return f"{verdict.reason}: {why}"
         if verdict == Verdict.NOT_LINEAR:
             return f"{verdict.reason} (R2 {self.own[i]:.2f}, {self.min_own:g} is needed)"
@@ -214,8 +253,7 @@ def judge_exclusives(
     """Judge the latents that a crosscoder calls exclusive, on any pairs of its sources.
 
     `candidates` are the latents called exclusive to each source, those of equation 12 by default.
-    Every regression is fitted on one half of the pairs and judged on the other, both ways. Raises
-    ValueError if the stream has fewer than two pairs.
+    Raises ValueError if the stream has fewer than two pairs.
     """
     cfg = cfg or FilterConfig()
     chosen = called_exclusive(crosscoder) if candidates is None else list(candidates)
@@ -224,129 +262,94 @@ def judge_exclusives(
     if stream.num_pairs < 2:
         raise ValueError("The filter needs pairs to look at; the stream has fewer than two.")
 
+    budget = min(cfg.pairs or MOST_PAIRS, stream.num_pairs)
     fixed = bytes_needed(0, crosscoder.d_in)
     per_latent = bytes_needed(1, crosscoder.d_in) - fixed
     at_once = max(int((cfg.memory - fixed) / per_latent), 1)
-    parts = []
-    for start in range(0, max(len(latents), 1), at_once):
-        some = slice(start, start + at_once)
-        folds = collect(
+    passes = max(-(-len(latents) // at_once), 1)
+    # Every pass has latents of all sources, so that the first tells how many pairs all need.
+    shares = [torch.arange(one, len(latents), passes) for one in range(passes)]
+    first = _judge_at_once(crosscoder, stream, latents[shares[0]], sources[shares[0]], cfg, budget)
+    if passes == 1:
+        return first
+    first.moments = None  # or they stay in memory beside those of the next pass
+    parts = [first]
+    for share in shares[1:]:
+        moments = collect(
             crosscoder,
             stream,
-            latents[some],
-            num_pairs=cfg.pairs,
+            latents[share],
+            num_pairs=first.read,
             outlier_multiple=cfg.outlier_multiple,
         )
-        parts.append(_judge(crosscoder, folds, latents[some], sources[some], cfg))
-    if len(parts) == 1:
-        return parts[0]
-    fields = {
-        name: torch.cat([getattr(part, name) for part in parts])
-        for name in vars(parts[0])
-        if name not in ("moments", "pairs", "min_firings", "min_own")
-    }
-    thresholds = {"min_firings": cfg.min_firings, "min_own": cfg.min_own}
-    return FilteredLatents(**fields, pairs=parts[0].pairs, moments=None, **thresholds)
+        parts.append(_judge(crosscoder, moments, latents[share], sources[share], cfg))
+    return _joined(parts, torch.cat(shares).argsort())
+
+
+def _judge_at_once(
+    crosscoder: Crosscoder,
+    stream: ActivationStream,
+    latents: Tensor,
+    sources: Tensor,
+    cfg: FilterConfig,
+    budget: int,
+) -> FilteredLatents:
+    """Read twice as many pairs again and again, until most latents that fire can be judged."""
+    moments, target = None, min(FILTER_PAIRS, budget)
+    while True:
+        moments = collect(
+            crosscoder,
+            stream,
+            latents,
+            num_pairs=target,
+            outlier_multiple=cfg.outlier_multiple,
+            into=moments,
+        )
+        judged = _judge(crosscoder, moments, latents, sources, cfg)
+        if target == budget or judged.unjudged <= UNJUDGED:
+            return judged
+        target = min(2 * target, budget)
 
 
 def _judge(
     crosscoder: Crosscoder,
-    folds: list[LatentMoments],
+    moments: LatentMoments,
     latents: Tensor,
     sources: Tensor,
     cfg: FilterConfig,
 ) -> FilteredLatents:
-    together = folds[0] + folds[1]
-    size = len(latents)
-    own, others, energy = (torch.zeros(size, dtype=torch.float64) for _ in range(3))
-    for s, columns in enumerate(crosscoder.columns):
-        mine = (sources == s).nonzero()[:, 0]
-        if not len(mine):
-            continue
-        rest = [c for r, c in enumerate(crosscoder.columns) if r != s]
-        for read, result in (([columns], own), (rest, others)):
-            shares = [
-                predicted_share(fit, test, read, cfg.ridge)[mine]
-                for fit, test in (folds, folds[::-1])
-            ]
-            result[mine] = (shares[0] + shares[1]) / 2
-        squares = crosscoder.decoder_norms()[latents[mine].to(crosscoder.device), s].square()
-        mean_squares = together.z_squares[mine] / max(together.pairs, 1)
-        energy[mine] = mean_squares * squares.double().cpu()
-    shadow = _shadows(folds, together, crosscoder.columns, sources, cfg.ridge)
-
-    verdicts = torch.full((size,), int(Verdict.KEPT))
-    verdicts[shadow >= cfg.shadow] = Verdict.SHADOW
-    verdicts[others >= cfg.predictability * own] = Verdict.PREDICTABLE
-    verdicts[own < cfg.min_own] = Verdict.NOT_LINEAR
-    verdicts[together.firings < cfg.min_firings] = Verdict.TOO_RARE
+    measured = latent_statistics(
+        crosscoder, moments, sources, predictability=cfg.predictability, ridge=cfg.ridge
+    )
+    verdicts, needed = decide(measured, moments.firings, moments.pairs, cfg.thresholds)
+    norms = crosscoder.decoder_norms()[latents.to(crosscoder.device)].double().cpu()
+    squares = norms.square().gather(1, sources[:, None])[:, 0]
     return FilteredLatents(
         latents=latents,
         sources=sources,
-        firings=together.firings,
-        own=own,
-        others=others,
-        shadow=shadow,
-        energy=energy,
+        firings=moments.firings,
+        measured=measured,
+        scaling=fitted_scaling(crosscoder, moments, latents),
+        energy=moments.z_squares.sum(0) / max(moments.pairs, 1) * squares,
         verdicts=verdicts,
-        pairs=together.pairs,
-        moments=together,
-        min_firings=cfg.min_firings,
+        firings_needed=needed,
+        pairs=moments.pairs,
+        read=moments.read,
+        moments=moments,
         min_own=cfg.min_own,
     )
 
 
-def _shadows(
-    folds: Sequence[LatentMoments],
-    together: LatentMoments,
-    columns: Sequence[slice],
-    sources: Tensor,
-    ridge: float,
-) -> Tensor:
-    """How far each latent moves the other sources' own part, relative to its source's, `[L]`.
-
-    Covariances are with `z * (z >= level)`, where level is half of the latent's mean activation,
-    weighted by itself: `sum(z^2) / sum(z) / 2`. Latents also fire a little where what they stand
-    for is absent, and over many pairs what happens to be there would add up.
-
-    With linear maps R between source s and another one r, a latent moves what r does not predict
-    of s by `|cov(x_s) - R_rs cov(x_r)|`. What it moves of r is taken without what goes to s and
-    comes back: `|cov(x_r) - R_sr R_rs cov(x_r)|`. Were it `cov(x_r) - R_sr cov(x_s)`, a concept of
-    s alone would count as moving r, where the map makes of it something that r does not have.
-
-    Squared lengths are products of two folds' covariances, whose errors are independent: the
-    length of one estimate grows with its error, and a rare latent would always seem to move r.
-    From what it moves of r, three standard errors are taken.
-    """
-    covariance = together.x_covariance
-    pairs_of_folds = (folds[0].pairs * folds[1].pairs) ** 0.5
-    result = torch.zeros(len(sources), dtype=torch.float64)
-    for s, own in enumerate(columns):
-        mine = sources == s
-        if not mine.any():
-            continue
-        effects = [fold.present_covariance[mine] for fold in folds]
-        for r, other in enumerate(columns):
-            if r == s:
-                continue
-            across = covariance[own, other]
-            there = ridge_regression(covariance[own, own], across, ridge)
-            back = ridge_regression(covariance[other, other], across.T, ridge)
-            # From a latent's covariances to what it moves of s and of r.
-            home, away = (covariance.new_zeros(len(covariance), len(m)) for m in (there, back))
-            home[own] = torch.eye(len(there), dtype=there.dtype)
-            home[other] = -back
-            away[other] = torch.eye(len(back), dtype=back.dtype) - back @ there
-            # Of the product for a latent that is independent of r.
-            spread = (away.T @ covariance @ away).norm()
-            error = together.present_variance[mine] * spread / pairs_of_folds
-            ratio = (_squared_lengths(effects, away) - ERRORS * error).clamp_min(0)
-            ratio /= _squared_lengths(effects, home).clamp_min(1e-30)
-            result[mine] = torch.maximum(result[mine], ratio.sqrt())
-    return result
-
-
-def _squared_lengths(effects: Sequence[Tensor], weights: Tensor) -> Tensor:
-    """Squared lengths `[L]` of `effect @ weights`, the effect `[L, D]` known from two folds."""
-    a, b = (effect @ weights for effect in effects)
-    return (a * b).sum(1)
+def _joined(parts: Sequence[FilteredLatents], order: Tensor) -> FilteredLatents:
+    """The latents of several passes, in the order that they were given in."""
+    tensors = ("latents", "sources", "firings", "energy", "verdicts", "firings_needed")
+    together = {name: torch.cat([getattr(p, name) for p in parts])[order] for name in tensors}
+    return FilteredLatents(
+        **together,
+        measured=LatentStatistics.join([p.measured for p in parts], order),
+        scaling=LatentScaling.join([p.scaling for p in parts], order),
+        pairs=parts[0].pairs,
+        read=parts[0].read,
+        moments=None,
+        min_own=parts[0].min_own,
+    )

@@ -14,20 +14,22 @@ from ..crosscoders import Crosscoder
 from ..records import read_json
 from ..runs.config import RunConfig
 from ..runs.run import Run
-from ..scorability import rarity, rarity_line
+from ..scorability import rarity, rarity_line, with_interval
 from ..store.stream import ActivationStream
 from .clusters import Cluster, clusters, duplicates
-from .false_exclusives import FilterConfig, FilteredLatents, Verdict, judge_exclusives
+from .false_exclusives import FilterConfig, FilteredLatents, judge_exclusives
 
 SHOWN = 10
+PREDICTABLE_SHOWN = 3
 
 
 @dataclass(frozen=True)
 class FilterOptions:
     """Options of every command that filters the latents of a run."""
 
-    pairs: int = FilterConfig.pairs
-    """pairs, at most ({default:,})"""
+    pairs: int | None = None
+    """pairs to read at most: 131,072, and twice as many again while over 1 in 20 latents that fire
+    cannot be judged (up to 1,048,576, as far as there are so many)"""
 
     predictability: float = FilterConfig.predictability
     """largest R2 from the other models, as a multiple of that from a latent's own ({default})"""
@@ -37,7 +39,7 @@ class FilterOptions:
     latent's own ({default})"""
 
     min_firings: int = FilterConfig.min_firings
-    """pairs on which a latent must fire to be scorable ({default})"""
+    """pairs on which a latent must fire to be scorable, however clear all else is ({default})"""
 
     usual: UsualOptions = group(UsualOptions)
 
@@ -85,7 +87,7 @@ class FilteredLatent:
     source: int
     verdict: str
     score: float
-    """How exclusive it is; 0 unless it is kept."""
+    """How exclusive it is, whatever its verdict."""
 
     measured: Mapping[str, Any]
     """All of the row, by the names of `FilteredLatents.rows`."""
@@ -135,8 +137,11 @@ class FilterRecord:
 
     @property
     def scores(self) -> dict[int, float]:
-        """Of every latent that was judged, above 0 of those that are kept."""
-        return {latent: row.score for latent, row in self.latents.items()}
+        """Of every latent that was judged, 0 of those that are not kept."""
+        return {
+            latent: row.score if row.verdict == "kept" else 0.0
+            for latent, row in self.latents.items()
+        }
 
     def text(self, names: Sequence[str]) -> str:
         """See `filter_text`."""
@@ -210,23 +215,22 @@ def filter_crosscoder(
 
 
 def _not_scorable(filtered: FilteredLatents, source: int, available: int) -> dict[str, Any]:
-    mine = filtered.sources == source
-    rare = mine & (filtered.verdicts == Verdict.TOO_RARE)
-    found = rarity(filtered.firings[rare].tolist(), filtered.pairs, filtered.min_firings, available)
-    return {**found, "not_linear": filtered.counts(source)["not_linear"]}
+    counts = filtered.counts(source)
+    kinds = {name: counts[name] for name in ("too_rare", "unclear", "not_linear")}
+    return kinds | rarity(filtered.evidence(source), filtered.pairs, available)
 
 
 def filter_text(found: Mapping[str, Any], names: Sequence[str]) -> str:
     """What a filter found, as `Filtered.to_dict` has it, with a name for each source."""
     lines = []
     for name, counts, why in zip(names, found["verdicts"], found["not_scorable"], strict=True):
-        unscored = counts["too_rare"] + counts["not_linear"]
+        unscored = sum(counts.get(kind, 0) for kind in ("too_rare", "unclear", "not_linear"))
         lines.append(
             f"{name}: {sum(counts.values()):,} latents called exclusive; {counts['kept']:,} kept, "
             f"{counts['predictable']:,} predictable from the others, {counts['shadow']:,} shadows "
             f"of them, {unscored:,} not scorable"
         )
-        if counts["too_rare"]:
+        if why.get("unjudged"):
             lines.append(f"  not scorable: {rarity_line(why)}")
         if counts["not_linear"]:
             least = found["filter"]["min_own"]
@@ -234,6 +238,7 @@ def filter_text(found: Mapping[str, Any], names: Sequence[str]) -> str:
                 f"  not scorable: of {counts['not_linear']:,} not even their own model predicts "
                 f"the activation (R2 below {least:g})"
             )
+        lines += _best_predictable(found["latents"], names.index(name))
     lines.append(f"{len(found['duplicates']):,} pairs of latents on different sides fire together")
     lines.append(f"{len(found['clusters']):,} clusters of kept latents; the most exclusive:")
     for cluster in found["clusters"][:SHOWN]:
@@ -241,8 +246,24 @@ def filter_text(found: Mapping[str, Any], names: Sequence[str]) -> str:
         if len(cluster["latents"]) > 5:
             latents += f" and {len(cluster['latents']) - 5} more"
         lines.append(
-            f"  score {cluster['score']:.3f}  energy {cluster['energy']:.3g}  "
+            f"  score {with_interval(cluster['score'], cluster.get('score_error'))}  "
+            f"energy {cluster['energy']:.3g}  "
             f"{names[cluster['source']]}  fires on {cluster['firings']:,} pairs"
             f"{' (dense)' if cluster['dense'] else ''}  latents {latents}"
         )
     return "\n".join(lines)
+
+
+def _best_predictable(rows: Sequence[Mapping[str, Any]], source: int) -> list[str]:
+    """What stands highest of latents that are not kept because the others tell where they fire."""
+    mine = [r for r in rows if r["source"] == source and r["verdict"] == "predictable"]
+    if not mine:
+        return []
+    best = mine[:PREDICTABLE_SHOWN]
+    scores = ", ".join(
+        f"{row['latent']} ({with_interval(row['score'], row.get('score_error'))})" for row in best
+    )
+    return [
+        f"  predictable means that the others tell where it fires, not that they do the same "
+        f"there; highest scores: latents {scores}"
+    ]

@@ -78,7 +78,7 @@ def compare_runs(
         raise ValueError("Stability compares two runs or more; name several run folders.")
     device, config = pick_device(device), config or FilterConfig()
     pairs = runs[0].pairs(device)
-    found, verdicts = [], {}
+    found, verdicts, looked_at = [], {}, 0
     names = _names([run.path for run in runs])
     for name, run in tqdm(
         zip(names, runs, strict=True), desc="Filtering", total=len(runs), unit="run"
@@ -88,8 +88,9 @@ def compare_runs(
         judged = judge_exclusives(crosscoder, pairs, own)
         found.append(FoundClusters(name, crosscoder, clusters(crosscoder, judged)))
         verdicts[name] = judged.counts()
+        looked_at = max(looked_at, judged.read)
     paths = {name: run.path for name, run in zip(names, runs, strict=True)}
-    return ComparedRuns(paths, verdicts, found, stability(found, pairs, num_pairs=config.pairs))
+    return ComparedRuns(paths, verdicts, found, stability(found, pairs, num_pairs=looked_at))
 
 
 def _names(runs: Sequence[Path]) -> list[str]:

@@ -166,7 +166,8 @@ def _activations(run: FoundClusters, stream: ActivationStream, num_pairs: int) -
     into = sparse.csr_matrix((weights, (np.arange(len(members)), belongs)))
     parts = []
     # Outliers stay in, or runs of other thresholds would see other pairs.
-    for _, code, _ in encoded(run.crosscoder, stream, latents, num_pairs, 0.0):
+    for batch in encoded(run.crosscoder, stream, latents, num_pairs, 0.0):
+        code = batch.code
         entries = (code.acts.cpu().numpy(), (code.rows.cpu().numpy(), code.indices.cpu().numpy()))
         parts.append(sparse.csr_matrix(entries, shape=code.shape) @ into)
     return sparse.vstack(parts).tocsr()

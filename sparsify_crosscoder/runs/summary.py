@@ -9,7 +9,7 @@ from typing import Any
 
 from ..harvest.model_identity import source_names
 from ..records import read_json, reading
-from ..scorability import FILTER_PAIRS, MIN_FIRINGS
+from ..scorability import ENOUGH_FIRINGS, FILTER_PAIRS
 
 _OF_LATER_VERSIONS = {"held_out_outlier_share", "fve_with_outliers"}
 _OF_LATER_VERSIONS |= {"exclusive_latents", "exclusive_judgeable"}
@@ -88,7 +88,7 @@ class RunSummary:
         fired += f"{self.dead_window:,} pairs"
         if self.exclusive_judgeable is not None:
             fired += f", {self.exclusive_judgeable[s]:,} as often as `filter` needs to judge them "
-            fired += f"(on 1 in {FILTER_PAIRS // MIN_FIRINGS} pairs)"
+            fired += f"(on 1 in {FILTER_PAIRS // ENOUGH_FIRINGS:,} pairs)"
         return [line, fired]
 
 

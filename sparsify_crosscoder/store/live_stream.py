@@ -108,6 +108,9 @@ class LiveStream(ActivationStream):
             positions.append(torch.from_numpy(np.arange(len(of_pair)) - first[of_pair])[rows])
         return self._notes.at(torch.cat(windows), torch.cat(positions))
 
+    def texts(self, start: int, stop: int) -> Tensor:
+        return self.notes(start, stop).text_id
+
     def _plan_at(self, position: int) -> _Plan:
         epoch, offset = divmod(position, self.num_pairs)
         order = random_numbers(WINDOWS, self.seed, epoch).permutation(len(self._rows))

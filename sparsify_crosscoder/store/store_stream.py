@@ -98,6 +98,9 @@ class StoreStream(ActivationStream):
             start = min(stop, stretch.stop)
         return self.store.notes(torch.cat(numbers))
 
+    def texts(self, start: int, stop: int) -> Tensor:
+        return self.notes(start, stop).text_id
+
     def _loaded_at(self, position: int) -> _Loaded:
         if self._loaded is not None:
             stretch = self._loaded.stretch

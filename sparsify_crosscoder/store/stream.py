@@ -43,6 +43,13 @@ class ActivationStream(ABC):
         """
         raise ValueError(f"Where the pairs of a {type(self).__name__} come from is not known.")
 
+    def texts(self, start: int, stop: int) -> Tensor | None:
+        """Which text each of the same rows is from, `[n]`; None if that is not known.
+
+        Pairs of one text are not independent: whoever estimates an error keeps them together.
+        """
+        return None
+
     def batches(
         self, first_step: int, last_step: int, pairs_per_step: int
     ) -> Iterator[list[Tensor]]:
@@ -60,14 +67,21 @@ class ActivationStream(ABC):
 
 
 def every_pair(
-    stream: ActivationStream, largest: int, num_pairs: int | None = None, least_batches: int = 1
+    stream: ActivationStream,
+    largest: int,
+    num_pairs: int | None = None,
+    least_batches: int = 1,
+    first: int = 0,
 ) -> Iterator[list[Tensor]]:
     """This rank's part of an epoch, or of its first `num_pairs`, every pair exactly once.
 
     In at least so many batches of at most `largest` pairs over all processes, all of one size but
-    for the last, which has what is left. Every process gets the same number of batches.
+    for the last, which has what is left. Every process gets the same number of batches. With
+    `first`, a multiple of `largest`, the pairs before it are left out.
     """
-    for steps in _steps(stream, largest, num_pairs, least_batches):
+    if first % largest:
+        raise ValueError(f"Batches of {largest} do not begin at pair {first}.")
+    for steps in _steps(stream, largest, num_pairs, least_batches, first):
         yield _joined(stream, steps)
 
 
@@ -81,15 +95,19 @@ def every_noted_pair(
 
 
 def _steps(
-    stream: ActivationStream, largest: int, num_pairs: int | None, least_batches: int
+    stream: ActivationStream,
+    largest: int,
+    num_pairs: int | None,
+    least_batches: int,
+    first: int = 0,
 ) -> Iterator[list[tuple[int, int]]]:
     """The steps that make up each batch of `every_pair`, with the pairs of such a step."""
     total = stream.num_pairs if num_pairs is None else min(num_pairs, stream.num_pairs)
-    if total < 1:
+    if total <= first:
         return
-    size = -(-total // max(-(-total // largest), least_batches))
+    size = largest if first else -(-total // max(-(-total // largest), least_batches))
     whole = total // size
-    for step in range(whole):
+    for step in range(first // size, whole):
         yield [(step, size)]
     pieces, start = [], whole * size
     while start < total:
@@ -138,6 +156,9 @@ class SelectedSources(ActivationStream):
 
     def notes(self, start: int, stop: int) -> PairNotes:
         return self.stream.notes(start, stop)
+
+    def texts(self, start: int, stop: int) -> Tensor | None:
+        return self.stream.texts(start, stop)
 
     def _read(self, start: int, stop: int) -> list[Tensor]:
         read = self.stream._read(start, stop)

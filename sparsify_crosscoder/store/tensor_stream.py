@@ -15,8 +15,8 @@ class TensorStream(ActivationStream):
     """Pairs that are in memory already, one `[N, d_s]` tensor per source.
 
     With a `seed` every epoch has a new order, without one they come as they are. Of each step's
-    rows, rank r of `world_size` takes every `world_size`-th. Raises ValueError if the sources have
-    different numbers of pairs, or none.
+    rows, rank r of `world_size` takes every `world_size`-th. `text_ids` [N] say which text each
+    pair is from. Raises ValueError if the sources have different numbers of pairs, or none.
     """
 
     def __init__(
@@ -26,6 +26,7 @@ class TensorStream(ActivationStream):
         seed: int | None = None,
         rank: int = 0,
         world_size: int = 1,
+        text_ids: Tensor | None = None,
     ):
         super().__init__()
         lengths = {len(x) for x in activations}
@@ -36,6 +37,7 @@ class TensorStream(ActivationStream):
             )
         self.activations = list(activations)
         self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.text_ids = text_ids
         self._order: tuple[int, Tensor] | None = None
 
     @property
@@ -47,16 +49,22 @@ class TensorStream(ActivationStream):
     def d_sources(self) -> list[int]:
         return [x.shape[1] for x in self.activations]
 
+    def texts(self, start: int, stop: int) -> Tensor | None:
+        return None if self.text_ids is None else self.text_ids[self._rows(start, stop)]
+
     def _read(self, start: int, stop: int) -> list[Tensor]:
+        mine = self._rows(start, stop)
+        self._report += HarvestReport(pairs=len(mine))
+        return [x[mine.to(x.device)] for x in self.activations]
+
+    def _rows(self, start: int, stop: int) -> Tensor:
         parts = [torch.empty(0, dtype=torch.int64)]
         while start < stop:
             epoch, offset = divmod(start, self.num_pairs)
             end = min(stop, (epoch + 1) * self.num_pairs)
             parts.append(self._epoch_order(epoch)[offset : offset + end - start])
             start = end
-        mine = torch.cat(parts)[self.rank :: self.world_size]
-        self._report += HarvestReport(pairs=len(mine))
-        return [x[mine.to(x.device)] for x in self.activations]
+        return torch.cat(parts)[self.rank :: self.world_size]
 
     def _epoch_order(self, epoch: int) -> Tensor:
         if self._order is None or self._order[0] != epoch:

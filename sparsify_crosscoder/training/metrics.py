@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..crosscoders import Crosscoder
-from ..scorability import FILTER_PAIRS, MIN_FIRINGS
+from ..scorability import ENOUGH_FIRINGS, FILTER_PAIRS
 from ..store.normalization import within_norm
 from ..store.stream import ActivationStream, every_pair
 from ..world import ALONE, World
@@ -121,7 +121,7 @@ def evaluate(
     merged, merged_all = (_over_ranks(of, crosscoder, world) for of in (statistics, everything))
     fired = world.sum(fired).cpu()
     exclusive = [crosscoder.partition.exclusive(s) for s in range(len(statistics))]
-    often = fired * FILTER_PAIRS >= MIN_FIRINGS * max(merged[0].count, 1)
+    often = fired * FILTER_PAIRS >= ENOUGH_FIRINGS * max(merged[0].count, 1)
     pairs, outliers = max(merged[0].count, 1), merged_all[0].count - merged[0].count
     return {
         "fve": fve(merged),

@@ -3,7 +3,13 @@ import torch
 
 from sparsify_crosscoder.evaluation.false_exclusives import FilterConfig
 from sparsify_crosscoder.evaluation.filter import filter_crosscoder, filter_text
-from sparsify_crosscoder.scorability import pairs_needed, rarity, rarity_line
+from sparsify_crosscoder.scorability import (
+    Evidence,
+    pairs_needed,
+    rarity,
+    rarity_line,
+    too_little,
+)
 from sparsify_crosscoder.training.metrics import evaluate
 from tests.support.crosscoders import make
 from tests.support.streams import TensorStream
@@ -19,27 +25,35 @@ def test_the_pairs_that_200_firings_take(firings, pairs, needed):
 
 def test_what_would_let_nine_in_ten_be_judged():
     # Nine that fire on 20 of 1,000 pairs, one that fires once, and two that never do.
-    firings = [20] * 9 + [1, 0, 0]
-    found = rarity(firings, 1_000, 200, 50_000)
+    evidence = [Evidence(20, 35)] * 9 + [Evidence(1, 10), Evidence(0, 10), Evidence(0, 10)]
+    found = rarity(evidence, 1_000, 50_000)
     assert found == {
-        "too_rare": 12,
+        "unjudged": 12,
         "silent": 2,
-        "min_firings": 200,
         "pairs": 1_000,
         "pairs_available": 50_000,
-        "pairs_for_most": 10_000,
-        "min_firings_for_most": 20,
+        "pairs_for_most": 1_750,
+        "firings_needed": 35,
         "left_then": 3,
     }
     assert rarity_line(found) == (
-        "12 fire on fewer than 200 of the 1,000 pairs read (2 of them on none); with --pairs 10000 "
-        "all but 3 could be judged, or with --min_firings 20, less surely"
+        "12 fire too rarely on the 1,000 pairs read (2 of them on none); some 35 firings suffice "
+        "for half of them, and --pairs 1800 for all but 3"
     )
-    scarce = rarity_line(rarity(firings, 1_000, 200, 1_000))
-    assert "some 10,000 pairs, of which there are 1,000, so harvest more" in scarce
-    assert "--pairs" not in scarce and "--min_firings 20" in scarce
-    assert "all could be judged" in rarity_line(rarity([20, 20], 1_000, 200, 50_000))
-    assert "whether they ever fire" in rarity_line(rarity([0, 0], 1_000, 200, 50_000))
+    scarce = rarity_line(rarity(evidence, 1_000, 1_000))
+    assert "some 1,800 pairs for all but 3, of which there are 1,000: harvest more" in scarce
+    assert "--pairs" not in scarce
+    assert rarity_line(rarity(evidence[:2], 1_000, 50_000)).endswith("for all")
+    assert "whether they ever fire" in rarity_line(rarity([Evidence(0, 10)], 1_000, 50_000))
+
+
+def test_a_latent_is_told_how_many_firings_suffice():
+    assert too_little(Evidence(31, 40), 131_072) == (
+        "it fires on 31 of the 131,072 pairs read; some 40 suffice, which takes 170,000"
+    )
+    assert (
+        too_little(Evidence(0, 10), 500) == "it fires on 0 of the 500 pairs read, and 10 are needed"
+    )
 
 
 def test_the_filter_says_why_latents_have_no_score():
@@ -53,7 +67,8 @@ def test_the_filter_says_why_latents_have_no_score():
     dense = crosscoder.encode_sparse([x[TensorStream(data).order(0)[:400]] for x in data])
     fired = int((dense.indices == 1).sum())
     assert 0 < fired < 399 and rows[1]["firings"] == fired
-    assert f"fires on {fired} of the 400 pairs read, and 399 are needed" in rows[1]["reason"]
+    assert f"fires on {fired} of the 400 pairs read; some 400 suffice" in rows[1]["reason"]
+    assert rows[1]["firings_needed"] == 399
     assert rows[1]["pairs_needed"] == -(-399 * 400 // fired)
     assert "on 0 of the 400 pairs" in rows[0]["reason"] and rows[0]["pairs_needed"] is None
     for source, why in enumerate(result["not_scorable"]):
@@ -61,8 +76,8 @@ def test_the_filter_says_why_latents_have_no_score():
         assert why["pairs"] == result["pairs"] == 400 and why["pairs_available"] == 500
     assert result["not_scorable"][0]["silent"] == 1
     printed = filter_text(result, ["A", "B"])
-    assert "fire on fewer than 399 of the 400 pairs read (1 of them on none)" in printed
-    assert "--min_firings" in printed
+    assert "fire too rarely on the 400 pairs read (1 of them on none)" in printed
+    assert "firings suffice for half of them" in printed
 
 
 def test_latents_that_fire_too_rarely_to_be_judged_are_not_counted_as_such():
@@ -74,9 +89,9 @@ def test_latents_that_fire_too_rarely_to_be_judged_are_not_counted_as_such():
         block = crosscoder.encoder.weights[0 if latent < 8 else 1].data
         block[latent % 8] = 0
         block[latent % 8, latent % 8] = weight
-    data = [torch.zeros(2_000, d, dtype=torch.float64) for d in (7, 5)]
-    data[0][:3, 0] = 1.0  # latent 0 fires on 3 of 2,000 pairs, less than 200 of 131,072
-    data[0][:4, 1] = 1.0  # latent 1 on 4, which is more
+    data = [torch.zeros(12_000, d, dtype=torch.float64) for d in (7, 5)]
+    data[0][:2, 0] = 1.0  # latent 0 fires on 2 of 12,000 pairs, less than 32 of 131,072
+    data[0][:3, 1] = 1.0  # latent 1 on 3, which is more
     data[1][:, 0] = 1.0
     result = evaluate(crosscoder, TensorStream(data), outlier_multiple=0)
     assert result["exclusive_judgeable"] == [1, 1]

@@ -85,6 +85,7 @@ ROWS = [
         unanswered=0,
         filter_verdict="kept",
         filter_score=0.7,
+        filter_score_error=0.04,
         **scored(4.5, sampled="flagged"),
     ),
     row(

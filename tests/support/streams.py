@@ -30,6 +30,9 @@ class TensorStream:
             )
             yield [x[self.mine(rows)] for x in self.data]
 
+    def texts(self, start: int, stop: int) -> None:
+        return None
+
     def sample(self, num_pairs: int) -> list[Tensor]:
         return [x[self.mine(self.order(0)[:num_pairs])] for x in self.data]
 

@@ -26,8 +26,8 @@ FILE = "filter.json"
 class FilterOptions:
     """What the false-exclusive filter looks at, and its thresholds."""
 
-    filter_pairs: int = FILTER_PAIRS
-    """pairs ({default:,})"""
+    filter_pairs: int | None = None
+    """pairs to read at most, as --pairs of `sparsify-crosscoder filter`"""
 
     predictability: float | None = None
     """as of `sparsify-crosscoder filter`"""
@@ -43,7 +43,7 @@ class FilterOptions:
         from sparsify_crosscoder.evaluation.false_exclusives import FilterConfig
 
         thresholds = {name: value for name, value in asdict(self).items() if value is not None}
-        pairs = thresholds.pop("filter_pairs")
+        pairs = thresholds.pop("filter_pairs", None)
         return FilterConfig(pairs=pairs, outlier_multiple=outlier_multiple, **thresholds)
 
 
@@ -60,7 +60,8 @@ class Filter(Stage[FilterOptions, "FilterRecord"]):
         return asdict(self.options)
 
     def estimate(self, ctx: Context) -> Cost:
-        pairs = min(self.options.filter_pairs, num_pairs(ctx))
+        # More are read only where latents cannot be judged on these.
+        pairs = min(self.options.filter_pairs or FILTER_PAIRS, FILTER_PAIRS, num_pairs(ctx))
         latents, width = dictionary_size(ctx)
         return Cost(
             ctx.quantities.seconds(2 * width * (2 * width + latents) * pairs), {"pairs": pairs}

@@ -306,7 +306,7 @@ function filterOf(get, detail) {
   ]);
   return section(
     "The false-exclusive filter",
-    el("p", { class: "note" }, "Kept latents are told by their own model's activations and not by the other's."),
+    el("p", { class: "note" }, "Kept latents are told by their own model's activations and not by the other's. Of predictable ones the other model tells where they fire, which does not say that it does the same there. Scaling ratios (Minder et al. 2025) say how much of the latent the other model has in what is not reconstructed, and in what is."),
     rows.length ? sheetTable(["", ""], rows) : el("p", {}, inline(get("filter_verdict").replaceAll("_", " "))),
   );
 }

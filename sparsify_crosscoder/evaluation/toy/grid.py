@@ -212,8 +212,8 @@ def _stream_seed(row: Row, purpose: int) -> int:
 def firing_counts(crosscoder: Crosscoder, stream: ToyStream) -> Tensor:
     """On how many pairs of a stream every latent fires at inference, `[M]`."""
     counts = torch.zeros(crosscoder.num_latents, dtype=torch.long)
-    for _, code, _ in encoded(crosscoder, stream, torch.arange(crosscoder.num_latents)):
-        counts += torch.bincount(code.indices.cpu(), minlength=crosscoder.num_latents)
+    for batch in encoded(crosscoder, stream, torch.arange(crosscoder.num_latents)):
+        counts += torch.bincount(batch.code.indices.cpu(), minlength=crosscoder.num_latents)
     return counts
 
 

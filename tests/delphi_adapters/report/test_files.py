@@ -232,7 +232,7 @@ def test_without_a_judge_the_least_alike_come_first_and_are_described():
 def test_a_terminal_is_told_in_a_few_lines_what_stands_first():
     lines = first_entries(unjudged_report(), 2)
     assert lines[0] == "What stands first:"
-    assert lines[1] == "  latent 0, of alpha, filter: kept, likeness 0.10"
+    assert lines[1] == "  latent 0, of alpha, filter: kept, score 0.70 ± 0.08, likeness 0.10"
     assert "    words around: harbour (9 of 10), sails (4 of 10)" in lines
     assert not any("latent 1" in line for line in lines)
     assert any("explanation: The sea" in line for line in first_entries(small_report()))
