@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +60,9 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "scaling_reconstruction_low": ("float64", "lower end of its 95% interval"),
     "scaling_reconstruction_high": ("float64", "upper end of it"),
     "cluster": ("int64", "rank of the cluster of copies that it is in; none unless kept"),
+    "difference": ("int64", "rank in the list of differences of what it shows; none if not in it"),
+    "difference_kind": ("string", "exclusive, shared, difference, mean or map: what that is"),
+    "difference_score": ("float64", "the score by which the list is ranked"),
     "exclusivity": ("float64", "1 to 5: how little of its effect a linear map carries over (B.5)"),
     "exclusivity_spread": ("float64", "standard deviation of that over the prompts"),
     "exclusivity_blinded": ("float64", "the same, the judge not told which model is which"),
@@ -114,6 +117,7 @@ def features(
         for rank, cluster in enumerate([] if filtered is None else filtered.clusters, 1)
         for latent in cluster
     }
+    differences = {} if filtered is None else _by_latent(filtered.differences)
     norms = crosscoder.relative_decoder_norm().tolist()
     rows = []
     for block in crosscoder.partition.blocks:
@@ -145,6 +149,7 @@ def features(
                     "filter_verdict": verdict and verdict.verdict,
                     **(_of_filter(verdict) if verdict else {}),
                     "cluster": clusters.get(latent),
+                    **differences.get(latent, {}),
                     **(exclusivity or {}).get(latent, {}),
                 }
             )
@@ -160,6 +165,21 @@ def _of_filter(judged: FilteredLatent) -> dict[str, Any]:
         low, high = measured.get(f"scaling_{kind}_interval") or (None, None)
         found[f"scaling_{kind}_ratio"] = measured.get(f"scaling_{kind}_ratio")
         found |= {f"scaling_{kind}_low": low, f"scaling_{kind}_high": high}
+    return found
+
+
+def _by_latent(differences: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
+    """The entry that each latent is in, alone or as one of several that show the same."""
+    found: dict[int, dict[str, Any]] = {}
+    for one in differences:
+        columns = {
+            "difference": one["rank"],
+            "difference_kind": one["kind"],
+            "difference_score": one["score"],
+        }
+        for shown in (one, *one["members"]):
+            if shown["latent"] is not None:
+                found[shown["latent"]] = columns
     return found
 
 

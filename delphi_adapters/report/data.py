@@ -209,6 +209,9 @@ class ReportData:
     filter: dict[str, Any] = field(default_factory=dict)
     """`verdicts`: how many latents have each verdict, per source, as `filter` counts them."""
 
+    differences: list[dict[str, Any]] = field(default_factory=list)
+    """What differs, the highest score first, as `Difference.to_dict` of `filter`."""
+
     stability: dict[str, Any] | None = None
     """What `sparsify-crosscoder stability --json` wrote; None if only one run was looked at."""
 

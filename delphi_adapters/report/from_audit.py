@@ -91,6 +91,7 @@ def report_data(audit: Audit, stability: dict[str, Any] | None) -> ReportData:
         ],
         stitching=audit.output(Stitch).report,
         filter={"verdicts": filters.verdicts},
+        differences=filters.differences,
         stability=stability,
         similar=summary.similar,
         provenance={

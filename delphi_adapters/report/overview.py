@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from .chance import rate_interval
 from .data import ReportData
@@ -12,6 +13,7 @@ from .ranking import description, ranked
 from .statements import KINDS, column, likeness_of, model_names, null_values, scores_of, spread
 
 FIRST = 10  # latents
+DIFFERENCES = 20
 SIMILAR = 20  # pairs of explanations that are listed
 
 
@@ -55,6 +57,7 @@ def share(value: float | None) -> str:
 
 def _sheets(data: ReportData) -> Iterator[Sheet]:
     names = model_names(data)
+    yield _differences(data, names)
     yield _models(data, names)
     if not data.judged:
         yield _first(data, names)
@@ -86,6 +89,47 @@ def _sheets(data: ReportData) -> Iterator[Sheet]:
     yield _stability(data, names)
     yield from _similar(data, names)
     yield _provenance(data)
+
+
+def _differences(data: ReportData, names: list[str]) -> Sheet:
+    told: dict[int, str] = {}
+    for row in data.features.to_pylist():
+        told[row["latent"]] = row["explanation"] or row["fires_on"] or ""
+    rows: list[list[Cell]] = []
+    for one in [row for row in data.differences if row["finding"]][:DIFFERENCES]:
+        latent = one["latent"]
+        dense = " (dense)" if one["dense"] else ""
+        rows.append(
+            [
+                number(one["rank"]),
+                _kind(one),
+                "-" if latent is None else Latent(latent),
+                names[one["source"]],
+                "-" if latent is None else told.get(latent) or "-",
+                f"{share(one['firings'] / one['pairs'])}{dense}",
+                number(one["score"]),
+                number(one["kl"]),
+                number(len(one["members"])),
+            ]
+        )
+    return Sheet(
+        "What differs",
+        "Differences of all kinds, by one score: the share that each accounts for of what the "
+        "other models do not tell of its model, along its own direction, beyond noise. Present: "
+        "on how many of the pairs. KL: how far the models' next tokens differ there, in nats. "
+        "Also: how many other latents and changes show the same.",
+        ["", "kind", "latent", "model", "what was found", "present", "score", "KL", "also"],
+        rows,
+    )
+
+
+def _kind(one: Mapping[str, Any]) -> str:
+    """What sort of difference it is, in words."""
+    if one["kind"] == "mean":
+        return "shift of the mean"
+    if one["kind"] == "map":
+        return "linear change"
+    return f"{one['kind']}, {one['verdict'].replace('_', ' ')}"
 
 
 def _models(data: ReportData, names: list[str]) -> Sheet:

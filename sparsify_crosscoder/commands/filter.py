@@ -1,4 +1,4 @@
-"""`sparsify-crosscoder filter RUN`: which exclusive latents of a run stand for a difference."""
+"""`sparsify-crosscoder filter RUN`: what differs between the models of a run."""
 
 from __future__ import annotations
 
@@ -9,21 +9,34 @@ from typing import Any
 
 from ..command_line import run_command
 from ..command_options import group, option
-from ..evaluation.filter import FilterOptions, filter_crosscoder, filter_text
-from ..hardware import pick_device
+from ..evaluation.differences import list_differences
+from ..evaluation.filter import FilterOptions, filter_text
 from ..harvest.model_identity import source_names
+from ..interventions.difference_vectors import save_directions
 from ..runs.run import Run
 
 
 @dataclass(frozen=True)
 class Options:
-    """Tell the exclusive latents of a run that stand for a difference from those that the other
-    models predict as well. Copies of one difference are merged."""
+    """List what differs between the models of a run: latents that one model has alone, shared
+    latents that turned or grew, shifts of the mean and linear changes, by one score. Copies of one
+    difference are merged. Then tell the exclusive latents that stand for a difference from those
+    that the other models predict as well."""
 
     run: Path = option(positional=True)
     """run folder"""
 
     filter: FilterOptions = group(FilterOptions)
+
+    reference: Path | None = None
+    """store of other models over the same texts, such as a fine-tune's base in its place: what is
+    there as well is left out"""
+
+    all: bool = False
+    """also list differences that are beyond chance, but too small for a finding"""
+
+    directions: Path | None = None
+    """folder for the findings' directions, as vectors that `steer` takes"""
 
     seed: int | None = None
     """which of several --init_seeds"""
@@ -35,13 +48,15 @@ def main(argv: Sequence[str]) -> None:
 
 
 def show(options: Options) -> dict[str, Any]:
-    """Judge the exclusive latents of a run's crosscoder, print the outcome and return it."""
+    """List the differences of a run, print the outcome and return it."""
     usual = options.filter.usual
-    device = pick_device(usual.device)
     run = Run.open(options.run, **usual.hub.access)
-    crosscoder = run.crosscoder(options.seed, device)
-    found = filter_crosscoder(
-        crosscoder, run.pairs(device), options.filter.config(run.config)
-    ).to_dict()
-    print(filter_text(found, source_names(crosscoder.sources)))
-    return {"run": str(options.run), **found}
+    config = options.filter.config(run.config)
+    seed, device = options.seed, usual.device
+    found = list_differences(run, config, reference=options.reference, seed=seed, device=device)
+    sources = run.crosscoder(options.seed).sources
+    names, told = source_names(sources), found.to_dict()
+    print(f"{found.text(names, options.all)}\n\n{filter_text(told, names)}")
+    if options.directions is not None:
+        save_directions(options.directions, found.findings, run.ends)
+    return {"run": str(options.run), **told}

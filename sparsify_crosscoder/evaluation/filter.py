@@ -136,6 +136,11 @@ class FilterRecord:
         return cls.of(read_json(path, _File, remedy))
 
     @property
+    def differences(self) -> list[dict[str, Any]]:
+        """The list of differences, as `Difference.to_dict`; none in files of earlier versions."""
+        return self.found.get("rows", [])
+
+    @property
     def scores(self) -> dict[int, float]:
         """Of every latent that was judged, 0 of those that are not kept."""
         return {

@@ -1,4 +1,4 @@
-"""Which latents that are exclusive by their norm stand for a difference."""
+"""What differs, of all kinds, and which exclusive latents stand for a difference."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ class FilterOptions:
 
 
 class Filter(Stage[FilterOptions, "FilterRecord"]):
-    """Judges every latent that is exclusive by its norm."""
+    """Lists what differs, and judges every latent that is exclusive by its norm."""
 
     name = "filter"
-    what = "which exclusive latents stand for a difference"
+    what = "what differs, and which exclusive latents stand for a difference"
     needs = ("train",)
     Options = FilterOptions
     group = TEXTS
@@ -68,17 +68,17 @@ class Filter(Stage[FilterOptions, "FilterRecord"]):
         )
 
     def run(self, ctx: Context, folder: Path) -> Outcome:
-        from sparsify_crosscoder.evaluation.filter import filter_crosscoder, filter_text
+        from sparsify_crosscoder.evaluation.differences import crosscoder_differences
+        from sparsify_crosscoder.evaluation.filter import filter_text
         from sparsify_crosscoder.evaluation.top import source_labels
 
         config = self.options.config(ctx.run.config.outlier_multiple)
-        pairs = ctx.run.pairs(ctx.device)
-        result = filter_crosscoder(ctx.crosscoder, pairs, config).to_dict()
+        found = crosscoder_differences(ctx.run, ctx.crosscoder, config)
+        names, result = source_labels(ctx.crosscoder), found.to_dict()
         atomic_write_json(folder / FILE, result)
-        print(filter_text(result, source_labels(ctx.crosscoder)))
-        return Outcome(
-            {"verdicts": result["verdicts"], "clusters": len(result["clusters"])}, [folder / FILE]
-        )
+        print(f"{found.text(names)}\n\n{filter_text(result, names)}")
+        counts = {"verdicts": result["verdicts"], "clusters": len(result["clusters"])}
+        return Outcome({**counts, "differences": len(found.findings)}, [folder / FILE])
 
     def output(self, ctx: Context, folder: Path, record: Record) -> FilterRecord:
         from sparsify_crosscoder.evaluation.filter import FilterRecord

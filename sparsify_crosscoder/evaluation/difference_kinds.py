@@ -1,0 +1,150 @@
+"""What kind of difference a latent or a linear change is, and how much of one.
+
+M latents, D width of a source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..crosscoders import Crosscoder
+from .difference_copies import Candidate
+from .difference_score import beyond_noise, score, told
+from .filter import Filtered
+from .latent_shifts import CodedPairs, LatentShifts
+from .linear_changes import FittedResidual, LinearChange
+from .residuals import Prediction
+from .verdicts import Verdict
+
+TURNED = 0.97
+"""Cosine of two decoders below which a shared latent has turned."""
+
+EVERYWHERE = 0.5
+"""What `told` is of what is present on all pairs."""
+
+GREW = 1.25
+"""Ratio of their lengths from which it has grown, or the other way round shrunk."""
+
+
+def latent_candidates(
+    found: CodedPairs,
+    fitted: Sequence[FittedResidual],
+    shifts: Sequence[LatentShifts],
+    filtered: Filtered,
+    elsewhere: Sequence[Tensor] | None = None,
+) -> list[Candidate]:
+    """Every latent that fires, with the residual that it moves most of those that tell of it.
+
+    `elsewhere` is the share of the variance along its direction that each explains in a reference,
+    beyond noise, `[M]` for each residual: it is no part of this difference.
+    """
+    crosscoder = found.crosscoder
+    owner = torch.full((crosscoder.num_latents,), -1)
+    owner[filtered.judged.latents] = filtered.judged.sources
+    verdicts = dict(
+        zip(filtered.judged.latents.tolist(), filtered.judged.verdicts.tolist(), strict=True)
+    )
+    presence = found.present / len(found)
+    kl = found.kl_where_present()
+    heard = 1.0 if kl is None else told(*kl)
+    best = torch.full((crosscoder.num_latents,), -1)
+    most = torch.full((crosscoder.num_latents,), -1.0, dtype=torch.float64)
+    for v, (one, moved) in enumerate(zip(fitted, shifts, strict=True)):
+        own = beyond_noise(moved.explained, presence)
+        if elsewhere is not None:
+            own = own - elsewhere[v]
+        scores = score(own, moved.tested.t, heard)
+        told_of = torch.tensor([-1, one.residual.source])
+        if (reference := one.residual.prediction.reference) is not None:
+            told_of = torch.cat([told_of, torch.tensor([reference])])
+        better = torch.isin(owner, told_of) & (scores > most)
+        best[better], most[better] = v, scores[better]
+    decoders = [
+        crosscoder.decoder(s).detach().float().cpu() for s in range(len(crosscoder.d_sources))
+    ]
+    # Exclusive latents with a loss of their own are a dictionary of the difference.
+    alone = "difference" if getattr(crosscoder.cfg, "difference_weight", 0) else "exclusive"
+    candidates = []
+    for latent in ((best >= 0) & (found.present > 0)).nonzero()[:, 0].tolist():
+        v = int(best[latent])
+        one, moved = fitted[v].residual, shifts[v]
+        own = int(owner[latent])
+        source = one.source if own < 0 else own
+        mine = [decoder[latent] for decoder in decoders]
+        expected = _expected(crosscoder, one.prediction, mine) if own < 0 else None
+        cosine = growth = None
+        kind, direction = alone, mine[source]
+        if expected is not None:
+            kind, direction = "shared", mine[source] - expected
+            cosine = float(F.cosine_similarity(mine[source], expected, dim=0))
+            growth = float(mine[source].norm() / expected.norm().clamp_min(1e-30))
+            verdict = _verdict(cosine, growth)
+        else:
+            verdict = Verdict(verdicts[latent]).name.lower()
+        candidates.append(
+            Candidate(
+                kind,
+                source,
+                latent,
+                verdict,
+                float(most[latent]),
+                float(moved.tested.p_value[latent]),
+                float(moved.tested.effect[latent]),
+                float(moved.tested.error[latent]),
+                float(moved.explained[latent].clamp_min(0)) / len(one.mean),
+                direction,
+                v,
+                moved.directions[latent].float(),
+                cosine,
+                growth,
+            )
+        )
+    return candidates
+
+
+def _expected(crosscoder: Crosscoder, prediction: Prediction, decoders: list[Tensor]) -> Tensor:
+    """What a latent's decoders in the other sources become in the residual's, `[D]`."""
+    others = [
+        prediction.predicted(decoder[None], columns)[0]
+        for s, (decoder, columns) in enumerate(zip(decoders, crosscoder.columns, strict=True))
+        if s != prediction.source and prediction.reference in (None, s)
+    ]
+    return torch.stack(others).sum(0)
+
+
+def _verdict(cosine: float, growth: float) -> str:
+    if cosine < TURNED:
+        return "turned"
+    if growth >= GREW:
+        return "grew"
+    return "shrank" if growth <= 1 / GREW else "moved"
+
+
+def linear_candidate(
+    found: CodedPairs, fitted: Sequence[FittedResidual], change: LinearChange
+) -> Candidate:
+    """A shift of the mean or a component of a linear change, both present everywhere."""
+    residual = fitted[change.residual].residual
+    heard = 1.0 if found.pairs.kl is None else EVERYWHERE
+    value = score(torch.tensor(change.own), torch.tensor(change.t), heard)
+    white = F.normalize(change.direction.to(residual.whitening) @ residual.whitening, dim=0)
+    return Candidate(
+        change.kind,
+        residual.source,
+        None,
+        "shifted" if change.kind == "mean" else "changed",
+        float(value),
+        change.p_value,
+        change.effect,
+        change.effect / change.t if change.t > 0 else 0.0,
+        change.own,
+        change.direction,
+        change.residual,
+        white.cpu(),
+        reads=change.reads,
+        reference=residual.prediction.reference,
+    )

@@ -1,0 +1,434 @@
+"""All differences of a run in one list: latents, shifts of the mean, linear changes of the basis.
+
+M latents, D width of a source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..crosscoders import Crosscoder
+from ..runs.run import Run
+from ..scorability import FILTER_PAIRS
+from ..text.roles import NO_WRITER, Role, role_names
+from .difference_copies import Candidate, Member, merged
+from .difference_kinds import latent_candidates, linear_candidate
+from .difference_score import LARGEST_Q, LEAST_SCORE, beyond_noise
+from .false_exclusives import FilterConfig
+from .filter import Filtered, filter_crosscoder
+from .latent_shifts import CodedPairs, coded, explained_along, latent_shifts
+from .linear_changes import FittedResidual, fit_residuals, linear_changes
+from .noted_pairs import NotedPairs, reference_pairs, run_pairs
+from .residuals import predictions
+from .text_clusters import q_values
+
+LISTED = 20
+
+
+@dataclass(frozen=True)
+class DifferenceConfig:
+    """What is looked at for differences, and what is listed."""
+
+    pairs: int = FILTER_PAIRS
+    """Pairs to look at, at most."""
+
+    ridge: float = 1e-3
+    """Ridge penalty of maps, as a multiple of the mean variance of what they read."""
+
+    outlier_multiple: float = 2.0
+    """Pairs are left out as in training: those whose norm exceeds this multiple of the median."""
+
+    memory: float = 4e9
+    """Bytes that all latents' shifts may take; if they need more, there are several passes."""
+
+    least_score: float = LEAST_SCORE
+    """Least score of a finding."""
+
+    largest_q: float = LARGEST_Q
+    """Largest q value of what is in the list at all."""
+
+    @classmethod
+    def of(cls, config: FilterConfig) -> DifferenceConfig:
+        """What goes with a filter's."""
+        pairs = FILTER_PAIRS if config.pairs is None else config.pairs
+        return cls(pairs, config.ridge, config.outlier_multiple)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing that differs between the models."""
+
+    rank: int
+    """From 1 on."""
+
+    kind: str
+    """"exclusive", "shared", "difference", "mean" or "map"."""
+
+    source: int
+    """The source that has it, or more of it."""
+
+    latent: int | None
+    """None for a mean or a map."""
+
+    members: tuple[Member, ...]
+    """What else shows the same."""
+
+    verdict: str
+    """Of an exclusive latent and one of the difference the filter's; else "turned", "grew",
+    "shrank" or "moved" (a shared latent whose decoders agree), "shifted" or "changed"."""
+
+    finding: bool
+    """Whether its score is that of a finding."""
+
+    score: float
+    """See `difference_score`."""
+
+    q_value: float
+    effect: float
+    """Mean shift of the white residual where it is present, in standard deviations; of a linear
+    change the share of the variance along what it writes that it explains."""
+
+    error: float
+    """Standard error of the effect, clustered by text."""
+
+    share: float
+    """Share of the residual's variance, all directions together, that it explains."""
+
+    firings: int
+    """Pairs on which it is present; all for a mean or a map."""
+
+    texts: int
+    """Texts in which it is present."""
+
+    pairs: int
+    """Pairs that were looked at."""
+
+    dense: bool
+    """Whether it fires on over a tenth of the pairs."""
+
+    cosine: float | None
+    """Of a shared latent's decoder with what the other sources' decoders become in its source."""
+
+    growth: float | None
+    """Length of the first as a multiple of the second's."""
+
+    roles: dict[str, float] | None
+    """Share of those pairs by who said them, if known."""
+
+    writers: dict[str, float] | None
+    """Share of them by the source that wrote them, "-1" for what came with the data set."""
+
+    kl: float | None
+    """Mean KL divergence of the models' next tokens where it is present, nats, if known."""
+
+    excess_kl: float | None
+    """Covariance of presence with that KL, nats a pair."""
+
+    direction: Tensor
+    """What its source has more of, in raw activations, `[D]`."""
+
+    reads: Tensor | None
+    """Of a map, the weights with which it reads the other source's raw activations, `[D]`: what
+    they give, less its mean, is how far the source moves along the direction."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the vectors."""
+        row = {f.name: getattr(self, f.name) for f in fields(self)}
+        del row["direction"], row["reads"]
+        return {**row, "members": [member._asdict() for member in self.members]}
+
+
+@dataclass(frozen=True)
+class Differences:
+    """The differences of a run, the highest score first."""
+
+    entries: list[Difference]
+    """All that are beyond chance; those behind the findings are too small to say much of."""
+
+    filtered: Filtered
+    residuals: list[dict[str, Any]]
+    """Per residual: `source`, `reference`, `why` and `left`, its share of the source's variance."""
+
+    pairs: int
+    """Pairs that were looked at."""
+
+    texts: int
+    """Texts that they are from."""
+
+    mean_kl: float | None
+    """KL divergence over all pairs, nats, if known."""
+
+    config: DifferenceConfig
+
+    @property
+    def findings(self) -> list[Difference]:
+        """What is listed unless all is asked for."""
+        return [one for one in self.entries if one.finding]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "rows": [one.to_dict() for one in self.entries],
+            "residuals": self.residuals,
+            "difference_pairs": self.pairs,
+            "difference_texts": self.texts,
+            "mean_kl": self.mean_kl,
+            "differences": asdict(self.config),
+            **self.filtered.to_dict(),
+        }
+
+    def text(self, names: Sequence[str], everything: bool = False) -> str:
+        """See `differences_text`."""
+        return differences_text(self.to_dict(), names, everything)
+
+
+def list_differences(
+    run: Run,
+    config: FilterConfig | None = None,
+    *,
+    reference: str | Path | None = None,
+    seed: int | None = None,
+    device: str | torch.device | None = None,
+) -> Differences:
+    """What differs between a run's models, on the run's pairs: all kinds in one list.
+
+    `reference` is a store of other models, such as the fine-tune's base in its place: what explains
+    as much there is no difference of these models. `seed` chooses one of several crosscoders.
+    Raises ValueError where the run's models, texts or store have changed.
+    """
+    if config is None:
+        config = FilterConfig(outlier_multiple=run.config.outlier_multiple)
+    return crosscoder_differences(run, run.crosscoder(seed, device), config, reference)
+
+
+def crosscoder_differences(
+    run: Run, crosscoder: Crosscoder, config: FilterConfig, reference: str | Path | None = None
+) -> Differences:
+    """As `list_differences`, with one of the run's crosscoders on its device."""
+    others, settings = None, DifferenceConfig.of(config)
+    if reference is not None:
+        others = reference_pairs(Path(reference), crosscoder.d_sources, settings.pairs)
+    pairs = run_pairs(run, settings.pairs, crosscoder.device, config.memory)
+    filtered = filter_crosscoder(crosscoder, pairs.stream, config)
+    return differences_of(crosscoder, pairs.noted, filtered, settings, others)
+
+
+def differences_of(
+    crosscoder: Crosscoder,
+    pairs: NotedPairs,
+    filtered: Filtered,
+    config: DifferenceConfig,
+    reference: NotedPairs | None = None,
+) -> Differences:
+    """As `list_differences`, on any pairs of a crosscoder's sources that were filtered.
+
+    Shifts of the mean and linear changes are left out beside a reference.
+    """
+    found = coded(crosscoder, pairs, config.outlier_multiple)
+    fitted = fit_residuals(found, predictions(crosscoder, found.moments, config.ridge))
+    shifts = latent_shifts(found, [one.residual for one in fitted], config.memory)
+    if reference is None:
+        candidates = latent_candidates(found, fitted, shifts, filtered)
+        changes = linear_changes(found, fitted, config.ridge)
+        candidates += [linear_candidate(found, fitted, change) for change in changes]
+    else:
+        there = coded(crosscoder, reference, config.outlier_multiple, found.level)
+        explained = explained_along(there, [one.residual for one in fitted], shifts)
+        elsewhere = [beyond_noise(one, there.present / len(there)) for one in explained]
+        candidates = latent_candidates(found, fitted, shifts, filtered, elsewhere)
+    q = q_values(torch.tensor([one.p_value for one in candidates], dtype=torch.float64))
+    tested = [
+        (one, float(value))
+        for one, value in zip(candidates, q, strict=True)
+        if value <= config.largest_q and one.score > 0
+    ]
+    tested.sort(key=lambda pair: -pair[0].score)
+    values = {id(one): value for one, value in tested}
+    groups = merged(found, [one for one, _ in tested])
+    where = _where(found, [one.latent for one, _ in groups if one.latent is not None])
+    entries = [
+        _difference(found, rank, one, members, where, (values[id(one)], config.least_score))
+        for rank, (one, members) in enumerate(groups, 1)
+    ]
+    kl = found.pairs.kl
+    return Differences(
+        entries,
+        filtered,
+        [_described(one) for one in fitted],
+        len(found),
+        found.num_texts,
+        None if kl is None else float(kl.double().mean()),
+        config,
+    )
+
+
+@dataclass(frozen=True)
+class _Where:
+    """On what an entry is present."""
+
+    firings: int
+    texts: int
+    roles: dict[str, float] | None
+    writers: dict[str, float] | None
+    kl: float | None
+    excess_kl: float | None
+
+
+def _shares(values: Tensor | None, places: Tensor) -> dict[int, float] | None:
+    """The share of some places that each value has, the most frequent first."""
+    if values is None:
+        return None
+    found, counts = values[places].unique(return_counts=True)
+    order = counts.argsort(descending=True, stable=True)
+    return {int(found[i]): float(counts[i]) / max(len(places), 1) for i in order}
+
+
+def _where(found: CodedPairs, latents: Sequence[int]) -> dict[int | None, _Where]:
+    """Of some latents, and of what is everywhere under None."""
+    known = None if found.pairs.kl is None else found.pairs.kl.double()
+    mean = None if known is None else float(known.mean())
+    everywhere = _Where(len(found), found.num_texts, None, None, None, None)
+    result: dict[int | None, _Where] = {None: everywhere}
+    _, columns, rows = found.entries(torch.tensor(latents, dtype=torch.long))
+    order = columns.argsort(stable=True)
+    counts = columns.bincount(minlength=len(latents)).tolist()
+    for latent, places in zip(latents, rows[order].split(counts), strict=True):
+        kl = excess = None
+        if known is not None and mean is not None:
+            kl = float(known[places].mean())
+            excess = (kl - mean) * len(places) / len(found)
+        roles, writers = (_shares(x, places) for x in (found.pairs.roles, found.pairs.writers))
+        said = None if roles is None else {role_names([r])[0]: n for r, n in roles.items()}
+        wrote = None if writers is None else {str(w): n for w, n in writers.items()}
+        texts = len(found.texts[places].unique())
+        result[latent] = _Where(len(places), texts, said, wrote, kl, excess)
+    return result
+
+
+def _difference(
+    found: CodedPairs,
+    rank: int,
+    one: Candidate,
+    members: Sequence[Member],
+    where: Mapping[int | None, _Where],
+    limits: tuple[float, float],
+) -> Difference:
+    q_value, least = limits
+    factors = found.crosscoder.factors.cpu()
+    reads = one.reads
+    if reads is not None and one.reference is not None:
+        reads = reads * factors[one.reference] / factors[one.source]
+    return Difference(
+        rank,
+        one.kind,
+        one.source,
+        one.latent,
+        tuple(members),
+        one.verdict,
+        one.score >= least,
+        one.score,
+        q_value,
+        one.effect,
+        one.error,
+        one.share,
+        where[one.latent].firings,
+        where[one.latent].texts,
+        len(found),
+        one.latent is not None and bool(found.dense[one.latent]),
+        one.cosine,
+        one.growth,
+        where[one.latent].roles,
+        where[one.latent].writers,
+        where[one.latent].kl,
+        where[one.latent].excess_kl,
+        one.direction / factors[one.source],
+        reads,
+    )
+
+
+def _described(one: FittedResidual) -> dict[str, Any]:
+    prediction = one.residual.prediction
+    return {
+        "source": prediction.source,
+        "reference": prediction.reference,
+        "why": prediction.why,
+        "left": one.residual.left,
+    }
+
+
+def differences_text(
+    found: Mapping[str, Any], names: Sequence[str], everything: bool = False
+) -> str:
+    """The list in words, as `Differences.to_dict` has it, with a name for each source."""
+    rows = [row for row in found["rows"] if everything or row["finding"]]
+    smaller = len(found["rows"]) - len(rows)
+    lines = [f"{len(rows):,} differences between the models; the strongest first:"]
+    if not rows:
+        lines = ["no difference between the models reaches the score of a finding"]
+    for row in rows if everything else rows[:LISTED]:
+        lines += _row_lines(row, names, found["mean_kl"])
+    if not everything and len(rows) > LISTED:
+        lines.append(f"  and {len(rows) - LISTED:,} more")
+    if smaller:
+        lines.append(f"{smaller:,} smaller ones are beyond chance; --all lists them")
+    return "\n".join(lines)
+
+
+def _row_lines(row: Mapping[str, Any], names: Sequence[str], mean_kl: float | None) -> list[str]:
+    what = {
+        "exclusive": f"latent {row['latent']}, exclusive ({row['verdict'].replace('_', ' ')})",
+        "shared": f"latent {row['latent']}, shared, {row['verdict']}",
+        "difference": f"latent {row['latent']} of the difference "
+        f"({row['verdict'].replace('_', ' ')})",
+        "mean": "a constant shift",
+        "map": "a linear change of what the other model has",
+    }[row["kind"]]
+    line = f"{row['rank']:>4}  score {row['score']:.3f}  {names[row['source']]}: {what}"
+    told = []
+    if row["latent"] is not None:
+        dense = ", dense" if row["dense"] else ""
+        told.append(
+            f"on {row['firings'] / row['pairs']:.2%} of the pairs in {row['texts']:,} texts{dense}"
+        )
+        told.append(f"moves it by {row['effect']:.1f} standard deviations")
+    if row["cosine"] is not None:
+        told.append(f"decoders: cosine {row['cosine']:.2f}, {row['growth']:.2f} times as long")
+    if row["roles"] and set(row["roles"]) != set(role_names([Role.PLAIN])):
+        told.append(", ".join(f"{n:.0%} {role}" for role, n in row["roles"].items()))
+    if row["writers"] and set(row["writers"]) != {str(NO_WRITER)}:
+        wrote = {s: names[s] if s != NO_WRITER else "the data set" for s in row["writers"]}
+        told.append(
+            "written by " + ", ".join(f"{wrote[s]} {n:.0%}" for s, n in row["writers"].items())
+        )
+    if row["kl"] is not None:
+        told.append(f"next tokens differ by {row['kl']:.2f} nats there ({mean_kl:.2f} anywhere)")
+    lines = [line]
+    if told:
+        lines.append(f"      {'; '.join(told)}")
+    if row["members"]:
+        lines.append(f"      also {_members(row['members'])}")
+    return lines
+
+
+def _members(members: Sequence[Mapping[str, Any]]) -> str:
+    parts = []
+    for kind, said in (
+        ("exclusive", "exclusive"),
+        ("shared", "shared"),
+        ("difference", "difference"),
+    ):
+        latents = [str(one["latent"]) for one in members if one["kind"] == kind]
+        if latents:
+            more = f" and {len(latents) - 5} more" if len(latents) > 5 else ""
+            parts.append(f"{said} latents {', '.join(latents[:5])}{more}")
+    parts += [
+        {"mean": "a shift of the mean", "map": "a linear change"}[kind]
+        for kind in dict.fromkeys(one["kind"] for one in members)
+        if kind in ("mean", "map")
+    ]
+    return "; ".join(parts)

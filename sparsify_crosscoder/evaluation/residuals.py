@@ -1,0 +1,187 @@
+"""What a source's activations have that the others do not tell: residuals, their maps, whitening.
+
+N pairs, S sources, D width of one source, d_in the sum of the widths. Activations are normalised.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..crosscoders import Crosscoder
+from ..crosscoders.rdfc import ridge_regression
+from ..crosscoders.shared_basis import LEAST_R2, smallest_r2
+
+FLOOR = 0.05
+"""Directions with less than this share of a residual's mean variance are not made any larger."""
+
+NOTHING = 1e-6
+"""Nor are those with less than this share of the source's own mean variance."""
+
+
+class Moments:
+    """First and second moments of some columns, in float64; they add up."""
+
+    def __init__(self, width: int, device: torch.device):
+        self.count = 0
+        self.sum = torch.zeros(width, dtype=torch.float64, device=device)
+        self.products = torch.zeros(width, width, dtype=torch.float64, device=device)
+
+    def update(self, x: Tensor) -> None:
+        """Add rows `[n, width]`."""
+        self.count += len(x)
+        self.sum += x.double().sum(0)
+        self.products += (x.T @ x).double()
+
+    def __add__(self, other: Moments) -> Moments:
+        total = Moments(len(self.sum), self.sum.device)
+        total.count = self.count + other.count
+        total.sum, total.products = self.sum + other.sum, self.products + other.products
+        return total
+
+    @property
+    def mean(self) -> Tensor:
+        return self.sum / max(self.count, 1)
+
+    @property
+    def covariance(self) -> Tensor:
+        mean = self.mean
+        return self.products / max(self.count, 1) - mean.outer(mean)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What is taken from a source: another one as it is, or what all others predict of it."""
+
+    source: int
+    reference: int | None
+    """The source that shares its basis; None where a ridge map predicts it from all others."""
+
+    weights: Tensor
+    """From normalised x `[d_in]` to the residual, `[d_in, D]`."""
+
+    scale: float
+    """What makes the reference's normalised activations the source's; 1 of a ridge map."""
+
+    why: str
+    """Which map it is and why, in words."""
+
+    columns: slice
+    reference_columns: slice | None
+
+    def residual(self, x: Tensor) -> Tensor:
+        """Of normalised x `[n, d_in]`, not centred, `[n, D]`."""
+        if self.reference_columns is None:
+            return x @ self.weights
+        return x[:, self.columns] - self.scale * x[:, self.reference_columns]
+
+    def predicted(self, directions: Tensor, origin: slice) -> Tensor:
+        """What directions `[L, D_r]` of another source become in this one, `[L, D]`."""
+        return -directions @ self.weights[origin].to(directions)
+
+
+def predictions(crosscoder: Crosscoder, moments: Moments, ridge: float) -> list[Prediction]:
+    """What predicts each source, from the moments of normalised pairs.
+
+    Two sources that share a basis are compared as they are, and the second of them alone: the
+    first's residual is the same one, turned round. Raises ValueError for fewer than two sources.
+    """
+    columns, covariance = crosscoder.columns, moments.covariance
+    if len(columns) < 2:
+        raise ValueError("A difference needs two sources; the crosscoder has one.")
+    references = _references(crosscoder, covariance)
+    found = []
+    for s, own in enumerate(columns):
+        if any(r == s for r, _ in references.values()) and s not in references:
+            continue
+        weights = covariance.new_zeros(len(covariance), own.stop - own.start)
+        weights[own] = torch.eye(own.stop - own.start, dtype=weights.dtype, device=weights.device)
+        if s in references:
+            r, r2 = references[s]
+            scale = float(crosscoder.factors[s] / crosscoder.factors[r])
+            weights[columns[r]] = -scale * weights[own]
+            why = f"both share a basis (R2 of the identity {r2:.2f}): the difference as it is"
+            found.append(Prediction(s, r, weights.float(), scale, why, own, columns[r]))
+            continue
+        rest = torch.ones(len(covariance), dtype=torch.bool, device=weights.device)
+        rest[own] = False
+        weights[rest] = -ridge_regression(
+            covariance[rest][:, rest], covariance[rest][:, own], ridge
+        )
+        why = "no shared basis: what a linear map from the others leaves"
+        found.append(Prediction(s, None, weights.float(), 1.0, why, own, None))
+    return found
+
+
+def _references(crosscoder: Crosscoder, covariance: Tensor) -> dict[int, tuple[int, float]]:
+    """The first source before each that shares its basis, and the R2 of the identity."""
+    found: dict[int, tuple[int, float]] = {}
+    for s in range(1, len(crosscoder.columns)):
+        for r in range(s):
+            if crosscoder.d_sources[r] == crosscoder.d_sources[s]:
+                r2 = _identity_r2(crosscoder, covariance, r, s)
+                if r2 >= LEAST_R2:
+                    found[s] = (r, r2)
+                    break
+    return found
+
+
+def _identity_r2(crosscoder: Crosscoder, covariance: Tensor, r: int, s: int) -> float:
+    """How well two sources' raw activations tell each other as they are."""
+    a, b = crosscoder.columns[r], crosscoder.columns[s]
+    f_a, f_b = crosscoder.factors[r].double(), crosscoder.factors[s].double()
+    first, second = (covariance[c, c].diagonal() / f**2 for c, f in ((a, f_a), (b, f_b)))
+    difference = first + second - 2 * covariance[a, b].diagonal() / (f_a * f_b)
+    return smallest_r2([first, second], [difference, difference])
+
+
+@dataclass(frozen=True)
+class Residual:
+    """A source's residual, centred and whitened."""
+
+    prediction: Prediction
+    mean: Tensor
+    """Of the residual, `[D]`."""
+
+    whitening: Tensor
+    """Symmetric, `[D, D]`."""
+
+    unwhitening: Tensor
+    """Its inverse, `[D, D]`."""
+
+    left: float
+    """Share of the source's variance that the residual has."""
+
+    variance: float
+    """Of the residual, all dimensions together."""
+
+    @property
+    def source(self) -> int:
+        return self.prediction.source
+
+    @classmethod
+    def fit(cls, prediction: Prediction, moments: Moments, whole: Tensor) -> Residual:
+        """From the moments of the residual, and the covariance `[D, D]` of its source."""
+        covariance = moments.covariance
+        variances, directions = torch.linalg.eigh(covariance)
+        least = FLOOR * variances.clamp_min(0).mean() + NOTHING * whole.diagonal().mean()
+        roots = variances.clamp_min(least.clamp_min(1e-30)).sqrt()
+        variance = float(covariance.diagonal().sum())
+        return cls(
+            prediction,
+            moments.mean.float(),
+            ((directions / roots) @ directions.T).float(),
+            ((directions * roots) @ directions.T).float(),
+            variance / float(whole.diagonal().sum().clamp_min(1e-30)),
+            variance,
+        )
+
+    def apply(self, x: Tensor) -> Tensor:
+        """White residual of normalised x `[n, d_in]`, `[n, D]`."""
+        return (self.prediction.residual(x) - self.mean) @ self.whitening
+
+    def unwhitened(self, white: Tensor) -> Tensor:
+        """White vectors `[..., D]` as changes of the source's normalised activations."""
+        return white @ self.unwhitening.to(white)
