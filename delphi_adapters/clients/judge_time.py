@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sparsify_crosscoder.harvest.loading import load_config, load_tokenizer
+from sparsify_crosscoder.harvest.model_name import ModelName
+
 from .machine_speed import bytes_per_second, operations_per_second
 from .records import USUAL_ANSWER
 
@@ -76,11 +79,7 @@ def computed(name: str, operations: float, bandwidth: float) -> JudgeSpeed:
 
     From the operations and the bytes that the machine does in a second.
     """
-    from transformers import AutoConfig, AutoModel
-
-    with torch.device("meta"):
-        model = AutoModel.from_config(AutoConfig.from_pretrained(name))
-    size = sum(p.numel() for p in model.parameters())
+    size = _parameters(name)
     read = operations * EFFICIENCY / (2 * size)
     return JudgeSpeed(read, 1 / (1 / read + 2 * size / bandwidth))
 
@@ -141,12 +140,15 @@ def cautions(tokenizer: Any, parameters: int, name: str) -> list[str]:
 
 def named_cautions(name: str) -> list[str]:
     """`cautions` of a local model that is not loaded."""
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
+    return cautions(load_tokenizer(ModelName(name)), _parameters(name), name)
+
+
+def _parameters(name: str) -> int:
+    from transformers import AutoModel
 
     with torch.device("meta"):
-        model = AutoModel.from_config(AutoConfig.from_pretrained(name))
-    size = sum(p.numel() for p in model.parameters())
-    return cautions(AutoTokenizer.from_pretrained(name), size, name)
+        model = AutoModel.from_config(load_config(ModelName(name)))
+    return sum(p.numel() for p in model.parameters())
 
 
 def client_cautions(client: Any) -> list[str]:

@@ -7,14 +7,14 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
-from transformers.utils.hub import cached_file
+from transformers.utils.hub import CHAT_TEMPLATE_FILE
 
+from .adapter_name import Parts, adapter_file, parts_of
 from .load_errors import explained
 from .misfits import misfit, what_misfits
 from .model_files import (
@@ -34,26 +34,46 @@ _SMALL_BUFFERS = 2**28
 
 
 def load_config(model: ModelName) -> Any:
-    """A model's config, once the files in its folder have been looked at.
+    """A model's config, or that of an adapter's base, once the files have been looked at.
 
     Raises ModelError, a ValueError, for whatever is wrong with it.
     """
+    base, adapter = _parts(model)
+    if adapter is not None:
+        _check_adapter(model, adapter)
+        with _base_of(adapter, base):
+            return load_config(base)
     with explained("model", model):
         _check_files(model, complete=False)
-        try:
-            return AutoConfig.from_pretrained(model.name, **model.where)
-        except OSError:
-            _check_hub_adapter(model)
-            raise
+        return AutoConfig.from_pretrained(model.name, **model.where)
 
 
 def load_tokenizer(model: ModelName) -> Any:
-    """A model's tokenizer. Raises ModelError, a ValueError, for whatever is wrong with it."""
-    with explained("tokenizer of", model):
-        folder = model_folder(model.name, model.revision)
-        if folder is not None:
-            check_settings(model.name, folder)
-        return AutoTokenizer.from_pretrained(model.name, **model.where)
+    """A model's tokenizer: an adapter's own if it has one, or else its base's.
+
+    An adapter's chat template counts without a tokenizer too, and the base's where it has none.
+    Raises ModelError, a ValueError, for whatever is wrong with it.
+    """
+    base, adapter = _parts(model)
+    if adapter is None:
+        with explained("tokenizer of", model):
+            folder = model_folder(model.name, model.revision)
+            if folder is not None:
+                check_settings(model.name, folder)
+            return AutoTokenizer.from_pretrained(model.name, **model.where)
+    with _base_of(adapter, base):
+        tokenizer = load_tokenizer(base)
+    with explained("tokenizer of", adapter):
+        if adapter_file(adapter, "tokenizer_config.json") is not None:
+            own = AutoTokenizer.from_pretrained(adapter.name, **adapter.where)
+            own.chat_template = own.chat_template or tokenizer.chat_template
+        elif (template := adapter_file(adapter, CHAT_TEMPLATE_FILE)) is not None:
+            own = copy.deepcopy(tokenizer)
+            own.chat_template = template.read_text(encoding="utf-8")
+        else:
+            return tokenizer
+    _say_what_differs(model.name, own, tokenizer)
+    return own
 
 
 def load_pretrained(
@@ -63,6 +83,7 @@ def load_pretrained(
     place: torch.device | str,
     dtype: torch.dtype,
     load_in_8bit: bool = False,
+    base: PreTrainedModel | None = None,
 ) -> PreTrainedModel:
     """A model with the weights of its checkpoint, in eval mode, without gradients.
 
@@ -70,11 +91,25 @@ def load_pretrained(
     loads it; MXFP4 and FP8 are turned into `dtype` where no GPU computes in them. A prefix that a
     wrapper has put before the names of all weights is taken off.
 
+    An adapter is put on its base (see `with_adapter`): on `base` if that is loaded already.
+
     Raises ModelError, a ValueError, for whatever is wrong with the model: damaged or absent files,
     weights that are missing, left over or of another shape than config.json says, a quantisation
     that needs a package or device which is not there, code of its own without
     `trust_remote_code`, or too little memory.
     """
+    of, adapter = _parts(model)
+    if adapter is not None:
+        from .adapters import with_adapter
+
+        _check_adapter(model, adapter)
+        if base is None:
+            with _base_of(adapter, of):
+                base = load_pretrained(
+                    of, auto, place=place, dtype=dtype, load_in_8bit=load_in_8bit
+                )
+        with explained("model", model):
+            return with_adapter(base, model, adapter)
     with explained("model", model):
         config = load_config(model)
         checkpoint = _check_files(model, complete=model.is_local)
@@ -105,8 +140,54 @@ def load_pretrained(
 
 def check_weights(model: ModelName) -> None:
     """Raise ModelError where the files of a local model's weights are damaged or absent."""
+    base, adapter = _parts(model)
+    if adapter is not None:
+        with _base_of(adapter, base):
+            return check_weights(base)
     with explained("model", model):
         _check_files(model, complete=model.is_local)
+
+
+def _parts(model: ModelName) -> Parts:
+    with explained("model", model):
+        return parts_of(model, fetch=True)
+
+
+def _check_adapter(model: ModelName, adapter: ModelName) -> None:
+    from .adapters import check_adapter
+
+    with explained("model", model):
+        check_adapter(model, adapter)
+
+
+@contextmanager
+def _base_of(adapter: ModelName, base: ModelName) -> Iterator[None]:
+    """Inside, what is wrong with a base says whose base it is."""
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(
+            f"{error} {base.name!r} is the base of the adapter {adapter.name!r}; if you have it "
+            f"elsewhere, name both: BASE+{adapter.name}."
+        ) from error
+
+
+def _say_what_differs(name: str, own: Any, base: Any) -> None:
+    """Say once where an adapter's tokenizer is not that of its base."""
+    what = [
+        said
+        for said, one, other in (
+            ("tokens", own.get_vocab(), base.get_vocab()),
+            ("chat template", own.chat_template, base.chat_template),
+        )
+        if one != other
+    ]
+    if what:
+        logging.getLogger(__name__).warning(
+            "The tokenizer of '%s' is its adapter's own and differs from its base's in its %s.",
+            name,
+            " and ".join(what),
+        )
 
 
 def _check_files(model: ModelName, *, complete: bool) -> Checkpoint:
@@ -115,20 +196,6 @@ def _check_files(model: ModelName, *, complete: bool) -> Checkpoint:
         return Checkpoint()
     check_settings(model.name, folder)
     return read_checkpoint(model.name, folder, complete=complete)
-
-
-def _check_hub_adapter(model: ModelName) -> None:
-    """Say of a hub model without config.json that it is a LoRA adapter, if it is one."""
-    if model.is_local:
-        return
-    try:
-        file = cached_file(
-            model.name, "adapter_config.json", revision=model.revision, token=model.token
-        )
-    except OSError:
-        return
-    if file is not None:
-        check_settings(model.name, Path(file).parent)
 
 
 def _quantization(config: Any, *, dequantize: bool) -> str | None:

@@ -118,12 +118,17 @@ class _GenerationConfig(TypedDict, total=False):
     use_cache: bool | None
 
 
-def model_folder(name: str, revision: str | None = None) -> Path | None:
-    """The folder of a local model, or of what is here of one from the hub; None if nothing is."""
+def model_folder(
+    name: str, revision: str | None = None, config: str = "config.json"
+) -> Path | None:
+    """The folder of a local model, or of what is here of one from the hub; None if nothing is.
+
+    `config` is the file by which it is known.
+    """
     if os.path.isdir(name):
         return Path(name)
     try:
-        found = try_to_load_from_cache(name, "config.json", revision=revision)
+        found = try_to_load_from_cache(name, config, revision=revision)
     except ValueError:  # no name that the hub could know
         return None
     return Path(found).parent if isinstance(found, str) else None
@@ -131,7 +136,6 @@ def model_folder(name: str, revision: str | None = None) -> Path | None:
 
 def check_settings(name: str, folder: Path) -> None:
     """Raise ModelError for what is wrong with the small files of a model's folder."""
-    _check_adapter(name, folder)
     for file in sorted(folder.iterdir()):
         if file.suffix in _SMALL_FILES and file.is_file():
             _check_content(name, file)
@@ -160,7 +164,7 @@ def read_checkpoint(name: str, folder: Path, *, complete: bool) -> Checkpoint:
     for weights in (explicit,) if isinstance(explicit, str) else WEIGHTS:
         if (folder / weights).is_file() and not weights.endswith(".index.json"):
             file = folder / weights
-            checkpoint = Checkpoint([file], _tensor_names(name, file))
+            checkpoint = Checkpoint([file], tensor_names(name, file))
             break
         index = folder / f"{weights.removesuffix('.index.json')}.index.json"
         if index.is_file():
@@ -220,22 +224,6 @@ def _check_content(name: str, file: Path) -> None:
         raise _damaged(name, file, "it is empty")
 
 
-def _check_adapter(name: str, folder: Path) -> None:
-    file = folder / "adapter_config.json"
-    if not file.is_file():
-        return
-    base = read_object(name, file).get("base_model_name_or_path")
-    of = f" of the model '{base}'" if base else ""
-    own = any((folder / f"{w}{end}").is_file() for w in WEIGHTS for end in ("", ".index.json"))
-    beside = f" beside a model (move '{file.name}' away to read that alone)" if own else ""
-    raise ModelError(
-        f"Cannot load the model {name!r}: the folder holds a LoRA adapter{of}"
-        f"{beside or ', not a model'}. Merge it into its model with peft "
-        "(`PeftModel.from_pretrained(BASE, ADAPTER).merge_and_unload().save_pretrained(FOLDER)`), "
-        "save the tokenizer to FOLDER as well, and name FOLDER."
-    )
-
-
 def _read_index(name: str, index: Path, complete: bool) -> Checkpoint:
     content = read_object(name, index)
     places = content.get("weight_map")
@@ -256,7 +244,7 @@ def _read_index(name: str, index: Path, complete: bool) -> Checkpoint:
                     "absent. Download or copy the model again, with all of its files."
                 )
             return Checkpoint()
-        held = _tensor_names(name, file)
+        held = tensor_names(name, file)
         absent = sorted({t for t, place in places.items() if place == shard} - set(held))
         if absent:
             raise _damaged(
@@ -272,7 +260,7 @@ def _read_index(name: str, index: Path, complete: bool) -> Checkpoint:
     return Checkpoint(files, names)
 
 
-def _tensor_names(name: str, file: Path) -> list[str]:
+def tensor_names(name: str, file: Path) -> list[str]:
     """Names of the tensors in a file of weights, which is not read beyond its header."""
     _check_content(name, file)
     try:

@@ -18,34 +18,74 @@ from typing import Any
 
 from xxhash import xxh3_128
 
+from .adapter_name import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    adapter_folder,
+    joined_revision,
+    parts_of,
+)
 from .model_files import WEIGHTS, model_folder
+from .model_name import ModelName
 
 _CONFIG = "config.json"
-# What saving a model again may change without changing the model.
-_VOLATILE = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
+# What saving a model or an adapter again may change without changing it.
+_VOLATILE = {
+    *("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"),
+    *("base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping"),
+}
 _READ_AT_ONCE = 2**26
 
 
 def checkpoint_digest(name: str, revision: str | None = None) -> str | None:
     """Digest of the checkpoint that a folder, or the hub's local copy of a revision, holds.
 
-    None where there are no weights on this disk. Raises ValueError for damaged files.
+    That of an adapter is `BASE+ADAPTER`, the digests of both. None where there are no weights on
+    this disk. Raises ValueError for damaged files.
     """
-    folder = model_folder(name, revision)
+    base, adapter = parts_of(ModelName(name, revision))
+    digest = _digest_of(model_folder(base.name, base.revision), _CONFIG)
+    if adapter is None:
+        return digest
+    own = _digest_of(adapter_folder(adapter), ADAPTER_CONFIG)
+    return None if digest is None or own is None else f"{digest}+{own}"
+
+
+def _digest_of(folder: Path | None, config: str) -> str | None:
     if folder is None:
         return None
-    files = weight_files(folder)
+    files = weight_files(folder) if config == _CONFIG else [folder / ADAPTER_WEIGHTS]
+    files = [file for file in files if file.is_file()]
     if not files:
         return None
     stats = tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files)
-    return _digest(stats, _settings(folder))
+    return _digest(stats, _settings(folder / config))
 
 
 def commit_of(name: str, revision: str | None = None) -> str | None:
-    """The hub's commit that a revision of a hub id stands for here; None for a folder."""
-    if os.path.isdir(name) or (folder := model_folder(name, revision)) is None:
+    """The hub's commit that a revision of a hub id stands for here; None for a folder.
+
+    Of an adapter, that of its base and its own: `BASE+ADAPTER` (see `adapter_name`).
+    """
+    base, adapter = parts_of(ModelName(name, revision))
+    commit = _commit(base.name, model_folder(base.name, base.revision))
+    if adapter is None:
+        return commit
+    return joined_revision(commit, _commit(adapter.name, adapter_folder(adapter)))
+
+
+def _commit(name: str, folder: Path | None) -> str | None:
+    if os.path.isdir(name) or folder is None:
         return None
     return folder.name if folder.parent.name == "snapshots" else None
+
+
+def is_here(name: str, revision: str | None = None) -> bool:
+    """Whether a model, and the base of an adapter, is on this disk, at least in part."""
+    base, adapter = parts_of(ModelName(name, revision))
+    return model_folder(base.name, base.revision) is not None and (
+        adapter is None or adapter_folder(adapter) is not None
+    )
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -68,9 +108,10 @@ def same_name(one: str, other: str) -> bool:
     """Whether two names are the same hub id, or the same path."""
     if one == other:
         return True
-    if not (_is_path(one) and _is_path(other)):
-        return False
-    return os.path.realpath(one) == os.path.realpath(other)
+    pairs = zip(parts_of(ModelName(one)), parts_of(ModelName(other)), strict=True)
+    return all(
+        a == b or (a is not None and b is not None and _same_path(a.name, b.name)) for a, b in pairs
+    )
 
 
 def same_model(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
@@ -108,32 +149,42 @@ def source_names(sources: Sequence[Mapping[str, Any]]) -> list[str]:
     shown = short_names(
         [str(source.get("name", f"source {s}")) for s, source in enumerate(sources)]
     )
-    for key, form in (("revision", "{}@{:.8}"), ("hookpoint", "{} {}")):
+    for key, form in (("revision", "{}@{}"), ("hookpoint", "{} {}")):
         values = [source.get(key) for source in sources]
         told = list(shown)
         for s, (name, value) in enumerate(zip(shown, values, strict=True)):
             twins = {values[o] for o in range(len(shown)) if shown[o] == name}
             if len(twins) > 1 and value is not None:
-                told[s] = form.format(name, value)
+                told[s] = form.format(name, _short(value) if key == "revision" else value)
         shown = told
     return shown
+
+
+def _short(revision: str) -> str:
+    return "+".join(part[:8] for part in revision.split("+"))
 
 
 def revision_suffix(source: Mapping[str, Any]) -> str:
     """The commit of a source's model as it is shown behind its name, if it has one."""
     revision = source.get("revision")
-    return "" if revision is None else f"@{revision:.8}"
+    return "" if revision is None else f"@{_short(revision)}"
+
+
+def _same_path(one: str, other: str) -> bool:
+    return one == other or (
+        _is_path(one) and _is_path(other) and os.path.realpath(one) == os.path.realpath(other)
+    )
 
 
 def _is_path(name: str) -> bool:
     return os.path.isabs(name) or name.startswith(".") or os.path.exists(name)
 
 
-def _settings(folder: Path) -> str:
+def _settings(file: Path) -> str:
     try:
-        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+        config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise _damaged(folder / _CONFIG, error) from error
+        raise _damaged(file, error) from error
     if isinstance(config, dict):
         config = {key: value for key, value in config.items() if key not in _VOLATILE}
     return json.dumps(config, sort_keys=True)

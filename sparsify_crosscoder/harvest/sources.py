@@ -1,14 +1,17 @@
 """Loading the language models that are compared, and others that only read or write."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.import_utils import is_accelerate_available, is_bitsandbytes_available
 
 from ..hardware import Purpose, pick_device, pick_model_dtype
+from ..world import current_world
+from .adapter_name import parts_of, said
 from .hookpoints import (
     check_layer,
     is_causal,
@@ -19,7 +22,7 @@ from .hookpoints import (
 )
 from .limits import warn_of_tokens_without_vectors
 from .loading import check_weights, load_config, load_pretrained, load_tokenizer
-from .model_identity import commit_of
+from .model_identity import checkpoint_digest, commit_of, same_name
 from .model_name import ModelName
 from .placement import Placement, source_devices
 from .source import Source
@@ -40,8 +43,8 @@ def load_sources(
     at its middle layer. Hookpoints are relative to `model.base_model`; the causal LM's spelling
     (`model.layers.16`, `transformer.h.3`) is accepted too. Model and tokenizer are of one commit
     even if a branch moves meanwhile. A model named twice (at one revision) is loaded once and
-    shared. The dtype "auto" is chosen for each model by where it is (with a `device_map`, by the
-    placement's `device`).
+    shared; so are the weights of the base of adapters, which is said. The dtype "auto" is chosen
+    for each model by where it is (with a `device_map`, by the placement's `device`).
 
     Raises ValueError for fewer than two models, a model or tokenizer that cannot be loaded or whose
     weights are not those that its config.json describes (see `load_pretrained`), a tokenizer
@@ -65,7 +68,8 @@ def load_sources(
                 f"{len(names)} models ({', '.join(names)}) need {len(names)} {option}s in the same "
                 f"order, got {len(places)}: {', '.join(map(str, places))}."
             )
-    placed = source_devices([(key.name, key.revision) for key in keys], placement)
+    bases = shared_bases(keys)
+    placed = source_devices([(base.name, base.revision) for base in bases], placement)
     _check_packages(load_in_8bit, placement.device_map)
 
     # Configs and tokenizers first: they are small, and most mistakes show in them.
@@ -84,6 +88,7 @@ def load_sources(
             _check_fast(key.name, tokenizers[key])
     for key in tokenizers:
         check_weights(key)
+    bases = shared_bases(keys)  # at the commits that were found
 
     loaded: dict[ModelName, PreTrainedModel] = {}
     sources = []
@@ -92,13 +97,15 @@ def load_sources(
             own_dtype = pick_model_dtype(
                 placed[i], dtype, load_in_8bit=load_in_8bit, stored=stored[key]
             )
-            loaded[key] = load_pretrained(
-                key,
-                AutoModel,
-                place=placement.device_map or placed[i],
-                dtype=own_dtype,
-                load_in_8bit=load_in_8bit,
-            )
+            how = {"place": placement.device_map or placed[i], "dtype": own_dtype}
+            base = None
+            if parts_of(key).adapter is not None:
+                if current_world().rank == 0:
+                    print(said(parts_of(key), key.name), file=sys.stderr)
+                if bases[i] not in loaded:
+                    loaded[bases[i]] = load_pretrained(bases[i], **how, load_in_8bit=load_in_8bit)
+                base = loaded[bases[i]]
+            loaded[key] = load_pretrained(key, **how, load_in_8bit=load_in_8bit, base=base)
             warn_of_tokens_without_vectors(key.name, loaded[key], tokenizers[key])
         model = loaded[key]
         if hookpoints:
@@ -111,6 +118,25 @@ def load_sources(
         place = (key.name, hookpoint, model, tokenizers[key], width, causal)
         sources.append(Source(*place, commits[i]))
     return sources
+
+
+def shared_bases(keys: Sequence[ModelName]) -> list[ModelName]:
+    """The model whose weights each source has: of an adapter its base, under the name at which
+    another source loads the same checkpoint if one does."""
+    bases = [parts_of(key, fetch=True).base for key in keys]
+    plain = [base for key, base in zip(keys, bases, strict=True) if key == base]
+    shared: list[ModelName] = []
+    for key, base in zip(keys, bases, strict=True):
+        known = [] if key == base else [*plain, *shared]
+        shared.append(next((other for other in known if _same_checkpoint(base, other)), base))
+    return shared
+
+
+def _same_checkpoint(one: ModelName, other: ModelName) -> bool:
+    if same_name(one.name, other.name) and one.revision == other.revision:
+        return True
+    digests = [checkpoint_digest(model.name, model.revision) for model in (one, other)]
+    return digests[0] is not None and digests[0] == digests[1]
 
 
 def load_language_model(

@@ -9,7 +9,6 @@ its modules, are a copy's own. Batches are settled before, so who runs one chang
 
 from __future__ import annotations
 
-import copy
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import PreTrainedModel
 
-from .placement import accelerate_hooks
+from .shared_weights import copy_of
 
 if TYPE_CHECKING:
     from .batching import Batch
@@ -136,20 +135,6 @@ class _Work:
                     return
                 batch = reading.take(longest=True)
             self.run(model, reading.members, batch)
-
-
-def copy_of(model: PreTrainedModel) -> PreTrainedModel | None:
-    """A copy of a model with the same weights in the same memory; None where that cannot be made.
-
-    Models that accelerate dispatched, and quantised ones, keep more in their modules than weights.
-    """
-    if getattr(model, "is_quantized", False) or any(map(accelerate_hooks, model.modules())):
-        return None
-    kept = (*model.parameters(), *model.buffers(), model.config)
-    try:
-        return copy.deepcopy(model, {id(one): one for one in kept})
-    except Exception:  # whatever a model's own code does not let be copied
-        return None
 
 
 def _tokens(batch: Batch) -> int:

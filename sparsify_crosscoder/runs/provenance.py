@@ -19,6 +19,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from ..harvest.families import describe_family
 from ..harvest.model_identity import checkpoint_digest
 from ..harvest.source import Source
 from ..harvest.sources import load_fast_tokenizer
@@ -28,7 +29,10 @@ from ..store.part_windows import hash_pairs
 from ..store.store import ActivationStore
 from .config import RunConfig
 
-RECORDED = ("name", "revision", "hookpoint", "width", "checkpoint", "weights", "model_dtype")
+RECORDED = (
+    *("name", "revision", "hookpoint", "width", "checkpoint", "weights", "model_dtype"),
+    *("base", "adapter", "architecture", "vocabulary"),
+)
 
 
 def source_of_run(source: Source) -> dict[str, Any]:
@@ -37,6 +41,7 @@ def source_of_run(source: Source) -> dict[str, Any]:
         "name": source.name,
         "hookpoint": source.hookpoint,
         "width": source.width,
+        **describe_family(source),
     }
     if source.revision is not None:
         described["revision"] = source.revision

@@ -11,6 +11,7 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedModel
 
+from ..harvest.families import describe_family
 from ..harvest.model_identity import checkpoint_digest
 from ..harvest.source import Source
 from ..harvest.weight_digests import sampled_digest, weights_digest
@@ -156,4 +157,5 @@ def describe_source(source: Source) -> dict[str, Any]:
         "sampled": sampled_digest(source.model),
         "checkpoint": checkpoint_digest(source.name, source.revision),
         "tokenizer": tokenizer_digest(source.tokenizer),
+        **describe_family(source),
     }

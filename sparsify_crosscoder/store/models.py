@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..harvest.model_files import model_folder
-from ..harvest.model_identity import checkpoint_digest, commit_of, revision_suffix, same_name
+from ..harvest.adapter_name import is_on_hub
+from ..harvest.model_identity import (
+    checkpoint_digest,
+    commit_of,
+    is_here,
+    revision_suffix,
+    same_name,
+)
 from ..harvest.sources import load_base_model
 from .manifest import is_model
 
@@ -52,9 +57,9 @@ def _difference(
         if commit != recorded:
             return f"its revision {revision!r} is {commit or 'not here'}, the store's is {recorded}"
     named = same_name(name, source["name"])
-    if named and recorded is not None and not os.path.isdir(name):
+    if named and recorded is not None and is_on_hub(name):
         return None  # a hub id at a commit is what it was
-    if model_folder(name, revision) is None:
+    if not is_here(name, revision):
         return None if named else "no such model is here"
     known = source.get("checkpoint")
     own = checkpoint_digest(name, revision)

@@ -383,19 +383,6 @@ def test_pickled_weights_are_read_where_they_are_weights_alone(folder):
     assert "damaged" in refusal(folder)
 
 
-def test_an_adapter_is_called_one_and_its_model_named(folder, tmp_path):
-    adapter = tmp_path / "adapter"
-    adapter.mkdir()
-    settings = {"peft_type": "LORA", "base_model_name_or_path": "some/base"}
-    (adapter / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
-    save_file({"base_model.model.lora_A.weight": torch.ones(2)}, adapter / "adapter.safetensors")
-    for ask in (load, lambda f: load_tokenizer(ModelName(str(f)))):
-        line = refusal(adapter, ask)
-        assert "LoRA adapter of the model 'some/base'" in line and "merge_and_unload" in line
-    shutil.copy(adapter / "adapter_config.json", folder)
-    assert "beside a model" in refusal(folder)
-
-
 def test_adapters_inside_of_the_weights_are_refused(folder):
     weights = {f"base_model.model.{n}": value for n, value in weights_of(folder).items()}
     lora = "base_model.model.model.layers.0.mlp.up_proj.lora_A.default.weight"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ class Harvest(Stage[NoOptions, Path]):
     what = "activations of both models at the tokens that they have in common"
 
     def inputs(self, ctx: Context) -> dict[str, Any]:
+        from sparsify_crosscoder.harvest.adapter_name import is_local
         from sparsify_crosscoder.store.manifest import read_manifest
 
         if ctx.config.run is not None:
@@ -44,7 +44,7 @@ class Harvest(Stage[NoOptions, Path]):
         if options["partner_revisions"]:
             inputs["partner_revisions"] = options["partner_revisions"]
         manifest = read_manifest(store_place(ctx))
-        folders = [name for name in ctx.config.models if os.path.isdir(name)]
+        folders = [name for name in ctx.config.models if is_local(name)]
         # Of a hub's model nothing is known before it is here; earlier versions kept no digests.
         if folders and (manifest is None or "checkpoint" in manifest["sources"][0]):
             from sparsify_crosscoder.harvest.model_identity import checkpoint_digest
