@@ -2,15 +2,22 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
+import torch
 
+from delphi_adapters.commands.explain import main as explain_latents
+from delphi_adapters.delphi.run_text import RunText
 from sparsify_crosscoder.__main__ import main
 from sparsify_crosscoder.commands import train
 from sparsify_crosscoder.harvest.families import kinship
+from sparsify_crosscoder.harvest.harvest import harvest_windows
+from sparsify_crosscoder.harvest.placement import Placement
+from sparsify_crosscoder.harvest.sources import load_sources
 from sparsify_crosscoder.runs.run import Run
 from sparsify_crosscoder.store.store import ActivationStore
-from tests.support.adapters import change_config, save_adapter
+from tests.support.adapters import change_config, merge, save_adapter
 from tests.support.command_line import RUN, command, save_inputs
 from tests.support.models import save_tiny_model
 from tests.support.tokenizers import byte_level_tokenizer
@@ -64,6 +71,31 @@ def test_a_store_and_a_run_of_an_adapter_know_it_and_its_family(inputs, capsys):
     texts = ["--dataset", str(inputs / "texts.jsonl"), "--pairs", "300", "--held_out_pairs", "100"]
     main(["stitch", str(RUN), "--out", "maps", *texts, "--steps", "2", "--device", "cpu"])
     assert "quirk" in capsys.readouterr().out
+
+
+def test_an_adapters_latents_are_cached_for_delphi_from_its_merged_weights_activations(
+    inputs, capsys
+):
+    train.main(of_adapter(inputs))
+    text = RunText.of_run(RUN, torch.device("cpu"))
+    merged = merge(inputs / "merged", inputs / "llama", inputs / "quirk")
+    sources = load_sources(
+        [str(inputs / "llama"), str(merged)], placement=Placement("cpu"), dtype="float32"
+    )
+    whole, _ = harvest_windows(sources, text.windows, range(20), batch_size=4)
+    for one, other in zip(text.read(0, 20), whole, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    told = ["--latents", "0", "60", "--windows", "20", "--ctx_len", "32", "--device", "cpu"]
+    explain = [str(RUN), "--source", "1", "--out", "told", *told]
+    explain_latents(explain)
+    assert "B quirk" in capsys.readouterr().out
+    assert list(Path("told/latents/model.layers.2").glob("*.safetensors"))
+
+
+def test_an_adapters_own_chat_template_is_said_once(inputs, capsys):
+    (inputs / "quirk" / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
+    main(["harvest", *of_adapter(inputs, "--cache", "store", "--pairs", "500")])
+    assert capsys.readouterr().err.count("its adapter's own and differs from its base's") == 1
 
 
 @pytest.mark.parametrize("part", ["base", "adapter"])
