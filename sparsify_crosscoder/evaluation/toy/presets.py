@@ -66,7 +66,7 @@ SMALL = Preset(
     pairs_per_step=1_024,
     lr=1e-3,
     dead_after=256_000,
-    # The rarest concepts fire on 1 pair in 2,000; the filter wants 200 firings.
+    # The rarest concepts fire on 1 pair in 2,000.
     evaluation_pairs=262_144,
 )
 MEDIUM = replace(
