@@ -401,7 +401,7 @@ def _row_lines(row: Mapping[str, Any], names: Sequence[str], mean_kl: float | No
     if row["roles"] and set(row["roles"]) != set(role_names([Role.PLAIN])):
         told.append(", ".join(f"{n:.0%} {role}" for role, n in row["roles"].items()))
     if row["writers"] and set(row["writers"]) != {str(NO_WRITER)}:
-        wrote = {s: names[s] if s != NO_WRITER else "the data set" for s in row["writers"]}
+        wrote = {str(NO_WRITER): "the data set", **{str(s): n for s, n in enumerate(names)}}
         told.append(
             "written by " + ", ".join(f"{wrote[s]} {n:.0%}" for s, n in row["writers"].items())
         )

@@ -1,6 +1,7 @@
 """What the list of differences finds where it is known what differs, and where nothing does."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from sparsify_crosscoder.evaluation.filter import filter_crosscoder
 from sparsify_crosscoder.evaluation.noted_pairs import held_pairs
 from sparsify_crosscoder.store.normalization import estimate_normalization
 from sparsify_crosscoder.store.tensor_stream import TensorStream
+from sparsify_crosscoder.text.roles import NO_WRITER, Role
 
 PAIRS, WIDTH, CONCEPTS, TEXT = 6_000, 24, 12, 40
 TOKEN = 0  # the rarest concept, on some 2% of the pairs
@@ -174,6 +176,24 @@ def test_the_list_is_words_and_plain_values():
     assert told["verdicts"] and "direction" not in row
     text = found.text(NAMES)
     assert f"tuned: latent {TOKEN}, shared" in text and "standard deviations" in text
+
+
+def test_who_said_and_wrote_where_a_difference_is_present():
+    world = World()
+    tuned = world.changed("token")
+    crosscoder = world.crosscoder(tuned)
+    whole = [world.base, tuned]
+    filtered = filter_crosscoder(crosscoder, TensorStream(whole), FilterConfig(pairs=PAIRS))
+    # The second model wrote wherever the token is, the data set all else.
+    writers = torch.where(world.on[:, TOKEN], 1, NO_WRITER)
+    roles = torch.where(world.on[:, TOKEN], int(Role.ASSISTANT), int(Role.USER))
+    pairs = replace(held_pairs(whole, torch.arange(PAIRS) // TEXT), roles=roles, writers=writers)
+    found = differences_of(crosscoder, pairs, filtered, DifferenceConfig())
+    first = found.findings[0]
+    assert first.writers is not None and first.writers["1"] > 0.9
+    assert first.roles is not None and first.roles["assistant"] > 0.9
+    text = found.text(NAMES)
+    assert "assistant" in text and "written by tuned" in text
 
 
 def test_little_memory_takes_several_passes_to_the_same_list():
