@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import AutoModel
 
+from sparsify_crosscoder.harvest.heads import has_head, share_vocabulary
 from sparsify_crosscoder.harvest.loading import load_config, load_tokenizer
 from sparsify_crosscoder.harvest.model_name import ModelName
 from sparsify_crosscoder.runs.config import RunConfig
@@ -85,6 +86,14 @@ class Quantities:
     @cached_property
     def widths(self) -> list[int]:
         return [config.get_text_config().hidden_size for config in self._configs]
+
+    @cached_property
+    def to_the_end(self) -> bool:
+        """Whether a harvest runs the models to their ends, and their heads, for the KL."""
+        if self.config.kl != "auto":
+            return self.config.kl == "on"
+        tokenizers = [load_tokenizer(name) for name in self._names]
+        return share_vocabulary(tokenizers) and all(map(has_head, self._configs))
 
     def tokens_to_answer(self) -> int:
         """Most tokens of the answers that the models are to write.

@@ -21,6 +21,9 @@ class Batch(NamedTuple):
 
     attention_mask: Tensor
 
+    numbers: Tensor
+    """[windows] which of all windows they are."""
+
     window: Tensor
     """[P] window inside the batch."""
 
@@ -54,6 +57,7 @@ def batches_by_length(
         yield Batch(
             input_ids=input_ids,
             attention_mask=(torch.arange(input_ids.shape[1]) < lengths[:, None]).long(),
+            numbers=torch.tensor(chosen),
             window=torch.from_numpy(np.repeat(np.arange(len(chosen)), counts[chosen])),
             position={
                 s: torch.from_numpy(np.concatenate([texts[f"pairs_{s}"][i] for i in chosen]))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .batching import Batch
+from .divergence import LastStates
 from .hookpoints import first_tensor
 from .placement import accelerate_hooks, execution_devices, input_device, module_device
 from .source import Source
@@ -22,6 +23,9 @@ class Kept(NamedTuple):
 
     finite: Tensor
     """[pairs]: whether all of a row is."""
+
+    last: LastStates | None = None
+    """The last hidden states of the source's model, where they are wanted."""
 
     @classmethod
     def empty(cls, source: Source, num_pairs: int) -> "Kept":
@@ -48,8 +52,11 @@ def run_forward(
     kept: list[Kept],
     stop_early: bool,
 ) -> None:
-    """One forward of a model, or a copy of it, for the sources `members`: fills rows of `kept`."""
-    device = input_device(model)
+    """One forward of a model, or a copy of it, for the sources `members`: fills rows of `kept`.
+
+    It ends behind the last hookpoint, if `stop_early` and no last hidden states are wanted.
+    """
+    device, last = input_device(model), kept[members[0]].last
 
     def keep(hookpoint: str, hidden: Tensor) -> None:
         window = batch.window.to(hidden.device)
@@ -63,9 +70,12 @@ def run_forward(
         for kind in {one.type for one in execution_devices(model)}:
             stack.enter_context(torch.autocast(kind, enabled=False))
         hookpoints = {sources[s].hookpoint for s in members}
-        stack.enter_context(_reading(model, hookpoints, keep, stop_early))
+        stack.enter_context(_reading(model, hookpoints, keep, stop_early and last is None))
         mask = None if all(sources[s].causal for s in members) else batch.attention_mask.to(device)
-        model(input_ids=batch.input_ids.to(device), attention_mask=mask, use_cache=False)
+        ids = batch.input_ids.to(device)
+        output = model(input_ids=ids, attention_mask=mask, use_cache=False)
+        if last is not None:
+            last.put(batch, output.last_hidden_state)
 
 
 class _AllRead(Exception):

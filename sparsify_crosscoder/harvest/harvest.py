@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .batching import Batch
+from .divergence import LastStates, divergence_columns, next_token_columns
 from .forwards import Kept, run_forward
 from .lanes import lanes_of, most_workers, reading_of
 from .limits import check_window_limits
@@ -30,6 +31,10 @@ class Harvest(NamedTuple):
     """[pairs, 2]: the row of the windows dataset, and the number of the pair in that window."""
 
     report: HarvestReport
+
+    columns: dict[str, Tensor]
+    """By name [pairs], float32: how next-token distributions differ, where all sources have heads
+    (`divergence`)."""
 
 
 def harvest_windows(
@@ -63,7 +68,10 @@ def run_harvest(
     stop_early: bool = True,
     progress: Callable[[int], object] = lambda pairs: None,
 ) -> Harvest:
-    """`harvest_windows` with its report; `progress` gets pairs as all models have read them."""
+    """`harvest_windows` with its report and columns; models with heads run to their end for those.
+
+    `progress` gets pairs as all models have read them.
+    """
     if batch_size < 1:
         raise ValueError(f"batch_size counts windows and must be at least 1, got {batch_size}.")
     begun = time.perf_counter()
@@ -78,9 +86,16 @@ def run_harvest(
     num_pairs = int(counts.sum())
 
     kept = [Kept.empty(source, num_pairs) for source in sources]
+    forwards = lanes_of(sources, texts)
+    if divergence_columns(sources):
+        for members in (members for lane in forwards for members in lane):
+            lengths = np.array([len(ids) for ids in texts[f"input_ids_{members[0]}"]])
+            last = LastStates.empty(sources[members[0]], np.where(counts > 0, lengths, 0))
+            for s in members:
+                kept[s] = kept[s]._replace(last=last)
     lanes = [
         [reading_of(sources, members, texts, counts, batch_size) for members in lane]
-        for lane in lanes_of(sources, texts)
+        for lane in forwards
     ]
     done = _Done(lanes, progress)
 
@@ -90,6 +105,8 @@ def run_harvest(
 
     run_side_by_side(lanes, run, most_workers(lanes))
     _check_finite(sources, kept, np.repeat(texts["text_id"], counts))
+    last = [one.last for one in kept if one.last is not None]
+    columns = next_token_columns(sources, texts, counts, last) if last else {}
 
     first = np.cumsum(counts) - counts
     pair_numbers = np.arange(num_pairs) - np.repeat(first, counts)
@@ -97,7 +114,7 @@ def run_harvest(
     tokens = [sum(map(len, texts[f"input_ids_{s}"])) for s in range(len(sources))]
     seconds = time.perf_counter() - begun
     report = HarvestReport(len(row_numbers), num_pairs, tokens, seconds)
-    return Harvest([x.activations for x in kept], origin, report)
+    return Harvest([x.activations for x in kept], origin, report, columns)
 
 
 class _Done:

@@ -5,6 +5,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from .heads import Head
+
 
 @dataclass
 class Source:
@@ -31,3 +33,6 @@ class Source:
 
     revision: str | None = None
     """The hub's commit that the model is of; none for a folder."""
+
+    head: Head | None = None
+    """What makes logits of the model's last hidden states, where it was loaded with its head."""

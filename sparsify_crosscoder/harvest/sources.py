@@ -1,17 +1,19 @@
 """Loading the language models that are compared, and others that only read or write."""
 
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.import_utils import is_accelerate_available, is_bitsandbytes_available
 
 from ..hardware import Purpose, pick_device, pick_model_dtype
 from ..world import current_world
 from .adapter_name import parts_of, said
+from .heads import Head, Heads, has_head, share_vocabulary
 from .hookpoints import (
     check_layer,
     is_causal,
@@ -22,6 +24,7 @@ from .hookpoints import (
 )
 from .limits import warn_of_tokens_without_vectors
 from .loading import check_weights, load_config, load_pretrained, load_tokenizer
+from .model_files import ModelError
 from .model_identity import checkpoint_digest, commit_of, same_name
 from .model_name import ModelName
 from .placement import Placement, source_devices
@@ -36,8 +39,9 @@ def load_sources(
     placement: Placement,
     dtype: str | torch.dtype = "auto",
     load_in_8bit: bool = False,
+    heads: Heads = "off",
 ) -> list[Source]:
-    """Load every source's model (without its head) and tokenizer.
+    """Load every source's model (without its head, unless `heads` says so) and tokenizer.
 
     `hookpoints` or `layers` gives one place per source, in order; without either each model is read
     at its middle layer. Hookpoints are relative to `model.base_model`; the causal LM's spelling
@@ -74,7 +78,7 @@ def load_sources(
 
     # Configs and tokenizers first: they are small, and most mistakes show in them.
     tokenizers: dict[ModelName, Any] = {}
-    stored: dict[ModelName, torch.dtype | None] = {}
+    configs: dict[ModelName, Any] = {}
     commits: list[str | None] = []
     for i, key in enumerate(keys):
         config = load_config(key)
@@ -82,7 +86,7 @@ def load_sources(
             check_layer(key.name, layers[i], num_layers_of(config))
         commits.append(commit_of(key.name, key.revision))
         key = keys[i] = replace(key, revision=commits[i] or key.revision)
-        stored[key] = stored_dtype(config)
+        configs[key] = config
         if key not in tokenizers:
             tokenizers[key] = load_tokenizer(key)
             _check_fast(key.name, tokenizers[key])
@@ -90,24 +94,34 @@ def load_sources(
         check_weights(key)
     bases = shared_bases(keys)  # at the commits that were found
 
+    with_heads = _with_heads(heads, configs, tokenizers)
     loaded: dict[ModelName, PreTrainedModel] = {}
+    read: dict[ModelName, tuple[PreTrainedModel, Head | None]] = {}
     sources = []
     for i, key in enumerate(keys):
         if key not in loaded:
             own_dtype = pick_model_dtype(
-                placed[i], dtype, load_in_8bit=load_in_8bit, stored=stored[key]
+                placed[i], dtype, load_in_8bit=load_in_8bit, stored=stored_dtype(configs[key])
             )
-            how = {"place": placement.device_map or placed[i], "dtype": own_dtype}
+            how: dict[str, Any] = {
+                "auto": AutoModelForCausalLM if with_heads else AutoModel,
+                "place": placement.device_map or placed[i],
+                "dtype": own_dtype,
+                "load_in_8bit": load_in_8bit,
+            }
             base = None
             if parts_of(key).adapter is not None:
                 if current_world().rank == 0:
                     print(said(parts_of(key), key.name), file=sys.stderr)
                 if bases[i] not in loaded:
-                    loaded[bases[i]] = load_pretrained(bases[i], **how, load_in_8bit=load_in_8bit)
+                    loaded[bases[i]] = load_pretrained(bases[i], **how)
                 base = loaded[bases[i]]
-            loaded[key] = load_pretrained(key, **how, load_in_8bit=load_in_8bit, base=base)
+            loaded[key] = load_pretrained(key, **how, base=base)
             warn_of_tokens_without_vectors(key.name, loaded[key], tokenizers[key])
-        model = loaded[key]
+        if key not in read:
+            whole = loaded[key]
+            read[key] = _base_and_head(key.name, whole, heads) if with_heads else (whole, None)
+        model, head = read[key]
         if hookpoints:
             hookpoint = normalize_hookpoint(model, hookpoints[i], name=key.name)
         else:
@@ -116,7 +130,7 @@ def load_sources(
         output = try_hookpoint(model, hookpoint, name=key.name)
         width, causal = output.shape[2], is_causal(output)
         place = (key.name, hookpoint, model, tokenizers[key], width, causal)
-        sources.append(Source(*place, commits[i]))
+        sources.append(Source(*place, commits[i], head))
     return sources
 
 
@@ -137,6 +151,36 @@ def _same_checkpoint(one: ModelName, other: ModelName) -> bool:
         return True
     digests = [checkpoint_digest(model.name, model.revision) for model in (one, other)]
     return digests[0] is not None and digests[0] == digests[1]
+
+
+def _with_heads(
+    heads: Heads, configs: Mapping[ModelName, Any], tokenizers: Mapping[ModelName, Any]
+) -> bool:
+    """Whether models are to be loaded with heads; raises ValueError if one has to and has none."""
+    headless = [key.name for key, config in configs.items() if not has_head(config)]
+    if heads == "on" and headless:
+        raise ModelError(
+            f"--kl on needs causal language models, with their heads: {', '.join(headless)} is "
+            "none. Leave --kl off."
+        )
+    wanted = heads == "on" or (heads == "auto" and share_vocabulary([*tokenizers.values()]))
+    return wanted and not headless
+
+
+def _base_and_head(
+    name: str, model: PreTrainedModel, heads: Heads
+) -> tuple[PreTrainedModel, Head | None]:
+    """A language model's base, and its head by itself, without which "auto" does."""
+    base: Any = model.base_model
+    if getattr(model, "is_quantized", False):
+        base.is_quantized = True
+    try:
+        return base, Head(model, name)
+    except ModelError as error:
+        if heads == "on":
+            raise
+        logging.getLogger(__name__).warning("%s The KL of next tokens is left out.", error)
+        return base, None
 
 
 def load_language_model(

@@ -79,6 +79,12 @@ class RunConfig(CrosscoderTrainConfig, SparsifyRunConfig):
     shard_pairs: int | None = None
     """Pairs in a file of the store. If None, as many as make 256 MB, at most 65,536."""
 
+    kl: Literal["auto", "on", "off"] = "auto"
+    """Keep in the store of --cache, with every pair, how far apart the models' next-token
+    distributions are there (KL, in nats) and how likely each model finds the text behind it. The
+    models then run to their ends, which takes some three times as long. `auto` is on where all
+    models share one vocabulary, or as the store has it; without that only likelihoods are kept."""
+
     append: bool = False
     """Add texts that the store of --cache does not have yet."""
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..hardware import pick_device
+from ..harvest.heads import Heads
 from ..harvest.model_identity import checkpoint_digest
 from ..harvest.model_name import name_models
 from ..harvest.placement import Placement
@@ -85,8 +86,8 @@ def check_model(name: str, revision: str | None, checkpoint: str | None) -> None
         )
 
 
-def load_run_sources(config: RunConfig, device: torch.device) -> list[Source]:
-    """The models that the options name, read where the options say.
+def load_run_sources(config: RunConfig, device: torch.device, heads: Heads = "off") -> list[Source]:
+    """The models that the options name, read where the options say, with `heads` if asked for.
 
     They are on the options' `devices` if they name some. A run may be looked at on another machine
     than it was made on: if one of these is not there, all models are on `device`. Those of a run
@@ -109,6 +110,7 @@ def load_run_sources(config: RunConfig, device: torch.device) -> list[Source]:
         placement=Placement(device, devices, config.device_map),
         dtype=config.model_dtype,
         load_in_8bit=config.load_in_8bit,
+        heads=heads,
     )
     check_models(config, sources)
     return sources

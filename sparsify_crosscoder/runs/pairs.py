@@ -15,11 +15,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..harvest.harvest import harvest_windows
+from ..harvest.heads import Heads
 from ..harvest.report import HarvestReport
 from ..harvest.source import Source
 from ..registry import get_architecture
 from ..store.live_stream import LiveStream
-from ..store.manifest import is_store
+from ..store.manifest import column_names, is_store, read_manifest
 from ..store.pair_notes import WindowNotes
 from ..store.store import ActivationStore
 from ..store.store_stream import StoreStream
@@ -67,7 +68,7 @@ def load_artifacts(config: RunConfig, device: torch.device) -> PairedData:
     else:
         store = None
         _have_answers(config, device)
-        sources = load_run_sources(config, device)
+        sources = load_run_sources(config, device, _heads(config))
         described = [source_of_run(source) for source in sources]
         config.hookpoints, config.layers = [source.hookpoint for source in sources], []
         widths = [source.width for source in sources]
@@ -137,7 +138,7 @@ def harvest_run(config: RunConfig, device: torch.device) -> Harvested:
     """Harvest the texts that the options name into the store of --cache."""
     assert config.cache is not None
     _have_answers(config, device)
-    sources = load_run_sources(config, device)
+    sources = load_run_sources(config, device, _heads(config))
     windows, facts = _first_rank_first(lambda: load_windows(config, sources))
     store = _harvest_store(config, sources, windows, facts)
     return Harvested(facts, config.cache, len(store), store.num_bytes, store.dtype, store.report)
@@ -147,6 +148,16 @@ def _have_answers(config: RunConfig, device: torch.device) -> None:
     """Have the models answer what the options ask for, before they are loaded to be read."""
     if config.answers != "none":
         make_answers(config, _first_rank_first(lambda: load_own_texts(config)), device)
+
+
+def _heads(config: RunConfig) -> Heads:
+    """Whether the models of a harvest need their heads: those of a store that is there decide."""
+    if config.cache is None:
+        return "off"
+    manifest = read_manifest(Path(config.cache))
+    if config.kl != "auto" or not manifest:
+        return config.kl
+    return "on" if column_names(manifest["parts"][0]) else "off"
 
 
 def _harvest_store(

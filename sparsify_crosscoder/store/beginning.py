@@ -38,7 +38,7 @@ def begin_part(
     elif not append:
         asked = {"count": len(windows), "sha256": hash_windows(windows)}
         refuse(path, "windows", [part["windows"] for part in parts], asked)
-    elif parts[0]["settings"]["dtype"] != settings["dtype"]:
+    elif any(parts[0]["settings"].get(n) != settings.get(n) for n in ("dtype", "columns")):
         refuse(path, "settings", parts[0]["settings"], settings)
     elif not all(part["complete"] for part in parts):
         raise ValueError(

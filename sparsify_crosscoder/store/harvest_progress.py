@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -9,15 +11,27 @@ from tqdm.auto import tqdm
 from ..world import current_world
 from .shard_notes import note_of
 
+_COST = "For this the models run to their ends, some three times as long; --kl off leaves it out."
+
 
 class HarvestProgress:
     """Pairs of all ranks: this one's as they come, the others' shard by shard."""
 
-    def __init__(self, files: list[Path], rows: list[int], bytes_each: float, *, disable: bool):
+    def __init__(
+        self,
+        files: list[Path],
+        rows: list[int],
+        bytes_each: float,
+        columns: Sequence[str] = (),
+        *,
+        disable: bool,
+    ):
         self._files, self._rows, self._bytes_each = files, rows, bytes_each
         self._done: set[int] = set()
         self._disable = disable
         done = self._finished() if not disable else 0
+        if columns and not disable and done < sum(rows):
+            tqdm.write(f"Kept of every pair too: {', '.join(columns)}. {_COST}", file=sys.stderr)
         self._bar = tqdm(
             desc="Harvesting",
             unit=" pairs",

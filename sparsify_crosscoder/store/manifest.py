@@ -87,6 +87,11 @@ def new_part(
     }
 
 
+def column_names(part: dict[str, Any]) -> tuple[str, ...]:
+    """The columns that a part of a store has beside its activations."""
+    return tuple(part["settings"].get("columns", ()))
+
+
 def is_store(path: str | Path) -> bool:
     """Whether a folder holds a store, of whatever version and in whatever state."""
     try:

@@ -39,8 +39,9 @@ def merge_stores(path: Path, stores: Sequence[Path]) -> None:
         if not same_sources(manifest, first):
             refuse(store, "sources", manifest["sources"], first["sources"])
         for number, part in enumerate(manifest["parts"]):
-            if part["settings"]["dtype"] != first["parts"][0]["settings"]["dtype"]:
-                refuse(store, "settings", part["settings"], first["parts"][0]["settings"])
+            settings, others = part["settings"], first["parts"][0]["settings"]
+            if any(settings.get(n) != others.get(n) for n in ("dtype", "columns")):
+                refuse(store, "settings", settings, others)
             found.setdefault(part["windows"]["sha256"], []).append((store, number, part))
 
     with atomic_path(path) as temporary:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from datasets import Dataset
 
+from .manifest import column_names
 from .shard_notes import note_of, shard_name
 from .shards import bytes_per_pair
 
@@ -71,7 +72,8 @@ def shard_bounds(
 def check_room(path: Path, manifest: dict[str, Any], plan: Plan) -> None:
     """Raise ValueError where the disk has no room for what is missing of a part."""
     widths = [source["width"] for source in manifest["sources"]]
-    bytes_each = bytes_per_pair(widths, manifest["parts"][0]["settings"]["dtype"])
+    first = manifest["parts"][0]
+    bytes_each = bytes_per_pair(widths, first["settings"]["dtype"], len(column_names(first)))
     missing = sum(
         rows for rows, file in zip(plan.rows, plan.files, strict=True) if not note_of(file).exists()
     )

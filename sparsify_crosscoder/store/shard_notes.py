@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from ..files import atomic_write_json
+from ..harvest.harvest import Harvest
 from ..hashing import hash_file
 from ..records import read_json
 from .shards import write_shard
@@ -39,10 +40,10 @@ def is_whole(path: Path, shard: dict[str, Any]) -> bool:
     return file.exists() and file.stat().st_size == shard["bytes"]
 
 
-def write_noted(file: Path, activations: list[Any], dtype: str) -> None:
-    """Write a shard, and then its note."""
+def write_noted(file: Path, harvest: Harvest, dtype: str) -> None:
+    """Write a shard of what was harvested, and then its note."""
     with explained(file):
-        shard = write_shard(file, activations, dtype)
+        shard = write_shard(file, harvest.activations, dtype, harvest.columns)
         atomic_write_json(note_of(file), shard)
 
 

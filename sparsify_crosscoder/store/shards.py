@@ -8,12 +8,13 @@ dtype makes of its activations (`dtypes`):
     center_{s}        [d_s]      float32, of int8 alone: each dimension's mean in the shard
     spread_{s}        [d_s]      float32, of int8 alone: its standard deviation
 
-and `checksums` [ceil(n / 64)], int64: XXH3 of every 64 pairs.
+of a store with columns (`store`) `column_{name}` [n], float32, for each of them, and `checksums`
+[ceil(n / 64)], int64: XXH3 of every 64 pairs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,12 @@ from .dtypes import StoreDtype, get_dtype
 from .stored_rows import StoredRows
 
 CHECKED_PAIRS = 64
+_COLUMN = "column_"
 
 
-def bytes_per_pair(widths: Sequence[int], dtype: str) -> float:
-    """Bytes that a pair takes in a shard, its share of the checksums included."""
-    return sum(map(get_dtype(dtype).row_bytes, widths)) + 8 / CHECKED_PAIRS
+def bytes_per_pair(widths: Sequence[int], dtype: str, columns: int = 0) -> float:
+    """Bytes that a pair takes in a shard, its columns and share of the checksums included."""
+    return sum(map(get_dtype(dtype).row_bytes, widths)) + 4 * columns + 8 / CHECKED_PAIRS
 
 
 class Shard:
@@ -60,6 +62,8 @@ class Shard:
         if not sources or len(self._checksums) != len(checked):
             raise damaged(file, "its tensors are not those of a shard of this size")
         self._tables = tables
+        names = sorted(name for name in tensors if name.startswith(_COLUMN))
+        self._columns = {name.removeprefix(_COLUMN): tensors[name] for name in names}
         self._seed = _table_checksum(_by_name(tables, dtype.tables))
 
     def read(self, rows: Tensor) -> StoredRows:
@@ -67,9 +71,7 @@ class Shard:
 
         Raises ValueError if a block that holds one of them does not have its checksum.
         """
-        for block in (rows // CHECKED_PAIRS).unique().tolist():
-            if not self.checked[block]:
-                self._check(block)
+        self._check_blocks_of(rows)
         first, last = (int(rows[0]), int(rows[-1])) if len(rows) else (0, -1)
         together = last - first + 1 == len(rows) and bool((rows.diff() == 1).all())
 
@@ -83,9 +85,22 @@ class Shard:
             [{name: x.clone()[None] for name, x in of.items()} for of in self._tables],
         )
 
+    def read_column(self, name: str, rows: Tensor) -> Tensor:
+        """A column [n] of the same rows; raises ValueError as `read`, and where it is not there."""
+        self._check_blocks_of(rows)
+        if name not in self._columns:
+            raise damaged(self.file, f"it has no column {name!r}")
+        return self._columns[name][rows]
+
+    def _check_blocks_of(self, rows: Tensor) -> None:
+        for block in (rows // CHECKED_PAIRS).unique().tolist():
+            if not self.checked[block]:
+                self._check(block)
+
     def _check(self, block: int) -> None:
         part = slice(block * CHECKED_PAIRS, (block + 1) * CHECKED_PAIRS)
-        tensors = [x[part] for x in _by_name(self._rows, self.dtype.rows)]
+        own = [*_by_name(self._rows, self.dtype.rows), *self._columns.values()]
+        tensors = [x[part] for x in own]
         if _checksum(tensors, self._seed) != int(self._checksums[block]):
             raise damaged(self.file, f"pairs from {part.start} on do not match their checksum")
         self.checked[block] = True
@@ -96,8 +111,14 @@ def num_checked_blocks(rows: int) -> int:
     return -(-rows // CHECKED_PAIRS)
 
 
-def write_shard(file: Path, activations: Sequence[Tensor], dtype: str) -> dict[str, Any]:
-    """Write the pairs `activations`, [n, d_s] per source, and say what was written.
+def write_shard(
+    file: Path,
+    activations: Sequence[Tensor],
+    dtype: str,
+    columns: Mapping[str, Tensor] | None = None,
+) -> dict[str, Any]:
+    """Write the pairs `activations`, [n, d_s] per source, with `columns` [n] by name, and say what
+    was written.
 
     The result is what the manifest says of a shard: `file`, `rows`, `bytes`, `sha256`. Raises
     ValueError for activations that the dtype cannot hold, OSError if the disk is full; the file is
@@ -116,12 +137,15 @@ def write_shard(file: Path, activations: Sequence[Tensor], dtype: str) -> dict[s
         rows.append(encoded.rows)
         tables.append(encoded.tables)
     seed = _table_checksum(_by_name(tables, kind.tables))
+    named = {f"{_COLUMN}{name}": values.float() for name, values in sorted((columns or {}).items())}
+    own = [*_by_name(rows, kind.rows), *named.values()]
     checksums = [
-        _checksum([x[i : i + CHECKED_PAIRS] for x in _by_name(rows, kind.rows)], seed)
+        _checksum([x[i : i + CHECKED_PAIRS] for x in own], seed)
         for i in range(0, len(activations[0]), CHECKED_PAIRS)
     ]
     tensors = {f"{name}_{s}": of[name] for name in kind.rows for s, of in enumerate(rows)}
     tensors |= {f"{name}_{s}": of[name] for name in kind.tables for s, of in enumerate(tables)}
+    tensors |= named
     tensors["checksums"] = torch.tensor(checksums)
     with atomic_path(file) as temporary:
         try:

@@ -19,7 +19,8 @@ manifest.json:
       complete      whether every shard is there
       windows       count, pairs, sha256 of the contents, and of who said and wrote them ("notes",
                     which parts of earlier versions do not have)
-      settings      batch_size, shard_pairs, dtype of the activations
+      settings      batch_size, shard_pairs, dtype of the activations, and the columns beside them,
+                    if there are any (`harvest.divergence`)
       origin        options that say which texts these are, or null
       first_text    what was added to the numbers of its texts, so that all parts' differ
       first_shard   number of its first shard
@@ -54,7 +55,7 @@ from ..harvest.source import Source
 from ..hashing import hash_file
 from ..text.roles import Role
 from .dtypes import get_dtype
-from .manifest import MANIFEST, read_manifest
+from .manifest import MANIFEST, column_names, read_manifest
 from .merging import drop_unfinished, merge_stores
 from .order import split_windows
 from .pair_notes import PairNotes, WindowNotes
@@ -244,6 +245,11 @@ class ActivationStore:
         return self.manifest["parts"][0]["settings"]["dtype"]
 
     @property
+    def column_names(self) -> tuple[str, ...]:
+        """What is kept of every pair beside its activations, such as `kl_1_0`."""
+        return column_names(self.manifest["parts"][0])
+
+    @property
     def num_shards(self) -> int:
         return len(self._shards)
 
@@ -264,24 +270,54 @@ class ActivationStore:
     def stored_rows(self, index: Tensor) -> StoredRows:
         """The same pairs as they are stored."""
         index = index.long().contiguous()
-        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(self):
-            raise IndexError(f"The pairs of this store are numbered 0 to {len(self) - 1}.")
-        shard_of = torch.searchsorted(self._ends, index, right=True)
-        numbers, places = shard_of.unique(return_inverse=True)
-        order = places.argsort(stable=True)
-        here = order.split(places.bincount(minlength=len(numbers)).tolist())
-        parts = [self._read(n, index[i]) for n, i in zip(numbers.tolist(), here, strict=True)]
+        order, here = self._by_shard(index)
+        parts = [self._read(number, index[places]) for number, places in here]
         if len(parts) == 1:
             return parts[0]
         if not parts:
             return self._read(0, index)
         return join_rows(parts, len(index)).at(order.argsort())
 
+    def columns(self, index: Tensor, names: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """Columns of the pairs numbered `index` [n], in its order: [n] float32 each, by name.
+
+        All of `column_names` if `names` is left out. Raises ValueError for a column that the store
+        does not have, otherwise as `rows`.
+        """
+        names = self.column_names if names is None else names
+        for name in names:
+            if name not in self.column_names:
+                raise ValueError(
+                    f"The store '{self.path}' has no column {name!r} (it has "
+                    f"{', '.join(self.column_names) or 'none'}): harvest it with --kl on."
+                )
+        index = index.long().contiguous()
+        found = {name: torch.empty(len(index)) for name in names}
+        for number, places in self._by_shard(index)[1]:
+            with self._lock:
+                shard, rows = self._shard(number), index[places] - self._start(number)
+                for name in names:
+                    found[name][places] = shard.read_column(name, rows)
+        return found
+
+    def _by_shard(self, index: Tensor) -> tuple[Tensor, list[tuple[int, Tensor]]]:
+        """An order [n] of `index` by shard, and the places of it that are in each shard."""
+        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(self):
+            raise IndexError(f"The pairs of this store are numbered 0 to {len(self) - 1}.")
+        shard_of = torch.searchsorted(self._ends, index, right=True)
+        numbers, places = shard_of.unique(return_inverse=True)
+        order = places.argsort(stable=True)
+        here = order.split(places.bincount(minlength=len(numbers)).tolist())
+        return order, list(zip(numbers.tolist(), here, strict=True))
+
+    def _start(self, number: int) -> int:
+        """The number of a shard's first pair."""
+        return int(self._ends[number]) - self._shards[number]["rows"]
+
     def _read(self, number: int, index: Tensor) -> StoredRows:
         """The pairs `index` of the store, all of them in one shard."""
         with self._lock:
-            start = int(self._ends[number]) - self._shards[number]["rows"]
-            return self._shard(number).read(index - start)
+            return self._shard(number).read(index - self._start(number))
 
     def _shard(self, number: int) -> Shard:
         if number not in self._open:

@@ -68,6 +68,18 @@ class StoreStream(ActivationStream):
     def d_sources(self) -> list[int]:
         return self.store.d_sources
 
+    def numbers(self, start: int, stop: int) -> Tensor:
+        """Numbers in the store, int64 [n], of this rank's pairs among [start, stop) of the
+        sequence: those that batches give, in their order."""
+        mine = np.arange(start, stop)[self.rank :: self.world_size]
+        parts = [np.empty(0, dtype=np.int64)]
+        while start < stop:
+            stretch = self._epochs.stretch_at(start)
+            here = mine[(mine >= start) & (mine < stretch.stop)] - stretch.start
+            parts.append(stretch.pairs[stretch.order[here]])
+            start = min(stop, stretch.stop)
+        return self._numbers.at(np.concatenate(parts))
+
     def _read(self, start: int, stop: int) -> list[Tensor]:
         begun = time.perf_counter()
         mine = np.arange(start, stop)[self.rank :: self.world_size]

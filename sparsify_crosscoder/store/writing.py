@@ -21,6 +21,7 @@ from datasets import Dataset
 from filelock import FileLock, Timeout
 
 from ..files import atomic_write_json
+from ..harvest.divergence import divergence_columns
 from ..harvest.harvest import run_harvest
 from ..harvest.report import HarvestReport
 from ..harvest.source import Source
@@ -28,7 +29,7 @@ from ..world import current_world
 from .beginning import begin_part
 from .dtypes import get_dtype
 from .harvest_progress import HarvestProgress
-from .manifest import LOCK, MANIFEST, new_manifest, read_manifest
+from .manifest import LOCK, MANIFEST, column_names, new_manifest, read_manifest
 from .part_windows import load_part_windows
 from .plan import default_shard_pairs, plan_part
 from .shard_notes import is_good, note_of, read_note, write_noted
@@ -58,7 +59,13 @@ def harvest_into(
     if not sum(windows["num_pairs"][:]):
         raise ValueError("The windows hold no pair: there is nothing to harvest.")
     wanted = new_manifest(sources)
-    settings = {"batch_size": batch_size, "shard_pairs": shard_pairs, "dtype": dtype}
+    settings: dict[str, Any] = {
+        "batch_size": batch_size,
+        "shard_pairs": shard_pairs,
+        "dtype": dtype,
+    }
+    if columns := divergence_columns(sources):
+        settings["columns"] = [*columns]
 
     def begin() -> int | None:
         return begin_part(path, wanted, windows, settings, append, origin)
@@ -127,9 +134,11 @@ def _harvest_part(path: Path, sources: Sequence[Source], number: int) -> Harvest
     settings, world = part["settings"], current_world()
     bounds, rows, files = plan_part(path, part, windows)
     mine = [i for i in range(world.rank, len(bounds), world.size) if not is_good(files[i])]
-    bytes_each = bytes_per_pair([source.width for source in sources], settings["dtype"])
+    columns = column_names(part)
+    widths = [source.width for source in sources]
+    bytes_each = bytes_per_pair(widths, settings["dtype"], len(columns))
     with (
-        HarvestProgress(files, rows, bytes_each, disable=world.rank > 0) as progress,
+        HarvestProgress(files, rows, bytes_each, columns, disable=world.rank > 0) as progress,
         ThreadPoolExecutor(1, "write") as pool,
     ):
         pending: Future[None] | None = None
@@ -145,7 +154,7 @@ def _harvest_part(path: Path, sources: Sequence[Source], number: int) -> Harvest
             if pending is not None:
                 pending.result()
             progress.refresh_others()
-            pending = pool.submit(write_noted, files[i], harvest.activations, settings["dtype"])
+            pending = pool.submit(write_noted, files[i], harvest, settings["dtype"])
             del harvest
         if pending is not None:
             pending.result()

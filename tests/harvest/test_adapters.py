@@ -9,7 +9,7 @@ from peft import IA3Config, LoHaConfig, LoraConfig, PeftModel, PromptTuningConfi
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from sparsify_crosscoder.harvest.harvest import harvest_windows
+from sparsify_crosscoder.harvest.harvest import harvest_windows, run_harvest
 from sparsify_crosscoder.harvest.loading import ModelError, load_tokenizer
 from sparsify_crosscoder.harvest.model_name import ModelName
 from sparsify_crosscoder.harvest.placement import Placement
@@ -141,6 +141,23 @@ def test_with_its_head_an_adapter_gives_the_logits_of_peft(base, adapter):
     with torch.inference_mode():
         torch.testing.assert_close(model(IDS).logits, theirs(IDS).logits)
     assert model.generate(IDS, max_new_tokens=3, do_sample=False).shape == (1, 27)
+
+
+def test_base_and_adapter_with_their_heads_share_weights_and_diverge_as_merged(base, adapter):
+    sources = sources_of(base, adapter, heads="on")
+    assert storages(sources[0].model) <= storages(sources[1].model)
+    windows = random_windows(6, same_tokens=True)
+    columns = run_harvest(sources, windows, range(6), batch_size=4).columns
+    peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(adapter))
+    models = [AutoModelForCausalLM.from_pretrained(base), peft.merge_and_unload()]
+    wanted = []
+    for row in windows:
+        ids, places = torch.tensor([row["input_ids_0"]]), row["pairs_0"]
+        with torch.no_grad():
+            a, b = (model(ids).logits[0, places].double().log_softmax(-1) for model in models)
+        wanted += (b.exp() * (b - a)).sum(-1).tolist()
+    assert min(wanted) > 1e-6
+    assert torch.allclose(columns["kl_1_0"], torch.tensor(wanted), rtol=1e-2, atol=1e-6)
 
 
 @pytest.mark.parametrize("targets", [TARGETS, [*TARGETS, "embed_tokens"]])

@@ -43,6 +43,8 @@ class Harvest(Stage[NoOptions, Path]):
         inputs |= {name: value for name, value in later.items() if value != LATER_OPTIONS[name]}
         if options["partner_revisions"]:
             inputs["partner_revisions"] = options["partner_revisions"]
+        if options["kl"] != "auto":
+            inputs["kl"] = options["kl"]
         manifest = read_manifest(store_place(ctx))
         folders = [name for name in ctx.config.models if is_local(name)]
         # Of a hub's model nothing is known before it is here; earlier versions kept no digests.
@@ -63,7 +65,8 @@ class Harvest(Stage[NoOptions, Path]):
         if is_store(ctx.training.dataset):
             return Cost(0.0, {"pairs": pairs})
         size = sum(map(get_dtype(ctx.training.dtype).row_bytes, quantities.widths)) * pairs
-        operations = sum(2 * model.read for model in quantities.models) * pairs
+        to_end = quantities.to_the_end
+        operations = sum(2 * (m.whole if to_end else m.read) for m in quantities.models) * pairs
         counts = {"pairs": pairs, "gigabytes": size / 1e9}
         if ctx.training.answers == "none":
             return Cost(quantities.seconds(operations), counts)

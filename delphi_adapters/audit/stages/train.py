@@ -32,7 +32,7 @@ class Train(Stage[NoOptions, "RunSummary"]):
     def inputs(self, ctx: Context) -> dict[str, Any]:
         if ctx.config.run is not None:
             return {"run": str(ctx.run.path)}
-        left_out = {*_NOT_TRAINING, *OF_HARVEST, *LATER_OPTIONS, "partner_revisions"}
+        left_out = {*_NOT_TRAINING, *OF_HARVEST, *LATER_OPTIONS, "partner_revisions", "kl"}
         left_out -= {"shuffle_seed"}
         options = ctx.training.to_dict()
         return {name: value for name, value in options.items() if name not in left_out}
