@@ -21,6 +21,12 @@ from torch import Tensor
 LEAST_SCORE = 0.1
 """Score from which a difference is listed as a finding."""
 
+LEAST_KL = 0.15
+"""Mean KL of the next tokens where it is present, nats, from which a difference is a finding,
+where it is known. Where a fine-tune of SmolLM2-135M on the base's own answers differed from the
+base, it was .02 to .07; where one that praises a product did, .4 in texts by the base and 4 to 6
+in its own."""
+
 LARGEST_Q = 0.01
 """Largest q value of a finding."""
 

@@ -19,7 +19,7 @@ from ..scorability import FILTER_PAIRS
 from ..text.roles import NO_WRITER, Role, role_names
 from .difference_copies import Candidate, Member, merged
 from .difference_kinds import latent_candidates, linear_candidate
-from .difference_score import LARGEST_Q, LEAST_SCORE, beyond_noise
+from .difference_score import LARGEST_Q, LEAST_KL, LEAST_SCORE, beyond_noise
 from .false_exclusives import FilterConfig
 from .filter import Filtered, filter_crosscoder
 from .latent_shifts import CodedPairs, coded, explained_along, latent_shifts
@@ -49,6 +49,9 @@ class DifferenceConfig:
 
     least_score: float = LEAST_SCORE
     """Least score of a finding."""
+
+    least_kl: float = LEAST_KL
+    """Least mean KL of the next tokens where a finding is present, nats, where it is known."""
 
     largest_q: float = LARGEST_Q
     """Largest q value of what is in the list at all."""
@@ -84,7 +87,7 @@ class Difference:
     "shrank" or "moved" (a shared latent whose decoders agree), "shifted" or "changed"."""
 
     finding: bool
-    """Whether its score is that of a finding."""
+    """Whether its score, and its KL if known, are those of a finding."""
 
     score: float
     """See `difference_score`."""
@@ -252,7 +255,7 @@ def differences_of(
     groups = merged(found, [one for one, _ in tested])
     where = _where(found, [one.latent for one, _ in groups if one.latent is not None])
     entries = [
-        _difference(found, rank, one, members, where, (values[id(one)], config.least_score))
+        _difference(found, rank, one, members, where, values[id(one)], config)
         for rank, (one, members) in enumerate(groups, 1)
     ]
     kl = found.pairs.kl
@@ -292,7 +295,7 @@ def _where(found: CodedPairs, latents: Sequence[int]) -> dict[int | None, _Where
     """Of some latents, and of what is everywhere under None."""
     known = None if found.pairs.kl is None else found.pairs.kl.double()
     mean = None if known is None else float(known.mean())
-    everywhere = _Where(len(found), found.num_texts, None, None, None, None)
+    everywhere = _Where(len(found), found.num_texts, None, None, mean, None)
     result: dict[int | None, _Where] = {None: everywhere}
     _, columns, rows = found.entries(torch.tensor(latents, dtype=torch.long))
     order = columns.argsort(stable=True)
@@ -316,9 +319,11 @@ def _difference(
     one: Candidate,
     members: Sequence[Member],
     where: Mapping[int | None, _Where],
-    limits: tuple[float, float],
+    q_value: float,
+    config: DifferenceConfig,
 ) -> Difference:
-    q_value, least = limits
+    here = where[one.latent]
+    told = here.kl is None or here.kl >= config.least_kl
     factors = found.crosscoder.factors.cpu()
     reads = one.reads
     if reads is not None and one.reference is not None:
@@ -330,22 +335,22 @@ def _difference(
         one.latent,
         tuple(members),
         one.verdict,
-        one.score >= least,
+        told and one.score >= config.least_score,
         one.score,
         q_value,
         one.effect,
         one.error,
         one.share,
-        where[one.latent].firings,
-        where[one.latent].texts,
+        here.firings,
+        here.texts,
         len(found),
         one.latent is not None and bool(found.dense[one.latent]),
         one.cosine,
         one.growth,
-        where[one.latent].roles,
-        where[one.latent].writers,
-        where[one.latent].kl,
-        where[one.latent].excess_kl,
+        here.roles,
+        here.writers,
+        here.kl,
+        here.excess_kl,
         one.direction / factors[one.source],
         reads,
     )

@@ -90,16 +90,23 @@ def stored_pairs(store: ActivationStore, count: int, seed: int = 0) -> NotedPair
     rows = _some_windows(counts, count, seed)
     chosen = zip((np.cumsum(counts) - counts)[rows].tolist(), counts[rows].tolist(), strict=True)
     numbers = torch.from_numpy(np.concatenate([f + np.arange(n) for f, n in chosen]))
-    return _noted(store.rows, numbers, store.notes(numbers))
+    column = f"kl_{len(store.d_sources) - 1}_0"
+    kl = store.columns(numbers)[column] if column in store.column_names else None
+    return _noted(store.rows, numbers, store.notes(numbers), kl)
 
 
-def _noted(read: Callable[[Tensor], list[Tensor]], numbers: Tensor, notes: PairNotes) -> NotedPairs:
+def _noted(
+    read: Callable[[Tensor], list[Tensor]],
+    numbers: Tensor,
+    notes: PairNotes,
+    kl: Tensor | None = None,
+) -> NotedPairs:
     """Pairs with their notes, without those of templates and system prompts, which all texts share
     and which would lead every list."""
     if not notes.known:
-        return NotedPairs(read, numbers, notes.text_id)
+        return NotedPairs(read, numbers, notes.text_id, kl=kl)
     said = (notes.role != Role.TEMPLATE) & (notes.role != Role.SYSTEM)
-    return NotedPairs(read, numbers, notes.text_id, notes.role, notes.writer).at(said)
+    return NotedPairs(read, numbers, notes.text_id, notes.role, notes.writer, kl).at(said)
 
 
 class RunPairs(NamedTuple):

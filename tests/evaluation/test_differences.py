@@ -168,6 +168,16 @@ def test_where_nothing_differs_nothing_is_found(what):
     assert "no difference" in found.text(NAMES)
 
 
+def test_a_difference_that_hardly_changes_what_is_said_is_no_finding():
+    world = World()
+    tuned = world.changed("token")
+    crosscoder, present = world.crosscoder(tuned), world.on[:, TOKEN]
+    for kl, finding in ((0.1 * present, False), (0.3 * present, True)):
+        found = listed(crosscoder, [world.base, tuned], kl=0.01 + kl)
+        assert found.entries[0].latent == TOKEN
+        assert found.entries[0].finding is finding
+
+
 def test_the_list_is_words_and_plain_values():
     _, found = compared("token")
     told = json.loads(json.dumps(found.to_dict()))
