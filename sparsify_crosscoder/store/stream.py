@@ -106,6 +106,8 @@ def _steps(
     if total <= first:
         return
     size = largest if first else -(-total // max(-(-total // largest), least_batches))
+    if not first and -(-total // size) < least_batches:
+        size = max(total // least_batches, 1)
     whole = total // size
     for step in range(first // size, whole):
         yield [(step, size)]

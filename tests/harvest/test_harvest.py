@@ -319,7 +319,8 @@ def test_a_pair_counts_once_all_models_have_read_it(number, monkeypatch):
     with threads(number):
         report = run_harvest(sources, windows, range(40), batch_size=2, progress=progress).report
     assert sum(told) == report.pairs
-    assert sum(told[: len(told) // 2]) > 0.2 * report.pairs  # the models take turns
+    # The models take turns: a model at a time would tell of no pair before two of them were done.
+    assert sum(told[: len(told) // 2]) > 0.05 * report.pairs
 
 
 def test_results_are_ordinary_tensors_that_training_can_use(two_sources):

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from datasets import Sequence, Value
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -82,13 +83,16 @@ def test_pairs_of_plain_texts_are_plain_and_those_of_older_stores_unknown(copy):
     said = {name: [[1] * count for count in WINDOWS["num_pairs"]] for name in ("roles", "writers")}
     more = random_windows(20, seed=5)
     for name in said:
-        more = more.add_column(name, [[1] * count for count in more["num_pairs"]])
+        ones = [[1] * count for count in more["num_pairs"]]
+        more = more.add_column(name, ones, feature=Sequence(Value("int8")))
     store = ActivationStore.create(copy, SOURCES, more, **SETTINGS, append=True)
     roles = store.notes(torch.arange(len(store))).role
     old = sum(WINDOWS["num_pairs"])
     assert set(roles[:old].tolist()) == {Role.UNKNOWN} and set(roles[old:].tolist()) == {1}
     # What is noted changes nothing in which windows these are.
-    again = WINDOWS.add_column("roles", said["roles"]).add_column("writers", said["writers"])
+    int8 = Sequence(Value("int8"))
+    again = WINDOWS.add_column("roles", said["roles"], feature=int8)
+    again = again.add_column("writers", said["writers"], feature=int8)
     assert len(ActivationStore.create(copy, SOURCES, again, **SETTINGS)) == len(store)
 
 
