@@ -1,0 +1,153 @@
+"""What the simplest methods say of the same pairs.
+
+N pairs, D width, T texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from organism_difference_sae import difference_sae
+from organism_runs import Harvest
+from organism_scores import Concern
+from organism_settings import Case
+from organism_texts import Written, concerned
+from organism_trigger import auroc, isolation
+from torch import Tensor
+
+from sparsify_crosscoder.evaluation.noted_pairs import stored_pairs
+from sparsify_crosscoder.scorability import FILTER_PAIRS
+from sparsify_crosscoder.store.normalization import within_norm
+
+COMPONENTS = 10
+FAR = 3.0
+"""Standard deviations from which a component is present."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What one method says of a case; what it does not give is None."""
+
+    organism: str
+    pair: str
+    text: str
+    method: str
+    auc: float | None = None
+    """Of methods that rank texts: of those that concern the behaviour against the others."""
+
+    precision_at_10: float | None = None
+    rank: int | None = None
+    """Of methods that list directions: of the first that concerns the behaviour."""
+
+    precision: float | None = None
+    recall: float | None = None
+    isolation: float | None = None
+    """As of a crosscoder's first entry."""
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Pairs without outliers."""
+
+    activations: list[Tensor]
+    """`[N, D]` per source."""
+
+    text: Tensor
+    """Text of each, numbered from 0, `[N]`."""
+
+    texts: list[Written]
+    kl: Tensor | None
+    """`[N]`, nats, if known."""
+
+    def mean_by_text(self, values: Tensor) -> Tensor:
+        """Means `[T]` of values `[N]`."""
+        return self.text.bincount(values.double()) / self.text.bincount()
+
+
+def baselines(case: Case, harvest: Harvest) -> list[Baseline]:
+    """All that there is to say of a case without a crosscoder."""
+    pairs = _pairs(harvest)
+    concerns = concerned(case.organism, pairs.texts)
+    found = [_ranked(case, name, values, concerns) for name, values in _by_text(case, pairs)]
+    if case.pair == "base":
+        difference = pairs.activations[1] - pairs.activations[0]
+        found += [_components(case, difference, pairs.text, concerns)]
+        found += [_sae(case, difference, pairs, concerns)]
+    return found
+
+
+def _pairs(harvest: Harvest) -> _Pairs:
+    noted = stored_pairs(harvest.store, FILTER_PAIRS)
+    raw = [x.float() for x in noted.read(noted.numbers)]
+    kept = within_norm(raw, 2.0)
+    numbers, text = noted.texts[kept].unique(return_inverse=True)
+    return _Pairs(
+        [x[kept] for x in raw],
+        text,
+        [harvest.texts[number] for number in numbers.tolist()],
+        None if noted.kl is None else noted.kl[kept],
+    )
+
+
+def _by_text(case: Case, pairs: _Pairs) -> Iterator[tuple[str, Tensor]]:
+    """Scores of texts `[T]`, by the method's name."""
+    if pairs.kl is not None:
+        yield "mean KL", pairs.mean_by_text(pairs.kl)
+    if case.pair == "base":
+        first, second = pairs.activations
+        yield "mean |B - A|", pairs.mean_by_text((second - first).norm(dim=1) / first.norm(dim=1))
+
+
+def _ranked(case: Case, method: str, values: Tensor, concerns: Tensor) -> Baseline:
+    area = None
+    if concerns.any() and not concerns.all():
+        area = auroc(values[concerns], values[~concerns])
+    top = values.topk(min(10, len(values))).indices
+    return Baseline(
+        **case.label,
+        method=method,
+        auc=area,
+        precision_at_10=float(concerns[top].double().mean()),
+    )
+
+
+def _components(case: Case, difference: Tensor, text: Tensor, concerns: Tensor) -> Baseline:
+    """Principal components, present on either side where they are far out."""
+    centred = difference - difference.mean(0)
+    _, directions = torch.linalg.eigh(centred.T @ centred)
+    count = min(COMPONENTS, directions.shape[1])
+    along = centred @ directions.flip(1)[:, :count]
+    along = along / along.std(0)
+    rows, columns = torch.cat([along > FAR, along < -FAR], 1).nonzero().T
+    measured = Concern.of(columns, text[rows], 2 * count, concerns)
+    found = measured.right.nonzero()[:, 0].tolist()
+    first = min(found, key=lambda column: column % count, default=None)
+    if first is None:
+        return Baseline(**case.label, method="PCA of B - A")
+    return Baseline(
+        **case.label,
+        method="PCA of B - A",
+        rank=first % count + 1,
+        precision=float(measured.precision[first]),
+        recall=float(measured.recall[first]),
+    )
+
+
+def _sae(case: Case, difference: Tensor, pairs: _Pairs, concerns: Tensor) -> Baseline:
+    """A BatchTopK autoencoder of the difference, its latents ranked by energy."""
+    found = difference_sae(difference, case.bench.scale)
+    places = pairs.text[found.pairs]
+    measured = Concern.of(found.latents, places, case.bench.scale.latents, concerns)
+    rank = next((i for i, latent in enumerate(found.order, 1) if measured.right[latent]), None)
+    latent = found.order[(rank or 1) - 1]
+    here = found.latents == latent
+    return Baseline(
+        **case.label,
+        method="SAE of B - A",
+        rank=rank,
+        precision=float(measured.precision[latent]) if rank else None,
+        recall=float(measured.recall[latent]) if rank else None,
+        isolation=isolation(case.organism, pairs.texts, found.activations[here], places[here]),
+    )

@@ -1,0 +1,156 @@
+"""Where in the list of what differs the behaviour of an organism is.
+
+E places where something is present, C columns (latents or directions), T texts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from organism_runs import Harvest
+from organism_settings import Case
+from organism_texts import Written, concerned
+from organism_trigger import isolation
+from torch import Tensor
+
+from sparsify_crosscoder import Run, list_differences
+from sparsify_crosscoder.evaluation.differences import Difference, DifferenceConfig, Differences
+from sparsify_crosscoder.evaluation.false_exclusives import FilterConfig
+from sparsify_crosscoder.evaluation.latent_shifts import CodedPairs, coded
+from sparsify_crosscoder.evaluation.noted_pairs import run_pairs
+
+PRECISION = 0.8
+RECALL = 0.1
+
+
+@dataclass(frozen=True)
+class Concern:
+    """How far columns concern a behaviour, `[C]` each."""
+
+    precision: Tensor
+    """Share of the pairs on which it is present that are in texts that concern the behaviour."""
+
+    recall: Tensor
+    """Share of those texts in which it is present at all."""
+
+    present: Tensor
+    """Whether it is present anywhere."""
+
+    @property
+    def right(self) -> Tensor:
+        """Whether it concerns the behaviour."""
+        return (self.precision >= PRECISION) & (self.recall >= RECALL)
+
+    @classmethod
+    def of(cls, columns: Tensor, texts: Tensor, count: int, concerns: Tensor) -> Concern:
+        """Of `count` columns that are present at places `[E]`, given by column and text.
+
+        `concerns` [T] says which texts concern the behaviour.
+        """
+        firings = columns.bincount(minlength=count)
+        right = columns.bincount(concerns[texts].double(), minlength=count)
+        cells = (columns * len(concerns) + texts).unique()
+        where, text = cells // len(concerns), cells % len(concerns)
+        seen = where.bincount(concerns[text].double(), minlength=count)
+        return cls(right / firings.clamp_min(1), seen / concerns.sum().clamp_min(1), firings > 0)
+
+    @classmethod
+    def of_latents(cls, found: CodedPairs, concerns: Tensor) -> Concern:
+        """Of all latents of a crosscoder, on the pairs that it was read on."""
+        _, columns, rows = found.entries(torch.arange(found.crosscoder.num_latents))
+        return cls.of(columns, found.texts[rows], found.crosscoder.num_latents, concerns)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: one crosscoder and its list of what differs."""
+
+    organism: str
+    pair: str
+    text: str
+    architecture: str
+    seed: int
+    rank: int | None
+    """Among the findings, of the first that concerns the behaviour; where none does, of the first
+    among all entries; None where none of these does."""
+
+    listed: bool
+    """Whether it is a finding, which the tool lists by default."""
+
+    kind: str | None
+    score: float | None
+    precision: float | None
+    recall: float | None
+    findings: int
+    entries: int
+    chance: float
+    """Share of all latents that are present that concern the behaviour: a random entry."""
+
+    concerned: float
+    """Share of the texts that concern the behaviour."""
+
+    fve: float | None
+    isolation: float | None
+    """AUROC of the first entry's activation, trigger against near misses, where there are some."""
+
+    seconds: float
+
+
+def row_of(case: Case, harvest: Harvest, run: Run, architecture: str, seed: int) -> Row:
+    """What a trained crosscoder lists of a case."""
+    begun = time.perf_counter()
+    config = FilterConfig(outlier_multiple=run.config.outlier_multiple)
+    listed = list_differences(run, config, reference=harvest.reference)
+    crosscoder = run.crosscoder()
+    pairs = DifferenceConfig.of(config).pairs
+    noted = run_pairs(run, pairs, crosscoder.device, config.memory).noted
+    found = coded(crosscoder, noted, config.outlier_multiple)
+    texts = [harvest.texts[number] for number in found.pairs.texts.unique().tolist()]
+    concerns = concerned(case.organism, texts)
+    measured = Concern.of_latents(found, concerns)
+    first, rank = _first(listed, measured)
+    summary = run.summary()
+    return Row(
+        **case.label,
+        architecture=architecture,
+        seed=seed,
+        rank=rank,
+        listed=first is not None and first.finding,
+        kind=first.kind if first else None,
+        score=first.score if first else None,
+        precision=float(measured.precision[first.latent]) if first else None,
+        recall=float(measured.recall[first.latent]) if first else None,
+        findings=len(listed.findings),
+        entries=len(listed.entries),
+        chance=float(measured.right.sum() / measured.present.sum().clamp_min(1)),
+        concerned=float(concerns.double().mean()),
+        fve=summary.fve,
+        isolation=_isolation(case, texts, found, first or _strongest(listed)),
+        seconds=summary.wall_seconds + time.perf_counter() - begun,
+    )
+
+
+def _first(listed: Differences, measured: Concern) -> tuple[Difference | None, int | None]:
+    """The first finding, or else the first entry, that concerns the behaviour, and its place."""
+    for shown in (listed.findings, listed.entries):
+        for rank, entry in enumerate(shown, 1):
+            if entry.latent is not None and measured.right[entry.latent]:
+                return entry, rank
+    return None, None
+
+
+def _strongest(listed: Differences) -> Difference | None:
+    """The first entry that is a latent."""
+    return next((entry for entry in listed.entries if entry.latent is not None), None)
+
+
+def _isolation(
+    case: Case, texts: Sequence[Written], found: CodedPairs, entry: Difference | None
+) -> float | None:
+    if entry is None or entry.latent is None:
+        return None
+    activations, _, rows = found.entries(torch.tensor([entry.latent]))
+    return isolation(case.organism, texts, activations, found.texts[rows])
