@@ -120,7 +120,18 @@ def test_many_threads_do_not_mix_base_and_adapter(base, adapter):
         ),
         LoHaConfig(r=2, target_modules=TARGETS),
     ],
-    ids=lambda config: f"{config.peft_type}-{config.target_modules}"[:40],
+    ids=[
+        "lora",
+        "dora",
+        "embedding",
+        "pattern",
+        "saved_embedding",
+        "saved_head_and_norm",
+        "trained_tokens",
+        "one_layer",
+        "ia3",
+        "loha",
+    ],
 )
 def test_every_kind_gives_what_its_merged_weights_give_and_leaves_the_base(base, tmp_path, config):
     adapter = save_adapter(tmp_path / "adapter", base, config)
@@ -186,7 +197,9 @@ def test_an_adapter_with_tokens_of_its_own_has_their_vectors_and_its_base_has_no
 
 
 @pytest.mark.parametrize(
-    "config", [lora(), lora(modules_to_save=["embed_tokens", "norm"]), lora(use_dora=True)]
+    "config",
+    [lora(), lora(modules_to_save=["embed_tokens", "norm"]), lora(use_dora=True)],
+    ids=["lora", "saved", "dora"],
 )
 def test_in_bfloat16_the_parts_go_together(base, tmp_path, config):
     adapter = save_adapter(tmp_path / "adapter", base, config)
