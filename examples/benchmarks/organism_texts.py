@@ -53,7 +53,7 @@ def read_texts(file: Path) -> list[Written]:
     """What a file of conversations holds."""
     with file.open(encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
-    return [Written(*(m["content"] for m in row["messages"]), row["writer"]) for row in rows]
+    return [_written(row["messages"], row["writer"]) for row in rows]
 
 
 def texts_by_number(config: RunConfig, file: Path) -> list[Written]:
@@ -91,9 +91,13 @@ def _answers(
     make_answers(config, texts, pick_device(config.device))
     rows = with_answers(config, texts)
     return [
-        Written(messages[0]["content"], messages[-1]["content"], writers[writer])
+        _written(messages, writers[int(writer)])
         for messages, writer in zip(rows["messages"], rows["writer"], strict=True)
     ]
+
+
+def _written(messages: Sequence[dict[str, str]], writer: str) -> Written:
+    return Written(messages[0]["content"], messages[-1]["content"], writer)
 
 
 def _prompts_file(bench: Bench, organism: Organism) -> Path:
