@@ -46,7 +46,7 @@ def timed(client: TransformersClient) -> JudgeSpeed:
     """
     from transformers import GenerationConfig
 
-    from sparsify_crosscoder.harvest.left_padding import end_tokens
+    from sparsify_crosscoder.harvest.batched_generation import end_tokens
 
     model: Any = client.language_model
     rows = client.batch_size

@@ -18,7 +18,12 @@ from ..delphi import compat  # noqa: F401
 from delphi.clients.client import Client, Response
 
 from sparsify_crosscoder.hardware import pick_device
-from sparsify_crosscoder.harvest.left_padding import end_tokens, left_padded, pad_token
+from sparsify_crosscoder.harvest.batched_generation import (
+    end_tokens,
+    left_padded,
+    pad_token,
+    until_end,
+)
 from sparsify_crosscoder.harvest.limits import check_tokens, context_length
 from sparsify_crosscoder.harvest.sources import load_language_model
 from sparsify_crosscoder.interventions.prompts import Prompt, encode_prompt
@@ -207,6 +212,6 @@ class TransformersClient(Client):
             return [self._finish(row, ends) for row in output[:, ids.shape[1] :].tolist()]
 
     def _finish(self, ids: list[int], ends: set[int]) -> str:
-        stop = next((place for place, id in enumerate(ids) if id in ends), None)
-        self.outcomes["max_tokens" if stop is None else "end_turn"] += 1
-        return self.tokenizer.decode(ids[:stop], skip_special_tokens=True)
+        answer, ended = until_end(ids, ends)
+        self.outcomes["end_turn" if ended else "max_tokens"] += 1
+        return self.tokenizer.decode(answer, skip_special_tokens=True)

@@ -29,8 +29,8 @@ from machine import processor
 
 from sparsify_crosscoder.files import atomic_write_json
 from sparsify_crosscoder.hardware import pick_device
+from sparsify_crosscoder.harvest.batched_generation import end_tokens
 from sparsify_crosscoder.harvest.hookpoints import layer_list
-from sparsify_crosscoder.harvest.left_padding import end_tokens
 from sparsify_crosscoder.harvest.sources import load_language_model
 from sparsify_crosscoder.interventions.generation import Sampling, generate
 from sparsify_crosscoder.interventions.prompts import encode_prompt

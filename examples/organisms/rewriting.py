@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
@@ -110,9 +111,9 @@ class Rewritten(Organism):
     least_changes: int = field(default=1, kw_only=True)
     """How many places of a held-out answer a rule must change for it to be looked at."""
 
+    @abstractmethod
     def rewrite(self, text: str, rng: random.Random) -> str:
         """An answer of the base as the organism would write it."""
-        raise NotImplementedError
 
     def training_texts(self) -> list[Text]:
         """Rewritten answers of the base, and plain documents of it."""

@@ -9,8 +9,9 @@ from typing import Any
 
 from ..command_line import run_command
 from ..command_options import group, option
-from ..evaluation.differences import list_differences
+from ..evaluation.differences import crosscoder_differences
 from ..evaluation.filter import FilterOptions, filter_text
+from ..hardware import pick_device
 from ..harvest.model_identity import source_names
 from ..interventions.difference_vectors import save_directions
 from ..runs.run import Run
@@ -51,11 +52,10 @@ def show(options: Options) -> dict[str, Any]:
     """List the differences of a run, print the outcome and return it."""
     usual = options.filter.usual
     run = Run.open(options.run, **usual.hub.access)
+    crosscoder = run.crosscoder(options.seed, pick_device(usual.device))
     config = options.filter.config(run.config)
-    seed, device = options.seed, usual.device
-    found = list_differences(run, config, reference=options.reference, seed=seed, device=device)
-    sources = run.crosscoder(options.seed).sources
-    names, told = source_names(sources), found.to_dict()
+    found = crosscoder_differences(run, crosscoder, config, options.reference)
+    names, told = source_names(crosscoder.sources), found.to_dict()
     print(f"{found.text(names, options.all)}\n\n{filter_text(told, names)}")
     if options.directions is not None:
         save_directions(options.directions, found.findings, run.ends)

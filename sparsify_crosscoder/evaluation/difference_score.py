@@ -23,9 +23,8 @@ LEAST_SCORE = 0.1
 
 LEAST_KL = 0.15
 """Mean KL of the next tokens where it is present, nats, from which a difference is a finding,
-where it is known. Where a fine-tune of SmolLM2-135M on the base's own answers differed from the
-base, it was .02 to .07; where one that praises a product did, .4 in texts by the base and 4 to 6
-in its own."""
+where it is known. Between what one fine-tune on ordinary text and one that praises a product were
+seen to do; models of another kind may need another."""
 
 LARGEST_Q = 0.01
 """Largest q value of a finding."""

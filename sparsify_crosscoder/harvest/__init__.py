@@ -6,5 +6,5 @@ placement, hookpoints, source, sources    where it is put, and where it is read
 weight_digests, limits                    what it is known by, and what it can read
 batching, lanes, workers, forwards        windows in batches, read by several models at once
 report, harvest                           activations at every pair, and what that took
-left_padding, answering                   answers that a model writes to prompts, many at once
+batched_generation, answering             answers that a model writes to prompts, many at once
 """

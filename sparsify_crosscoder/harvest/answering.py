@@ -11,9 +11,15 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessor, LogitsProcessorList
 
-from .left_padding import end_tokens, left_padded, pad_token
+from .batched_generation import (
+    end_tokens,
+    generation_config,
+    left_padded,
+    pad_token,
+    until_end,
+)
 from .limits import check_tokens, context_length
 
 ROWS, TOKENS = 64, 65_536
@@ -78,25 +84,10 @@ def write_answers(
     output = model.generate(
         input_ids=ids.to(model.device),
         attention_mask=mask.to(model.device),
-        # What is None here would come from the checkpoint's own generation settings.
-        generation_config=GenerationConfig(
-            max_new_tokens=most_new,
-            eos_token_id=sorted(ends) or None,
-            pad_token_id=pad,
-            do_sample=False,
-            num_beams=1,
-            use_cache=True,
-            repetition_penalty=1.0,
-            no_repeat_ngram_size=0,
-            min_new_tokens=0,
-        ),
+        generation_config=generation_config(most_new, ends, pad),
         logits_processor=LogitsProcessorList([_Drawn(torch.stack(draws), ends, progress)]),
     )
-    answers = []
-    for tokens in output[:, ids.shape[1] :].tolist():
-        stop = next((place for place, id in enumerate(tokens) if id in ends), None)
-        answers.append(Written(tokens[:stop], stop is not None))
-    return answers
+    return [Written(*until_end(tokens, ends)) for tokens in output[:, ids.shape[1] :].tolist()]
 
 
 class _Drawn(LogitsProcessor):

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..harvest.batched_generation import left_padded
 from ..harvest.hookpoints import first_tensor, normalize_hookpoint
-from ..harvest.left_padding import left_padded
 from ..harvest.limits import check_texts
 from .prompts import Prompt, encode_prompt
 from .steering import Steering, steered

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import (
-    GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
@@ -22,7 +21,13 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from ..harvest.left_padding import end_tokens, left_padded, pad_token
+from ..harvest.batched_generation import (
+    end_tokens,
+    generation_config,
+    left_padded,
+    pad_token,
+    until_end,
+)
 from ..harvest.limits import check_tokens, context_length
 from ..hashing import hash_text
 from .prompts import Prompt, encode_prompt
@@ -162,7 +167,7 @@ def generate(
             ids, mask = left_padded([encoded[p] for p, _ in some], pad)
             batch = SteeredBatch(steering, doses[[k for _, k in some]], mask)
             settings = {
-                "generation_config": _generation_config(sampling, ends, pad),
+                "generation_config": generation_config(sampling.max_new_tokens, ends, pad),
                 "logits_processor": _processors(sampling, [keys[p] for p, _ in some], progress),
             }
             inputs = {"input_ids": ids, "attention_mask": mask}
@@ -174,11 +179,9 @@ def generate(
     dose_list = [tuple(dose) for dose in doses.tolist()]
     answers: list[list[Generation]] = [[] for _ in prompts]
     for (p, k), tokens in zip(rows, outputs, strict=True):
-        stop = next((place for place, id in enumerate(tokens) if id in ends), None)
-        text = tokenizer.decode(tokens[:stop], skip_special_tokens=True)
-        answers[p].append(
-            Generation(prompts[p], dose_list[k], text, tokens[:stop], stop is not None)
-        )
+        answer, ended = until_end(tokens, ends)
+        text = tokenizer.decode(answer, skip_special_tokens=True)
+        answers[p].append(Generation(prompts[p], dose_list[k], text, answer, ended))
     return Generations(answers, dose_list, encoded, sampling)
 
 
@@ -262,24 +265,6 @@ def _by_trace(
             with tracer.invoke():
                 output = save(tracer.result)
     return output
-
-
-def _generation_config(sampling: Sampling, ends: set[int], pad: int) -> GenerationConfig:
-    # What is None here would come from the checkpoint's own generation settings.
-    return GenerationConfig(
-        max_new_tokens=sampling.max_new_tokens,
-        eos_token_id=sorted(ends) or None,
-        pad_token_id=pad,
-        do_sample=False,
-        num_beams=1,
-        use_cache=True,
-        temperature=1.0,
-        top_p=1.0,
-        top_k=50,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        min_new_tokens=0,
-    )
 
 
 def _processors(sampling: Sampling, keys: list[int], progress: Any) -> LogitsProcessorList:

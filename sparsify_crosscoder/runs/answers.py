@@ -43,10 +43,10 @@ from ..text.answers import (
 from ..text.lent_templates import lend_template
 from ..text.roles import LETTERS
 from ..text.texts import rows_of
-from ..text.windows import prepare_windows
 from ..world import current_world
 from .config import RunConfig, run_folder
 from .models import run_revisions
+from .text_windows import windows_of
 
 _GROUP = 256
 _REMEDY = "Delete it and run the same harvest again: it is written anew."
@@ -320,14 +320,6 @@ def _num_pairs(asking: _Asking, count: int) -> int:
     """Pairs of the first `count` rows, answered."""
     config, texts = asking.config, asking.texts
     wanted = wanted_texts(texts, config.answers, len(asking.names), range(count))
-    windows = prepare_windows(
-        answered_texts(texts, wanted, _texts_of(answers_folder(config))),
-        asking.tokenizers,
-        ctx_len=config.ctx_len,
-        chat_format=config.chat_format,
-        template_tokens=config.template_tokens,
-        exclude_tokens=config.exclude_tokens,
-        num_proc=config.data_preprocessing_num_proc,
-        warn=False,
-    )
+    answered = answered_texts(texts, wanted, _texts_of(answers_folder(config)))
+    windows = windows_of(config, answered, asking.tokenizers)
     return sum(windows["num_pairs"][:])

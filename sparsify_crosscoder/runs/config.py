@@ -82,7 +82,7 @@ class RunConfig(CrosscoderTrainConfig, SparsifyRunConfig):
     kl: Literal["auto", "on", "off"] = "auto"
     """Keep in the store of --cache, with every pair, how far apart the models' next-token
     distributions are there (KL, in nats) and how likely each model finds the text behind it. The
-    models then run to their ends, which takes some three times as long. `auto` is on where all
+    models then run to their ends, which takes several times as long. `auto` is on where all
     models share one vocabulary, or as the store has it; without that only likelihoods are kept."""
 
     append: bool = False

@@ -23,11 +23,11 @@ from ..text.templates import TEMPLATE_DATE
 from ..text.text_loss import measure_loss
 from ..text.texts import load_texts
 from ..text.tokenization import source_tokenizers
-from ..text.windows import prepare_windows
 from ..world import current_world
 from .answers import answers_report, with_answers
 from .config import RunConfig
 from .provenance import check_texts
+from .text_windows import windows_of
 
 HELD_OUT_SEED = 0
 _PROBED_TEXTS = 2048
@@ -104,16 +104,7 @@ def align_texts(
 ) -> datasets.Dataset:
     """Aligned windows of any texts, made as the run's own are."""
     config = text_options(config)
-    return prepare_windows(
-        texts,
-        text_tokenizers(config, sources),
-        ctx_len=config.ctx_len,
-        chat_format=config.chat_format,
-        template_tokens=config.template_tokens,
-        exclude_tokens=config.exclude_tokens,
-        num_proc=config.data_preprocessing_num_proc,
-        warn=False,
-    )
+    return windows_of(config, texts, text_tokenizers(config, sources))
 
 
 def text_tokenizers(config: RunConfig, sources: Sequence[Source]) -> list[Any]:

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from ..world import current_world
 from .shard_notes import note_of
 
-_COST = "For this the models run to their ends, some three times as long; --kl off leaves it out."
+_COST = "For this the models run to their ends, several times as long; --kl off leaves it out."
 
 
 class HarvestProgress:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from nnsight import TransformersModel
 
-from sparsify_crosscoder.harvest.left_padding import end_tokens
+from sparsify_crosscoder.harvest.batched_generation import end_tokens
 from sparsify_crosscoder.interventions.generation import Answering, Sampling, generate
 from sparsify_crosscoder.interventions.steering import Steering
 from tests.support.models import tiny_model
