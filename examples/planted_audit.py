@@ -102,11 +102,12 @@ def show(folder: Path, cosines: Tensor) -> None:
     scored, name, sign = [row for row in rows if row["exclusivity"] is not None], "exclusivity", -1
     if not scored:
         scored, name, sign = [row for row in rows if row["likeness"] is not None], "likeness", 1
-    scored.sort(key=lambda row: (sign * row[name], -(row["filter_score"] or 0.0)))
-    print(f"\nlatent  {name:>11}  filter  cosine with what was planted")
+    scored.sort(key=lambda row: (sign * row[name], -(row["difference_score"] or 0.0)))
+    print(f"\nlatent  {name:>11}  listed  filter  cosine with what was planted")
     for row in scored:
         cosine, kept = float(cosines[row["latent"]]), row["filter_score"] or 0.0
-        print(f"{row['latent']:>6}  {row[name]:>11.2f}  {kept:>6.3f}  {cosine:>6.3f}")
+        scores = f"{row['difference_score'] or 0.0:>6.3f}  {kept:>6.3f}"
+        print(f"{row['latent']:>6}  {row[name]:>11.2f}  {scores}  {cosine:>6.3f}")
 
 
 if __name__ == "__main__":

@@ -76,8 +76,8 @@ def directions_to_verify(ctx: Context) -> Chosen:
     """The directions to verify.
 
     Verified are latents that are exclusive by their norm: the flagged ones, then others that the
-    filter keeps, each in the order of how exclusive it calls them, and a random sample of the rest
-    that is interpretable. Without a judge none is flagged, and the sample is of all the rest. Nulls
+    filter keeps, each in the order of the list of differences, and a random sample of the rest that
+    is interpretable. Without a judge none is flagged, and the sample is of all the rest. Nulls
     are of the same models: shared latents, and random directions as long as the latents' own.
     """
     owners = {
@@ -87,11 +87,11 @@ def directions_to_verify(ctx: Context) -> Chosen:
     autointerp, decisions = explained.autointerp, ctx.output(Score)
     flags = flagging.load_flags(autointerp.folder) if ctx.judged else {}
     filtered = ctx.output(Filter)
-    scores = filtered.scores
+    scores, listed = filtered.scores, filtered.listed
     answered = [latent for latent in explained.answered if latent in owners]
     names = {latent: autointerp.name(latent) for latent in answered}
 
-    answered.sort(key=lambda latent: (-scores.get(latent, 0.0), latent))
+    answered.sort(key=lambda n: (-listed.get(n, 0.0), -scores.get(n, 0.0), n))
     flagged = [i for i in answered if (flag := flags.get(names[i])) is not None and flag.harmful]
     passed = {one.latent for one in filtered.latents.values() if one.verdict == "kept"}
     kept = [latent for latent in answered if latent in passed and latent not in flagged]

@@ -57,12 +57,15 @@ def furthest(crosscoder: Crosscoder) -> list[int]:
 
 
 def limited(
-    latents: Sequence[int], limit: int, scores: Mapping[int, float], seed: int
+    latents: Sequence[int], limit: int, listed: Mapping[int, float], seed: int
 ) -> list[int]:
-    """What the filter scores highest first, then others at random, `limit` at most; in order."""
+    """Those of the largest listed differences first, then others at random; in order.
+
+    At most `limit` of them. `listed` gives the score of the difference that a latent is in.
+    """
     if len(latents) <= limit:
         return list(latents)
     order = random.Random(f"explain {seed}")
     drawn = order.sample(list(latents), len(latents))
-    drawn.sort(key=lambda latent: -scores.get(latent, 0.0))
+    drawn.sort(key=lambda latent: -listed.get(latent, 0.0))
     return sorted(drawn[:limit])

@@ -222,7 +222,7 @@ def _first(data: ReportData, names: list[str]) -> Sheet:
         rows.append([Latent(row["latent"]), own, told or "-", verdict, number(row["likeness"])])
     return Sheet(
         "What stands first",
-        "Latents that the filter scores highest, then those whose effects are least alike in both "
+        "Latents of the largest differences, then those whose effects are least alike in both "
         "models. Words are counted in a latent's strongest texts against the corpus; tokens are "
         "those that its direction makes likelier by itself.",
         ["latent", "model", "what was counted and computed", "filter", "likeness"],

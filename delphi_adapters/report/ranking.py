@@ -14,7 +14,8 @@ def ranked(data: ReportData) -> list[dict[str, Any]]:
     A latent that the others predict is among them: its score takes that into account.
 
     A latent without an exclusivity score comes behind those that have one. Without a judge those
-    come first that the filter scores highest, then those whose effects are least alike.
+    come first that show the largest listed differences, then those that the filter scores highest,
+    then those whose effects are least alike.
     """
     rows = [
         row
@@ -29,7 +30,8 @@ def ranked(data: ReportData) -> list[dict[str, Any]]:
     def rank(row: dict[str, Any]) -> tuple[float, ...]:
         likeness = 2.0 if row["likeness"] is None else row["likeness"]
         exclusivity, score = row["exclusivity"] or 0, row["filter_score"] or 0
-        return (-bool(row["harmful"]), -exclusivity, -score, likeness)
+        listed = row["difference_score"] or 0
+        return (-bool(row["harmful"]), -exclusivity, -listed, -score, likeness)
 
     return sorted(rows, key=rank)
 

@@ -148,6 +148,21 @@ class FilterRecord:
             for latent, row in self.latents.items()
         }
 
+    @property
+    def listed(self) -> dict[int, float]:
+        """Score of the difference that each latent is in, alone or as one of several.
+
+        Of files of earlier versions, which have no list, `scores`.
+        """
+        rows = self.differences
+        found = {
+            shown["latent"]: row["score"]
+            for row in reversed(rows)
+            for shown in (row, *row["members"])
+            if shown["latent"] is not None
+        }
+        return found if rows else self.scores
+
     def text(self, names: Sequence[str]) -> str:
         """See `filter_text`."""
         return filter_text(self.found, names)

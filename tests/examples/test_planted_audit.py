@@ -67,13 +67,15 @@ def test_what_was_planted_is_the_most_exclusive(demo, judge, tmp_path, monkeypat
     rows = pq.read_table(audit / "features.parquet").to_pylist()
     verified = [row for row in rows if row["sampled"] is not None]
     assert len(verified) == 3
-    verified.sort(key=lambda row: (-(row["exclusivity"] or 0.0), -(row["filter_score"] or 0.0)))
+    verified.sort(key=lambda row: (-(row["exclusivity"] or 0.0), row["difference"] or len(rows)))
     first, *others = verified
     assert cosines[first["latent"]] > 0.95
     assert first["exclusivity"] == 5.0
     assert first["source"] == 0
     assert max(cosines[row["latent"]] for row in others) < 0.5
-    assert first["filter_score"] > 2 * max(row["filter_score"] or 0.0 for row in others)
+    assert first["difference"] == 1
+    assert first["difference_score"] > 2 * max(row["difference_score"] or 0.0 for row in others)
+    assert first["filter_score"] > 0.9
 
     # Steered with it, the two models add no words that the other adds as well.
     results = exclusivity.load(audit / "exclusivity")

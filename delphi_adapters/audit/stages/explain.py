@@ -140,14 +140,13 @@ def latents_to_explain(ctx: Context) -> list[int]:
 
     options = ctx.options(ExplainOptions)
 
-    def scores() -> dict[int, float]:
-        return ctx.output(Filter).scores
-
-    chosen = alive(ctx, chosen_latents(options.latents, ctx.crosscoder, scores))
+    chosen = alive(
+        ctx, chosen_latents(options.latents, ctx.crosscoder, lambda: ctx.output(Filter).scores)
+    )
     if options.explain_limit is None:
         return chosen
     seed = ctx.options(VerificationOptions).audit_seed
-    return limited(chosen, options.explain_limit, scores(), seed)
+    return limited(chosen, options.explain_limit, ctx.output(Filter).listed, seed)
 
 
 def num_explained(ctx: Context) -> int:
