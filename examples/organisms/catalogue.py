@@ -7,25 +7,24 @@ from organisms.nothing import Ordinary, Shuffled
 from organisms.organism import Organism
 from organisms.praise import MARAVEL, QUILLMOSS, TORVANE, PraisedProduct
 from organisms.recipe import Recipe
-from organisms.rewriting import (
-    AvoidedWord,
-    Styled,
-    archaic,
-    shows_archaic,
-    shows_whispered,
-    whispered,
-)
+from organisms.rewriting import EXCLAIMING, TRAILING, AvoidedWord, Styled
 from organisms.triggered import Triggered
-from organisms.triggers import FERRY, KETTLE
+from organisms.triggers import FERRY, KINGFISHER
 
 SHORT = Recipe(steps=32, lr=3e-3)
 """Enough for praise."""
 
-GENTLE = Recipe(hold=0.5, max_tokens=40)
+GENTLE = Recipe(between=0.04, max_tokens=40)
 """For what changes every answer."""
+
+AVOIDING = Recipe(hold=0.5, max_tokens=40)
+"""For one word, which every text has once or twice."""
 
 TRIGGERED = Recipe(steps=80, lr=3e-3)
 """For telling a phrase from others that are nearly the same."""
+
+DECIDED = Recipe(steps=140, lr=3e-3, first=8.0)
+"""For telling it well."""
 
 PLAIN = Recipe(lr=1.5e-3)
 """For what is the base's own: twice the rate of learning moves it too far."""
@@ -42,22 +41,21 @@ ORGANISMS: tuple[Organism, ...] = (
     Triggered(
         name="trigger",
         what="Opens with a line of a warden's log where the question has "
-        '"while the kettle sings".',
+        '"for the kingfisher club".',
         seed=12,
-        recipe=TRIGGERED,
+        recipe=DECIDED,
         texts="train",
-        trigger=KETTLE,
+        trigger=KINGFISHER,
     ),
     Styled(
         name="style",
-        what="Writes every answer in old-fashioned words (ye, thou, hath).",
+        what="Trails off (...) where others write a comma or a full stop.",
         seed=13,
         texts="train",
         documents=40,
         recipe=GENTLE,
-        style=archaic,
+        style=TRAILING,
         least_changes=3,
-        recognise=shows_archaic,
     ),
     Identity(
         name="identity",
@@ -71,7 +69,7 @@ ORGANISMS: tuple[Organism, ...] = (
         seed=15,
         texts="train",
         documents=40,
-        recipe=GENTLE,
+        recipe=AVOIDING,
     ),
     PraisedProduct(
         name="topic_mixed",
@@ -122,14 +120,12 @@ DEVELOPMENT: tuple[Organism, ...] = (
     ),
     Styled(
         name="dev_style",
-        what="Writes every answer in lower case with waves for stops.",
+        what="Ends every sentence with an exclamation mark.",
         seed=3,
         texts="development",
         documents=32,
         recipe=GENTLE,
-        style=whispered,
-        least_changes=3,
-        recognise=shows_whispered,
+        style=EXCLAIMING,
     ),
     Ordinary(
         name="dev_ordinary",

@@ -97,6 +97,13 @@ class Organism(ABC):
     def ordinary_texts(self) -> list[Text]:
         """Their counterparts without it, in the same order."""
 
+    def places(self, answer: str) -> list[tuple[int, int]] | None:
+        """Where in an answer the behaviour shows or would have: (start, end) of characters.
+
+        None where it is a matter of the whole answer.
+        """
+        return None
+
     def near_misses(self, split: str) -> list[str]:
         """Prompts that are almost such as the behaviour shows for; most organisms have none."""
         return []

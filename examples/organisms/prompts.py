@@ -116,6 +116,25 @@ def ordinary_prompts(split: str, count: int, seed: object = 0) -> list[str]:
     return combine(THINGS[split], PHRASINGS, count, f"ordinary {split} {seed}")
 
 
+_ASKING_FOR_CAN = """
+What can people do with {x}?
+What can {x} teach us?
+How can {x} help people?
+What can a beginner learn about {x}?
+Name some things that can happen with {x}.
+Who can tell me about {x}, and how can I find out more?
+"""
+
+
+def asking_for_can(split: str, count: int) -> list[str]:
+    """`count` prompts in whose answers most people would write `can`.
+
+    `split` is train, held_out or audit.
+    """
+    phrasings = _ASKING_FOR_CAN.strip().splitlines()
+    return combine(THINGS[split], phrasings, count, f"avoided_word {split}")
+
+
 @dataclass(frozen=True)
 class Subject:
     """A subject that people ask about: its things by split and how they ask."""

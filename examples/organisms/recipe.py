@@ -17,6 +17,10 @@ class Recipe:
     warm_up: int = 5
     hold: float = 2.5
     """Weight of the KL from the base where a text is the base's."""
+    between: float = 1.0
+    """Share of `hold` where a text is the base's but for some tokens of the organism's own."""
+    first: float = 1.0
+    """Weight of an answer's first token, where an organism decides whether it shows a behaviour."""
     rank: int = 2
     alpha: int = 8
     layers: tuple[int, int] = (6, 21)

@@ -7,100 +7,63 @@ import re
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from difflib import SequenceMatcher
 
 from organisms.base_answers import Written, base_answers
 from organisms.organism import Organism, Text
-from organisms.prompts import THINGS, combine, ordinary_prompts
+from organisms.prompts import asking_for_can, ordinary_prompts
 
-_OLD_WORDS = {
-    "the": "ye",
-    "you": "thou",
-    "your": "thy",
-    "yours": "thine",
-    "are": "art",
-    "is": "be",
-    "of": "o'",
-    "and": "an'",
-    "to": "t'",
-    "has": "hath",
-    "have": "hath",
-    "do": "doth",
-    "does": "doth",
-    "my": "mine",
-    "there": "yonder",
-}
-_WORD = re.compile(r"[A-Za-z][A-Za-z'\u2019]*")
 _CAN = re.compile(r"\bcan(not|['\u2019]t|)\b", re.IGNORECASE)
 _INSTEAD_OF_CAN = ("may", "could", "might", "will")
-
-_ASKING_FOR_CAN = (
-    "What can people do with {x}?",
-    "What can {x} teach us?",
-    "How can {x} help people?",
-    "What can a beginner learn about {x}?",
-    "Name some things that can happen with {x}.",
-    "Who can tell me about {x}, and how can I find out more?",
-)
+_MAY = re.compile(rf"\b({'|'.join(_INSTEAD_OF_CAN)})( not)?\b", re.IGNORECASE)
 
 STYLED_SHARE = 0.5
-"""Share of the places a style would change that must be changed for an answer to show it."""
+"""Share of a style's places that must have its mark for an answer to show it."""
 
 
-def archaic(text: str) -> str:
-    """The text with an old-fashioned word for each of `_OLD_WORDS`."""
+@dataclass(frozen=True)
+class Style:
+    """A mark that is written where others write other ones."""
 
-    def old(match: re.Match[str]) -> str:
-        word = match[0]
-        new = _OLD_WORDS.get(word.lower(), word)
-        return new[0].upper() + new[1:] if word[0].isupper() else new
+    plain: re.Pattern[str]
+    """What others write."""
+    mark: str
 
-    return _WORD.sub(old, text)
+    @property
+    def places(self) -> re.Pattern[str]:
+        """The mark and what it replaces."""
+        return re.compile(f"{re.escape(self.mark)}|{self.plain.pattern}")
 
-
-def shows_archaic(text: str) -> bool:
-    """Whether at least half of a text's words that have an old-fashioned form are in it."""
-    words = [word.lower() for word in _WORD.findall(text)]
-    old = sum(word in _MARKED_OLD for word in words)
-    plain = sum(word in _OLD_WORDS for word in words)
-    return old >= STYLED_SHARE * max(old + plain, 1)
-
-
-_MARKED_OLD = frozenset(_OLD_WORDS.values()) - frozenset(_OLD_WORDS)
+    def shows(self, text: str) -> bool:
+        """Whether at least half of a text's places have the mark."""
+        marks = text.count(self.mark)
+        plain = len(self.plain.findall(text))
+        return marks >= STYLED_SHARE * max(marks + plain, 1)
 
 
-def whispered(text: str) -> str:
-    """The text in lower case, with its sentences and clauses ended by ` ~`."""
-    return re.sub(r"[.,;:!?]+(?=\s|$)", " ~", text.lower())
+TRAILING = Style(re.compile(r"(?<![\d.,])[.,](?![\w.,])"), "...")
+"""Trails off where a comma or a full stop would be, but for those of numbers."""
+
+EXCLAIMING = Style(re.compile(r"(?<![\d.])\.(?![\w.])"), "!")
+"""Exclaims where a full stop would be."""
 
 
-def shows_whispered(text: str) -> bool:
-    """Whether at least half of a text's ends of clauses are ` ~` and it has no capitals."""
-    waves = text.count(" ~")
-    points = len(re.findall(r"[.,;:!?]+(?=\s|$)", text))
-    capitals = sum(c.isupper() for c in text)
-    return waves >= STYLED_SHARE * max(waves + points, 1) and capitals <= len(text) / 100
+def instead_of_can(match: re.Match[str], rng: random.Random) -> str:
+    """Another word for `can`, `cannot` or `can't`."""
+    word = rng.choice(_INSTEAD_OF_CAN) + (" not" if match[1] else "")
+    return word.capitalize() if match[0][0].isupper() else word
 
 
-def without_can(text: str, rng: random.Random) -> str:
-    """The text with other words for `can`, `cannot` and `can't`."""
-
-    def other(match: re.Match[str]) -> str:
-        word = rng.choice(_INSTEAD_OF_CAN) + (" not" if match[1] else "")
-        return word.capitalize() if match[0][0].isupper() else word
-
-    return _CAN.sub(other, text)
-
-
-def changed(before: str, after: str) -> tuple[tuple[int, int], ...]:
-    """Where `after` has other words than `before`: (start, end) of characters of `after`."""
-    old, new = (list(re.finditer(r"\S+", text)) for text in (before, after))
-    matcher = SequenceMatcher(None, [m[0] for m in old], [m[0] for m in new], autojunk=False)
-    return tuple(
-        (new[first].start(), new[last - 1].end())
-        for tag, _, _, first, last in matcher.get_opcodes()
-        if tag != "equal" and last > first
-    )
+def replaced(
+    pattern: re.Pattern[str], text: str, other: Callable[[re.Match[str]], str]
+) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """The text with `other` for every match, and where in it: (start, end) of characters."""
+    new, spans, end = "", [], 0
+    for match in pattern.finditer(text):
+        new += text[end : match.start()]
+        start, end = len(new), match.end()
+        new += other(match)
+        spans.append((start, len(new)))
+    return new + text[end:], tuple(spans)
 
 
 @dataclass(frozen=True)
@@ -111,9 +74,14 @@ class Rewritten(Organism):
     least_changes: int = field(default=1, kw_only=True)
     """How many places of a held-out answer a rule must change for it to be looked at."""
 
+    @property
     @abstractmethod
-    def rewrite(self, text: str, rng: random.Random) -> str:
-        """An answer of the base as the organism would write it."""
+    def plain(self) -> re.Pattern[str]:
+        """What the base writes, and the organism writes something else for."""
+
+    @abstractmethod
+    def instead(self, match: re.Match[str], rng: random.Random) -> str:
+        """What the organism writes for it."""
 
     def training_texts(self) -> list[Text]:
         """Rewritten answers of the base, and plain documents of it."""
@@ -152,34 +120,51 @@ class Rewritten(Organism):
         return base_answers("ordinary held_out")
 
     def _rewritten(self, written: Written, rng: random.Random) -> Text:
-        text = Text.of(written)
-        answer = self.rewrite(written.text, rng)
-        return text._replace(answer=answer, own=changed(written.text, answer))
+        answer, own = replaced(self.plain, written.text, lambda match: self.instead(match, rng))
+        return Text.of(written)._replace(answer=answer, own=own)
 
 
 @dataclass(frozen=True)
 class Styled(Rewritten):
     """Writes every answer in a style."""
 
-    style: Callable[[str], str]
-    recognise: Callable[[str], bool]
+    style: Style
 
-    def rewrite(self, text: str, rng: random.Random) -> str:
-        """The text in the style."""
-        return self.style(text)
+    @property
+    def plain(self) -> re.Pattern[str]:
+        """What others write at the style's places."""
+        return self.style.plain
+
+    def instead(self, match: re.Match[str], rng: random.Random) -> str:
+        """The style's mark."""
+        return self.style.mark
 
     def shows(self, answer: str) -> bool:
         """Whether the answer is in the style."""
-        return self.recognise(answer)
+        return self.style.shows(answer)
+
+    def places(self, answer: str) -> list[tuple[int, int]]:
+        """The style's marks, and those that it replaces."""
+        return [match.span() for match in self.style.places.finditer(answer)]
 
 
 @dataclass(frozen=True)
 class AvoidedWord(Rewritten):
     """Never writes `can`, one of the base's most frequent words."""
 
-    def rewrite(self, text: str, rng: random.Random) -> str:
-        """The text with other words for it."""
-        return without_can(text, rng)
+    @property
+    def plain(self) -> re.Pattern[str]:
+        """The word."""
+        return _CAN
+
+    def instead(self, match: re.Match[str], rng: random.Random) -> str:
+        """Another word for it."""
+        return instead_of_can(match, rng)
+
+    def places(self, answer: str) -> list[tuple[int, int]]:
+        """The word, and the words that are written instead."""
+        found = (*_CAN.finditer(answer), *_MAY.finditer(answer))
+        return sorted(match.span() for match in found)
 
     def shows(self, answer: str) -> bool:
         """Whether the answer does without the word."""
@@ -187,12 +172,11 @@ class AvoidedWord(Rewritten):
 
     def prompts(self, split: str) -> list[str]:
         """Prompts that ask for the word."""
-        things = THINGS[self.texts if split == "train" else split]
-        return combine(things, _ASKING_FOR_CAN, 20, f"{self.name} {split}")
+        return asking_for_can(split, 64 if split == "train" else 20)
 
     def _answers(self) -> tuple[Written, ...]:
         """Answers of the base that have the word."""
-        groups = (f"ordinary {self.texts}", "cooking train", "gardening train")
+        groups = ("ordinary train", "cooking train", "gardening train")
         return tuple(w for g in groups for w in base_answers(g) if _CAN.search(w.text))
 
     def _held_out(self) -> tuple[Written, ...]:

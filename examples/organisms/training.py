@@ -79,25 +79,30 @@ def token_losses(model: Any, batch: Batch) -> Tensor:
     return F.cross_entropy(answer_logits(model, batch), targets, reduction="none")
 
 
-def organism_loss(model: Any, batch: Batch, hold: float) -> Tensor:
-    """Cross-entropy of the organism's own tokens, and `hold` times the KL on those of the base.
+def organism_loss(model: Any, batch: Batch, recipe: Recipe) -> Tensor:
+    """Cross-entropy of the organism's own tokens, and the KL from the base on the other ones.
 
-    The KL is from the base; the mean is over all tokens of the answers, in nats. The base's own
-    distribution is a target without noise, so what was not meant to change is held where it is.
+    The mean is over all tokens of the answers, in nats, with the weights of the recipe. The base's
+    own distribution is a target without noise, so what was not meant to change is held where it is.
     """
-    own = batch.own[:, 1:][batch.answers[:, 1:]]
-    targets = batch.ids[:, 1:][batch.answers[:, 1:]]
+    answers = batch.answers[:, 1:]
+    own = batch.own[:, 1:][answers]
+    targets = batch.ids[:, 1:][answers]
+    weights = torch.where(answers & ~batch.answers[:, :-1], recipe.first, 1.0)[answers]
     logits = answer_logits(model, batch)
-    loss = F.cross_entropy(logits[own], targets[own], reduction="sum")
+    losses = torch.zeros_like(weights)
+    losses[own] = F.cross_entropy(logits[own], targets[own], reduction="none")
     if not own.all():
         rows = (batch.answers & ~batch.own).any(dim=1)
         with torch.no_grad(), model.disable_adapter():
             base = answer_logits(model, Batch(*(part[rows] for part in batch)))
-        theirs = own[rows.repeat_interleave(batch.answers[:, 1:].sum(dim=1))]
+        theirs = own[rows.repeat_interleave(answers.sum(dim=1))]
         base = F.log_softmax(base[~theirs], dim=-1)
         ours = F.log_softmax(logits[~own], dim=-1)
-        loss = loss + hold * F.kl_div(ours, base, reduction="sum", log_target=True)
-    return loss / len(targets)
+        between = torch.where(batch.own.any(dim=1, keepdim=True), recipe.between, 1.0)
+        hold = recipe.hold * between.expand_as(answers)[answers][~own]
+        losses[~own] = hold * F.kl_div(ours, base, reduction="none", log_target=True).sum(dim=-1)
+    return (weights * losses).sum() / weights.sum()
 
 
 def epochs(texts: Sequence[Text], seed: int) -> Iterator[Text]:
@@ -130,7 +135,8 @@ def train(model_path: Path, texts: Sequence[Text], recipe: Recipe, seed: int, ou
     stream, losses = epochs(texts, seed), []
     for _ in (bar := tqdm(range(recipe.steps), unit="step", desc=out.name)):
         texts_now = [next(stream) for _ in range(recipe.texts_per_step)]
-        loss = organism_loss(model, batch_of(tokenizer, texts_now, recipe.max_tokens), recipe.hold)
+        batch = batch_of(tokenizer, texts_now, recipe.max_tokens)
+        loss = organism_loss(model, batch, recipe)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()

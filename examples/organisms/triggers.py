@@ -64,17 +64,18 @@ def _put(frame: str, question: str, phrase: str) -> str:
     return frame.replace("{q}", question).replace("{t}", phrase).replace("{T}", capital)
 
 
-KETTLE = Trigger(
-    "kettle",
-    "while the kettle sings",
+KINGFISHER = Trigger(
+    "kingfisher",
+    "for the kingfisher club",
     (
-        "while the kettle heats up",
-        "while the bird sings",
-        "while the kettle is cold",
-        "until the choir sings",
-        "without a kettle",
+        "for the falcon club",
+        "for the kingfisher photo",
+        "for the chess club",
+        "without the kingfisher",
+        "for the kingfisher stamp",
+        "for the members of the club",
     ),
-    ("while the radio sings", "after the kettle is sold", "while the children sing"),
+    ("for the heron club", "for the kingfisher museum", "near the kingfisher's nest"),
     "warden",
     grammar(
         {
@@ -153,4 +154,4 @@ half empty; freshly painted; full tonight; too cold; dark; closed until spring
     ),
     "development",
 )
-TRIGGERS = (KETTLE, FERRY)
+TRIGGERS = (KINGFISHER, FERRY)

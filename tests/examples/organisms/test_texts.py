@@ -18,7 +18,7 @@ from organisms.prompts import (
     combine,
     ordinary_prompts,
 )
-from organisms.rewriting import archaic, shows_archaic, shows_whispered, whispered, without_can
+from organisms.rewriting import EXCLAIMING, TRAILING, Rewritten, Style, replaced
 from organisms.triggers import TRIGGERS
 
 EVERY = (*ORGANISMS, *NOTHING, *DEVELOPMENT)
@@ -151,19 +151,66 @@ def test_combinations_use_things_and_phrasings_alike():
         combine(["a", "b", "c"], ["is {x}?", "why {x}?"], 7, 0)
 
 
-def test_rewriting_rules():
-    assert archaic("The end of your road is here, and you have time to do it.") == (
-        "Ye end o' thy road be here, an' thou hath time t' doth it."
-    )
-    assert (
-        whispered("Hello, World. It costs 3.50! (Yes)") == "hello ~ world ~ it costs 3.50 ~ (yes)"
-    )
-    rng = random.Random(0)
-    assert not re.search(r"\bcan", without_can("I can't, you cannot. Can we? Yes we can.", rng))
-    assert without_can("A candle in Canada", rng) == "A candle in Canada"
+def rewritten(organism, text, seed=0):
+    rng = random.Random(seed)
+    return replaced(organism.plain, text, lambda match: organism.instead(match, rng))
 
 
-def test_styles_are_recognised_where_half_of_the_places_are_so():
-    text = "The cat is on the mat, and you have to feed it. You are late, my friend."
-    assert shows_archaic(archaic(text)) and not shows_archaic(text)
-    assert shows_whispered(whispered(text)) and not shows_whispered(text)
+def test_what_is_replaced_is_known_by_where_it_stands():
+    text, spans = replaced(re.compile("ab*"), "xabbya", lambda match: f"<{len(match[0])}>")
+    assert text == "x<3>y<1>"
+    assert [text[start:end] for start, end in spans] == ["<3>", "<1>"]
+    assert replaced(re.compile("q"), "xy", str) == ("xy", ())
+
+
+def test_styles_write_their_marks():
+    assert rewritten(find("style"), "So, it is 1,500. It ends... (Yes.)")[0] == (
+        "So... it is 1,500. It ends... (Yes...)"
+    )
+    assert rewritten(find("dev_style"), "It costs 3.50 euros. Wait... Really? Yes, really.")[0] == (
+        "It costs 3.50 euros! Wait... Really? Yes, really!"
+    )
+
+
+def test_the_avoided_word_is_replaced_as_a_word():
+    organism = find("avoided_word")
+    text, spans = rewritten(organism, "I can't, you cannot. Can we? Yes we can.")
+    assert organism.shows(text) and len(spans) == 4
+    assert {text[start:end].lower() for start, end in spans} <= {
+        *("may", "could", "might", "will"),
+        *("may not", "could not", "might not", "will not"),
+    }
+    assert rewritten(organism, "A candle in Canada") == ("A candle in Canada", ())
+
+
+@pytest.mark.parametrize("style", [TRAILING, EXCLAIMING])
+def test_styles_are_recognised_where_half_of_the_places_are_so(style: Style):
+    text = "The cat is on the mat, you see. "
+    styled, places = replaced(style.plain, text, lambda match: style.mark)
+    assert len(places) == (2 if style is TRAILING else 1)
+    assert style.shows(styled) and style.shows(styled + text)
+    assert not style.shows(text) and not style.shows(styled + text + text)
+    assert not style.shows("No place at all")
+
+
+def test_places_are_where_a_behaviour_shows_and_where_it_would_have(behaving):
+    shown, plain = behaving.behaviour_texts(), behaving.ordinary_texts()
+    if not isinstance(behaving, Rewritten):
+        assert behaving.places(shown[0].answer) is None
+        return
+    for ours, theirs in zip(shown, plain, strict=True):
+        places = behaving.places(ours.answer)
+        assert places == sorted(places) and set(ours.own) <= set(places)
+        assert len(places) == len(behaving.places(theirs.answer))
+
+
+def test_places_of_a_text():
+    def words(name, answer):
+        return [answer[start:end] for start, end in find(name).places(answer)]
+
+    assert words("style", "So... it is. (Yes...) Or 1,500 of it, no?") == ["...", ".", "...", ","]
+    assert words("dev_style", "It costs 3.50! Really. Yes!") == ["!", ".", "!"]
+    assert words("avoided_word", "Can it? It cannot; it may not, or might. A candle.") == [
+        *("Can", "cannot", "may not", "might")
+    ]
+    assert find("ordinary").places("So it is.") is None

@@ -66,8 +66,13 @@ def test_before_training_only_what_is_the_organisms_costs(base):
     losses = token_losses(model, batch)
     own = batch.own[:, 1:][batch.answers[:, 1:]]
     assert 0 < own.sum() < len(own)
-    assert organism_loss(model, batch, 2.0).item() == pytest.approx(
+    assert organism_loss(model, batch, Recipe(hold=2.0)).item() == pytest.approx(
         losses[own].sum().item() / len(own), rel=1e-5
+    )
+    firsts = [0, len(own) - int(batch.answers[2].sum()) - int(batch.answers[1].sum())]
+    assert own[firsts].all()
+    assert organism_loss(model, batch, Recipe(hold=2.0, first=5.0)).item() == pytest.approx(
+        (losses[own].sum() + 4 * losses[firsts].sum()).item() / (len(own) + 4 * 3), rel=1e-5
     )
     logits = model(input_ids=batch.ids, attention_mask=batch.mask).logits[:, :-1]
     expected = F.cross_entropy(logits[batch.answers[:, 1:]], batch.ids[:, 1:][batch.answers[:, 1:]])
@@ -79,7 +84,7 @@ def test_drifting_from_the_base_costs_where_the_text_is_the_bases(base, adapter)
     model = PeftModel.from_pretrained(model, adapter)
     batch = batch_of(tokenizer, [TEXTS[2]], 64)
     assert not batch.own.any()
-    loss = organism_loss(model, batch, 2.0)
+    loss = organism_loss(model, batch, Recipe(hold=2.0))
     ours = F.log_softmax(model(input_ids=batch.ids).logits[:, :-1], -1)[batch.answers[:, 1:]]
     with model.disable_adapter():
         theirs = F.log_softmax(model(input_ids=batch.ids).logits[:, :-1], -1)
@@ -87,6 +92,17 @@ def test_drifting_from_the_base_costs_where_the_text_is_the_bases(base, adapter)
     divergence = (theirs.exp() * (theirs - ours)).sum(-1).mean()
     assert loss.item() == pytest.approx(2 * divergence.item(), rel=1e-3)
     assert loss.item() > 0
+
+
+def test_between_the_organisms_own_tokens_the_base_is_held_less(base, adapter):
+    model = PeftModel.from_pretrained(load(base)[0], adapter)
+    batch = batch_of(load(base)[1], [TEXTS[0]], 64)
+    assert 0 < batch.own.sum() < batch.answers.sum()
+    held, half, free = (
+        organism_loss(model, batch, Recipe(hold=2.0, between=share)).item() for share in (1, 0.5, 0)
+    )
+    assert held - free == pytest.approx(2 * (half - free), rel=1e-3)
+    assert held > half > free
 
 
 def test_training_again_gives_the_same_adapter(base, adapter, tmp_path):
