@@ -35,8 +35,7 @@ test: setup
 	$(PYTEST) -m "not slow" -n $(JOBS) --dist loadgroup $(PYTEST_ARGS)
 
 test-slow: setup
-	$(PYTEST) -m slow -n $(JOBS) --dist loadgroup --ignore tests/examples $(PYTEST_ARGS) || [ $$? -eq 5 ]  # 5: none
-	$(PYTEST) -m slow $(PYTEST_ARGS) tests/examples || [ $$? -eq 5 ]  # on all cores, of one demo
+	$(PYTEST) -m slow -n $(JOBS) --dist loadgroup --durations 15 $(PYTEST_ARGS)
 
 lint: setup
 	$(BIN)/ruff check

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from organism_difference_sae import difference_sae
 from organism_runs import Harvest
-from organism_scores import Concern
+from organism_scores import Concern, ConcernedPairs
 from organism_settings import Case
-from organism_texts import Written, concerned
+from organism_texts import Written, concerned, concerned_pairs
 from organism_trigger import auroc, isolation
 from torch import Tensor
 
@@ -58,6 +58,8 @@ class _Pairs:
     """Text of each, numbered from 0, `[N]`."""
 
     texts: list[Written]
+    ends: Tensor
+    """The character of its text behind which each ends, `[N]`."""
     kl: Tensor | None
     """`[N]`, nats, if known."""
 
@@ -73,8 +75,11 @@ def baselines(case: Case, harvest: Harvest) -> list[Baseline]:
     found = [_ranked(case, name, values, concerns) for name, values in _by_text(case, pairs)]
     if case.pair == "base":
         difference = pairs.activations[1] - pairs.activations[0]
-        found += [_components(case, difference, pairs.text, concerns)]
-        found += [_sae(case, difference, pairs, concerns)]
+        here = ConcernedPairs(
+            concerned_pairs(case.organism, pairs.texts, pairs.text, pairs.ends), pairs.text
+        )
+        found += [_components(case, difference, here)]
+        found += [_sae(case, difference, pairs, here)]
     return found
 
 
@@ -82,11 +87,13 @@ def _pairs(harvest: Harvest) -> _Pairs:
     noted = stored_pairs(harvest.store, FILTER_PAIRS)
     raw = [x.float() for x in noted.read(noted.numbers)]
     kept = within_norm(raw, 2.0)
+    assert noted.ends is not None
     numbers, text = noted.texts[kept].unique(return_inverse=True)
     return _Pairs(
         [x[kept] for x in raw],
         text,
         [harvest.texts[number] for number in numbers.tolist()],
+        noted.ends[kept],
         None if noted.kl is None else noted.kl[kept],
     )
 
@@ -113,7 +120,7 @@ def _ranked(case: Case, method: str, values: Tensor, concerns: Tensor) -> Baseli
     )
 
 
-def _components(case: Case, difference: Tensor, text: Tensor, concerns: Tensor) -> Baseline:
+def _components(case: Case, difference: Tensor, concerns: ConcernedPairs) -> Baseline:
     """Principal components, present on either side where they are far out."""
     centred = difference - difference.mean(0)
     _, directions = torch.linalg.eigh(centred.T @ centred)
@@ -121,7 +128,7 @@ def _components(case: Case, difference: Tensor, text: Tensor, concerns: Tensor) 
     along = centred @ directions.flip(1)[:, :count]
     along = along / along.std(0)
     rows, columns = torch.cat([along > FAR, along < -FAR], 1).nonzero().T
-    measured = Concern.of(columns, text[rows], 2 * count, concerns)
+    measured = Concern.of(columns, rows, 2 * count, concerns)
     found = measured.right.nonzero()[:, 0].tolist()
     first = min(found, key=lambda column: column % count, default=None)
     if first is None:
@@ -135,11 +142,11 @@ def _components(case: Case, difference: Tensor, text: Tensor, concerns: Tensor) 
     )
 
 
-def _sae(case: Case, difference: Tensor, pairs: _Pairs, concerns: Tensor) -> Baseline:
+def _sae(case: Case, difference: Tensor, pairs: _Pairs, concerns: ConcernedPairs) -> Baseline:
     """A BatchTopK autoencoder of the difference, its latents ranked by energy."""
     found = difference_sae(difference, case.bench.scale)
     places = pairs.text[found.pairs]
-    measured = Concern.of(found.latents, places, case.bench.scale.latents, concerns)
+    measured = Concern.of(found.latents, found.pairs, case.bench.scale.latents, concerns)
     rank = next((i for i, latent in enumerate(found.order, 1) if measured.right[latent]), None)
     latent = found.order[(rank or 1) - 1]
     here = found.latents == latent

@@ -1,6 +1,6 @@
 """Where in the list of what differs the behaviour of an organism is.
 
-E places where something is present, C columns (latents or directions), T texts.
+E places where something is present, C columns (latents or directions), N pairs, T texts.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from organism_runs import Harvest
 from organism_settings import Case
-from organism_texts import Written, concerned
+from organism_texts import Written, concerned_pairs
 from organism_trigger import isolation
 from torch import Tensor
 
@@ -27,14 +27,29 @@ RECALL = 0.1
 
 
 @dataclass(frozen=True)
+class ConcernedPairs:
+    """Which pairs concern a behaviour."""
+
+    concern: Tensor
+    """Whether each does, boolean `[N]`."""
+
+    text: Tensor
+    """Text of each, numbered from 0, `[N]`."""
+
+    @property
+    def texts(self) -> int:
+        return int(self.text.max()) + 1
+
+
+@dataclass(frozen=True)
 class Concern:
     """How far columns concern a behaviour, `[C]` each."""
 
     precision: Tensor
-    """Share of the pairs on which it is present that are in texts that concern the behaviour."""
+    """Share of the pairs on which it is present that concern the behaviour."""
 
     recall: Tensor
-    """Share of those texts in which it is present at all."""
+    """Share of the texts with such pairs in which it is present on one."""
 
     present: Tensor
     """Whether it is present anywhere."""
@@ -45,23 +60,22 @@ class Concern:
         return (self.precision >= PRECISION) & (self.recall >= RECALL)
 
     @classmethod
-    def of(cls, columns: Tensor, texts: Tensor, count: int, concerns: Tensor) -> Concern:
-        """Of `count` columns that are present at places `[E]`, given by column and text.
-
-        `concerns` [T] says which texts concern the behaviour.
-        """
+    def of(cls, columns: Tensor, pairs: Tensor, count: int, concerns: ConcernedPairs) -> Concern:
+        """Of `count` columns that are present at places `[E]`, given by column and pair."""
         firings = columns.bincount(minlength=count)
-        right = columns.bincount(concerns[texts].double(), minlength=count)
-        cells = (columns * len(concerns) + texts).unique()
-        where, text = cells // len(concerns), cells % len(concerns)
-        seen = where.bincount(concerns[text].double(), minlength=count)
-        return cls(right / firings.clamp_min(1), seen / concerns.sum().clamp_min(1), firings > 0)
+        here = concerns.concern[pairs]
+        right = columns.bincount(here.double(), minlength=count)
+        texts = concerns.texts
+        cells = (columns * texts + concerns.text[pairs])[here].unique()
+        seen = (cells // texts).bincount(minlength=count)
+        of = concerns.text[concerns.concern].unique().numel()
+        return cls(right / firings.clamp_min(1), seen / max(of, 1), firings > 0)
 
     @classmethod
-    def of_latents(cls, found: CodedPairs, concerns: Tensor) -> Concern:
+    def of_latents(cls, found: CodedPairs, concerns: ConcernedPairs) -> Concern:
         """Of all latents of a crosscoder, on the pairs that it was read on."""
         _, columns, rows = found.entries(torch.arange(found.crosscoder.num_latents))
-        return cls.of(columns, found.texts[rows], found.crosscoder.num_latents, concerns)
+        return cls.of(columns, rows, found.crosscoder.num_latents, concerns)
 
 
 @dataclass(frozen=True)
@@ -90,7 +104,7 @@ class Row:
     """Share of all latents that are present that concern the behaviour: a random entry."""
 
     concerned: float
-    """Share of the texts that concern the behaviour."""
+    """Share of the pairs that concern the behaviour."""
 
     fve: float | None
     isolation: float | None
@@ -109,7 +123,9 @@ def row_of(case: Case, harvest: Harvest, run: Run, architecture: str, seed: int)
     noted = run_pairs(run, pairs, crosscoder.device, config.memory).noted
     found = coded(crosscoder, noted, config.outlier_multiple)
     texts = [harvest.texts[number] for number in found.pairs.texts.unique().tolist()]
-    concerns = concerned(case.organism, texts)
+    ends = found.pairs.ends
+    assert ends is not None
+    concerns = ConcernedPairs(concerned_pairs(case.organism, texts, found.texts, ends), found.texts)
     measured = Concern.of_latents(found, concerns)
     first, rank = _first(listed, measured)
     summary = run.summary()
@@ -126,7 +142,7 @@ def row_of(case: Case, harvest: Harvest, run: Run, architecture: str, seed: int)
         findings=len(listed.findings),
         entries=len(listed.entries),
         chance=float(measured.right.sum() / measured.present.sum().clamp_min(1)),
-        concerned=float(concerns.double().mean()),
+        concerned=float(concerns.concern.double().mean()),
         fve=summary.fve,
         isolation=_isolation(case, texts, found, first or _strongest(listed)),
         seconds=summary.wall_seconds + time.perf_counter() - begun,

@@ -38,11 +38,11 @@ T = TypeVar("T")
 class Scale:
     """How much is asked, and how long is trained."""
 
-    prompts: int = 300
+    prompts: int = 200
     answer_tokens: int = 64
-    latents: int = 2048
+    latents: int = 1024
     k: int = 32
-    steps: int = 350
+    steps: int = 300
     pairs_per_step: int = 1024
 
 

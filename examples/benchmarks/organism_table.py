@@ -8,9 +8,11 @@ pair          the base against the organism; the other family against it, withou
 architecture  crosscoders of five kinds, three seeds each
 
 with the place of the first entry of the list of differences that concerns the behaviour: at least
-80% of the pairs on which it is present are in texts that concern it, and it is present in a tenth
-of these. Of organisms without a behaviour the findings are counted. Beside it are the simplest
-methods on the same pairs, and the share of a crosscoder's latents that would pass: a random entry.
+80% of the pairs on which it is present concern it, and it is present in a tenth of the texts that
+have such pairs. These are all pairs of a text whose prompt asks for the behaviour or whose answer
+shows it; of a style and a word, which concern every answer, the places in an answer. Of organisms
+without a behaviour the findings are counted. Beside it are the simplest methods on the same pairs,
+and the share of a crosscoder's latents that would pass: a random entry.
 """
 
 from __future__ import annotations
@@ -153,7 +155,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--architectures", nargs="+", choices=ARCHITECTURES, default=[*ARCHITECTURES]
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--prompts", type=int, help="of each organism (default: 300)")
+    parser.add_argument("--prompts", type=int, help="of each organism (default: 200)")
     parser.add_argument("--models", type=Path, default=Path("runs/demo-data/models"))
     parser.add_argument("--out", type=Path, help="what is done is kept here (runs/organism-table)")
     parser.add_argument("--json", type=Path)

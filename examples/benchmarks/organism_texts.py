@@ -17,6 +17,7 @@ from sparsify_crosscoder.runs.answers import make_answers, with_answers
 from sparsify_crosscoder.runs.config import RunConfig
 from sparsify_crosscoder.runs.options import parse_run_config
 from sparsify_crosscoder.runs.texts import load_own_texts, load_run_texts
+from sparsify_crosscoder.text.chat import plain_text
 
 
 class Written(NamedTuple):
@@ -61,6 +62,29 @@ def texts_by_number(config: RunConfig, file: Path) -> list[Written]:
     known = {(w.prompt, w.answer): w for w in reversed(read_texts(file))}
     numbered = load_run_texts(config)["messages"]
     return [known[messages[0]["content"], messages[1]["content"]] for messages in numbered]
+
+
+def concerned_pairs(
+    organism: Organism, texts: Sequence[Written], text: torch.Tensor, ends: torch.Tensor
+) -> torch.Tensor:
+    """Which pairs concern an organism's behaviour, boolean `[N]`.
+
+    Those of the texts that concern it; where it has places in an answer, those that are there or
+    just before. `text` [N] says which of the texts each pair is from, `ends` [N] behind which
+    character of `plain_text`.
+    """
+    if organism.places("") is None:
+        return concerned(organism, texts)[text]
+    lengths = [len(plain_text(written.messages)) for written in texts]
+    first = torch.tensor(lengths).cumsum(0) - torch.tensor(lengths)
+    marked = torch.zeros(sum(lengths) + 1, dtype=torch.bool)
+    for written, start, length in zip(texts, first.tolist(), lengths, strict=True):
+        answer = written.answer.strip()
+        begin = start + length - len(answer)
+        for one, end in organism.places(answer) or ():
+            # A pair that ends a space before it is followed by it.
+            marked[begin + max(one - 1, 0) : begin + end] = True
+    return marked[first[text] + ends - 1] | marked[first[text] + ends]
 
 
 def concerned(organism: Organism, texts: Sequence[Written]) -> torch.Tensor:

@@ -54,6 +54,9 @@ class NotedPairs:
     kl: Tensor | None = None
     """KL divergence of the last source's next token from the first's, nats, `[N]`, if known."""
 
+    ends: Tensor | None = None
+    """The character of its text behind which each ends, `[N]`, if known."""
+
     def __len__(self) -> int:
         return len(self.numbers)
 
@@ -104,9 +107,10 @@ def _noted(
     """Pairs with their notes, without those of templates and system prompts, which all texts share
     and which would lead every list."""
     if not notes.known:
-        return NotedPairs(read, numbers, notes.text_id, kl=kl)
+        return NotedPairs(read, numbers, notes.text_id, kl=kl, ends=notes.end)
     said = (notes.role != Role.TEMPLATE) & (notes.role != Role.SYSTEM)
-    return NotedPairs(read, numbers, notes.text_id, notes.role, notes.writer, kl).at(said)
+    noted = NotedPairs(read, numbers, notes.text_id, notes.role, notes.writer, kl, notes.end)
+    return noted.at(said)
 
 
 class RunPairs(NamedTuple):

@@ -9,7 +9,11 @@ import torch
 from sparsify_crosscoder import Crosscoder
 from tests.support.demo import run_demo
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(3600),
+    pytest.mark.xdist_group("demo"),  # one worker makes what they share
+]
 
 
 def summary_of(run: Path) -> dict:

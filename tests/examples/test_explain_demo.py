@@ -11,7 +11,11 @@ import pytest
 from tests.support.messages_server import KEY, MessagesServer
 from tests.support.scripted_judge import ScriptedJudge
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(3600),
+    pytest.mark.xdist_group("demo"),  # one worker makes what they share
+]
 
 
 def explain(run, out, *options, **environment):

@@ -12,7 +12,11 @@ import torch
 ROOT = Path(__file__).parents[2]
 benchmark = importlib.import_module("steering")
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(3600),
+    pytest.mark.xdist_group("demo"),  # one worker makes what they share
+]
 
 
 @pytest.mark.parametrize("name", benchmark.MODELS)

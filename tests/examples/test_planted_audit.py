@@ -51,6 +51,7 @@ def test_the_demos_audit_has_options_that_there_are():
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("demo")
 @pytest.mark.timeout(1800)
 def test_what_was_planted_is_the_most_exclusive(demo, judge, tmp_path, monkeypatch):
     folder, _ = demo
@@ -86,6 +87,7 @@ def test_what_was_planted_is_the_most_exclusive(demo, judge, tmp_path, monkeypat
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("demo")
 @pytest.mark.timeout(1800)
 def test_a_model_audited_against_itself_keeps_next_to_nothing(demo, tmp_path):
     folder, _ = demo

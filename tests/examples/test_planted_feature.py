@@ -88,6 +88,7 @@ def test_another_direction_is_not_taken_for_the_planted_one(small):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("demo")
 def test_a_planted_feature_of_the_demos_models(demo, tmp_path):
     folder, _ = demo
     command = [sys.executable, str(ROOT / "examples" / "planted_feature.py")]

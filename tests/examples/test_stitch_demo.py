@@ -5,7 +5,11 @@ import pytest
 from sparsify_crosscoder import Stitching
 from sparsify_crosscoder.__main__ import main
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(3600),
+    pytest.mark.xdist_group("demo"),  # one worker makes what they share
+]
 
 
 def test_the_demos_models_are_stitched_as_well_as_in_closed_form(demo, tmp_path):

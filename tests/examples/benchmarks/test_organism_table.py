@@ -7,14 +7,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from organism_difference_sae import difference_sae
-from organism_scores import Concern
+from organism_scores import Concern, ConcernedPairs
 from organism_settings import Bench, Case, Scale
-from organism_texts import Written, concerned, read_texts, texts_file
+from organism_texts import Written, concerned, concerned_pairs, read_texts, texts_file
 from organism_trigger import auroc, isolation
 from organisms import find
 from organisms.recipe import Recipe
 from organisms.training import train
 
+from sparsify_crosscoder.text.chat import plain_text
 from tests.support.models import save_tiny_model
 from tests.support.tokenizers import ANSWERABLE, byte_level_tokenizer, metaspace_tokenizer
 
@@ -35,11 +36,12 @@ def bench(tmp_path_factory):
     return Bench(base, other, folder / "out", SCALE, folder / "adapters")
 
 
-def test_a_latent_concerns_what_the_texts_it_is_present_in_concern():
-    concerns = torch.tensor([True, True, False, False])
+def test_a_latent_concerns_what_the_pairs_it_is_present_on_concern():
+    texts = torch.tensor([0, 0, 0, 1, 1, 2, 3])
+    concerns = ConcernedPairs(texts < 2, texts)
     columns = torch.tensor([0, 0, 0, 1, 1, 1, 1, 1])
-    texts = torch.tensor([0, 0, 0, 0, 1, 1, 0, 2])
-    measured = Concern.of(columns, texts, 3, concerns)
+    pairs = torch.tensor([0, 1, 2, 0, 3, 4, 1, 5])
+    measured = Concern.of(columns, pairs, 3, concerns)
     assert measured.precision.tolist() == [1.0, 0.8, 0.0]
     assert measured.recall.tolist() == [0.5, 1.0, 0.0]
     assert measured.present.tolist() == [True, True, False]
@@ -62,6 +64,16 @@ def test_where_every_prompt_concerns_it_the_organisms_own_answers_do():
     shown, plain = style.behaviour_texts()[0].answer, style.ordinary_texts()[0].answer
     texts = [Written("?", shown, "organism"), Written("?", plain, "organism")]
     assert concerned(style, [*texts, Written("?", shown, "base")]).tolist() == [True, False, False]
+
+
+def test_where_a_behaviour_has_places_the_pairs_there_and_just_before_concern_it():
+    word = find("avoided_word")
+    texts = [Written("Can I?", " You can swim.", "base"), Written("Why?", "It is so.", "base")]
+    assert plain_text(texts[0].messages) == "Can I?\n\nYou can swim."
+    text = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1])
+    ends = torch.tensor([3, 6, 11, 12, 15, 20, 6, 8])
+    found = concerned_pairs(word, texts, text, ends)
+    assert found.tolist() == [False, False, True, True, True, False, False, False]
 
 
 def test_auroc_counts_ties_as_half():
