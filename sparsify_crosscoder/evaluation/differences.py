@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,9 +23,9 @@ from .difference_score import LARGEST_Q, LEAST_KL, LEAST_SCORE, beyond_noise
 from .false_exclusives import FilterConfig
 from .filter import Filtered, filter_crosscoder
 from .latent_shifts import CodedPairs, coded, explained_along, latent_shifts
-from .linear_changes import FittedResidual, fit_residuals, linear_changes
+from .linear_changes import fit_residuals, linear_changes
 from .noted_pairs import NotedPairs, reference_pairs, run_pairs
-from .residuals import predictions
+from .residuals import Residual, predictions
 from .text_clusters import q_values
 
 LISTED = 20
@@ -147,6 +147,24 @@ class Difference:
         return {**row, "members": [member._asdict() for member in self.members]}
 
 
+class Compared(NamedTuple):
+    """What a source was compared with."""
+
+    source: int
+    reference: int | None
+    """The source that shares its basis; None where a ridge map predicts it from all others."""
+
+    why: str
+    left: float
+    """Share of the source's variance that the residual has."""
+
+    @classmethod
+    def of(cls, residual: Residual) -> Compared:
+        """In words and numbers."""
+        made = residual.prediction
+        return cls(made.source, made.reference, made.why, residual.left)
+
+
 @dataclass(frozen=True)
 class Differences:
     """The differences of a run, the highest score first."""
@@ -155,8 +173,7 @@ class Differences:
     """All that are beyond chance; those behind the findings are too small to say much of."""
 
     filtered: Filtered
-    residuals: list[dict[str, Any]]
-    """Per residual: `source`, `reference`, `why` and `left`, its share of the source's variance."""
+    residuals: list[Compared]
 
     pairs: int
     """Pairs that were looked at."""
@@ -177,7 +194,7 @@ class Differences:
     def to_dict(self) -> dict[str, Any]:
         return {
             "rows": [one.to_dict() for one in self.entries],
-            "residuals": self.residuals,
+            "residuals": [one._asdict() for one in self.residuals],
             "difference_pairs": self.pairs,
             "difference_texts": self.texts,
             "mean_kl": self.mean_kl,
@@ -262,7 +279,7 @@ def differences_of(
     return Differences(
         entries,
         filtered,
-        [_described(one) for one in fitted],
+        [Compared.of(one.residual) for one in fitted],
         len(found),
         found.num_texts,
         None if kl is None else float(kl.double().mean()),
@@ -354,16 +371,6 @@ def _difference(
         one.direction / factors[one.source],
         reads,
     )
-
-
-def _described(one: FittedResidual) -> dict[str, Any]:
-    prediction = one.residual.prediction
-    return {
-        "source": prediction.source,
-        "reference": prediction.reference,
-        "why": prediction.why,
-        "left": one.residual.left,
-    }
 
 
 def differences_text(

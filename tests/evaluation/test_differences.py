@@ -163,7 +163,7 @@ def test_an_isolated_direction_is_first_and_an_exclusive_latent_of_its_model():
 def test_where_nothing_differs_nothing_is_found(what):
     _, found = compared(what)
     assert found.findings == []
-    shared = found.residuals[0]["reference"] == 0
+    shared = found.residuals[0].reference == 0
     assert shared == (what == "nothing")
     assert "no difference" in found.text(NAMES)
 
