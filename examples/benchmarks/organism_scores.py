@@ -5,9 +5,10 @@ E places where something is present, C columns (latents or directions), N pairs,
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from organism_runs import Harvest
@@ -111,6 +112,14 @@ class Row:
     """AUROC of the first entry's activation, trigger against near misses, where there are some."""
 
     seconds: float
+    error_ratio: float | None = None
+    """Latent scaling's ratio of errors of the first entry, where it is an exclusive latent."""
+
+    reconstruction_ratio: float | None = None
+    error_ratios: list[float] = field(default_factory=list)
+    """Of all exclusive latents."""
+
+    reconstruction_ratios: list[float] = field(default_factory=list)
 
 
 def row_of(case: Case, harvest: Harvest, run: Run, architecture: str, seed: int) -> Row:
@@ -128,6 +137,8 @@ def row_of(case: Case, harvest: Harvest, run: Run, architecture: str, seed: int)
     concerns = ConcernedPairs(concerned_pairs(case.organism, texts, found.texts, ends), found.texts)
     measured = Concern.of_latents(found, concerns)
     first, rank = _first(listed, measured)
+    ratios = _scaling(listed)
+    error, reconstruction = ratios.get(first.latent if first else None, (None, None))
     summary = run.summary()
     return Row(
         **case.label,
@@ -146,7 +157,24 @@ def row_of(case: Case, harvest: Harvest, run: Run, architecture: str, seed: int)
         fve=summary.fve,
         isolation=_isolation(case, texts, found, first or _strongest(listed)),
         seconds=summary.wall_seconds + time.perf_counter() - begun,
+        error_ratio=error,
+        reconstruction_ratio=reconstruction,
+        error_ratios=[one for one, _ in ratios.values()],
+        reconstruction_ratios=[one for _, one in ratios.values()],
     )
+
+
+def _scaling(listed: Differences) -> dict[int | None, tuple[float, float]]:
+    """Latent scaling's ratios of the exclusive latents that have them, errors first."""
+    kinds = ("scaling_error_ratio", "scaling_reconstruction_ratio")
+    found = {
+        row["latent"]: tuple(row[kind] for kind in kinds) for row in listed.filtered.judged.rows()
+    }
+    return {
+        latent: (float(a), float(b))
+        for latent, (a, b) in found.items()
+        if a is not None and b is not None and math.isfinite(a) and math.isfinite(b)
+    }
 
 
 def _first(listed: Differences, measured: Concern) -> tuple[Difference | None, int | None]:

@@ -23,6 +23,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from demo_models import ensure_demo_models
 from organism_baselines import Baseline, baselines
 from organism_runs import harvested, trained
@@ -97,6 +98,30 @@ def row_table(rows: Sequence[Row]) -> list[str]:
     return table(head, cells)
 
 
+def scaling_table(rows: Sequence[Row]) -> list[str]:
+    """Lines of a Markdown table: latent scaling's ratios of exclusive latents, by quantiles."""
+    head = ["organism", "pair", "text", "architecture", "latents"]
+    for kind in ("errors", "reconstructions"):
+        head += [f"{kind}: 5%", "50%", "95%", "first"]
+    cells = []
+    for key in dict.fromkeys((row.organism, row.pair, row.text, row.architecture) for row in rows):
+        mine = [r for r in rows if (r.organism, r.pair, r.text, r.architecture) == key]
+        of = [
+            ([x for row in mine for x in row.error_ratios], [r.error_ratio for r in mine]),
+            (
+                [x for row in mine for x in row.reconstruction_ratios],
+                [r.reconstruction_ratio for r in mine],
+            ),
+        ]
+        line = [*key, str(len(of[0][0]))]
+        for values, first in of:
+            quantiles = np.quantile(values, (0.05, 0.5, 0.95)) if values else [None] * 3
+            line += [_number(x) for x in quantiles]
+            line.append(", ".join(_number(x) for x in first))
+        cells.append(line)
+    return table(head, cells)
+
+
 def baseline_table(found: Sequence[Baseline]) -> list[str]:
     """Lines of a Markdown table."""
     head = ["organism", "pair", "text", "method", "AUC", "precision@10", "first"]
@@ -136,6 +161,7 @@ def main(argv: Sequence[str]) -> None:
         rows += rows_of(case, args.architectures, args.seeds)
         print("\n".join(row_table(rows[-len(args.architectures) * len(args.seeds) :])), flush=True)
     print("\n".join(["", *row_table(rows), "", *baseline_table(simple)]))
+    print("\n".join(["", *scaling_table(rows)]))
     print("\nfirst: (n) is beyond chance, but no finding; random: share of latents that would pass")
     if args.json:
         report = {"scale": asdict(scale), "rows": [asdict(row) for row in rows]}
