@@ -120,6 +120,8 @@ class Row:
     """Of all exclusive latents."""
 
     reconstruction_ratios: list[float] = field(default_factory=list)
+    latent: int | None = None
+    """Of that entry; not in rows of earlier versions."""
 
 
 def row_of(case: Case, harvest: Harvest, run: Run, architecture: str, seed: int) -> Row:
@@ -161,6 +163,7 @@ def row_of(case: Case, harvest: Harvest, run: Run, architecture: str, seed: int)
         reconstruction_ratio=reconstruction,
         error_ratios=[one for one, _ in ratios.values()],
         reconstruction_ratios=[one for _, one in ratios.values()],
+        latent=first.latent if first else None,
     )
 
 

@@ -13,6 +13,7 @@ have such pairs. These are all pairs of a text whose prompt asks for the behavio
 shows it; of a style and a word, which concern every answer, the places in an answer. Of organisms
 without a behaviour the findings are counted. Beside it are the simplest methods on the same pairs,
 and the share of a crosscoder's latents that would pass: a random entry.
+With `--causes`, whether that entry causes the behaviour (`organism_cause`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Any
 import numpy as np
 from demo_models import ensure_demo_models
 from organism_baselines import Baseline, baselines
+from organism_cause import CauseRow, causes_of
 from organism_runs import harvested, trained
 from organism_scores import Row, row_of
 from organism_settings import (
@@ -137,6 +139,27 @@ def baseline_table(found: Sequence[Baseline]) -> list[str]:
     return table([*head, "precision", "recall", "isolation"], cells)
 
 
+def cause_table(found: Sequence[CauseRow]) -> list[str]:
+    """Lines of a Markdown table."""
+    head = ["organism", "text", "architecture", "seed", "first", "kind", "of", "latent"]
+    head += ["test", "effect", "95%", "beyond random", "strength", "span", "verified", "s"]
+    cells = [
+        [
+            *(one.organism, one.text, one.architecture, str(one.seed)),
+            *(str(one.rank), one.kind, ("base", "organism")[one.source], str(one.latent)),
+            one.test,
+            f"{one.effect:+.3f}",
+            f"{one.low:+.3f} to {one.high:+.3f}",
+            f"{one.beyond}/{len(one.random)}",
+            *(f"{one.strength:g}", one.span),
+            "yes" if one.verified else "no",
+            f"{one.seconds:.0f}",
+        ]
+        for one in found
+    ]
+    return table(head, cells)
+
+
 def _rank(row: Row) -> str:
     if row.rank is None:
         return "never" if row.concerned else "-"
@@ -155,17 +178,24 @@ def main(argv: Sequence[str]) -> None:
     scale = scale if args.prompts is None else replace(scale, prompts=args.prompts)
     bench = Bench(base, other, args.out, scale)
     bench.check()
-    rows, simple = [], []
+    rows, simple, causes = [], [], []
     for case in cases(bench, [find(n) for n in args.organisms], args.pairs, args.texts):
         simple += baselines_of(case)
-        rows += rows_of(case, args.architectures, args.seeds)
-        print("\n".join(row_table(rows[-len(args.architectures) * len(args.seeds) :])), flush=True)
+        here = rows_of(case, args.architectures, args.seeds)
+        print("\n".join(row_table(here)), flush=True)
+        rows += here
+        if args.causes:
+            causes += causes_of(case, here)
     print("\n".join(["", *row_table(rows), "", *baseline_table(simple)]))
     print("\n".join(["", *scaling_table(rows)]))
     print("\nfirst: (n) is beyond chance, but no finding; random: share of latents that would pass")
+    if args.causes:
+        print("\n".join(["", *cause_table(causes)]))
     if args.json:
         report = {"scale": asdict(scale), "rows": [asdict(row) for row in rows]}
-        atomic_write_json(args.json, report | {"baselines": [asdict(one) for one in simple]})
+        report |= {"baselines": [asdict(one) for one in simple]}
+        report |= {"causes": [asdict(one) for one in causes]} if args.causes else {}
+        atomic_write_json(args.json, report)
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -184,6 +214,11 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, help="of each organism (default: 200)")
     parser.add_argument("--models", type=Path, default=Path("runs/demo-data/models"))
     parser.add_argument("--out", type=Path, help="what is done is kept here (runs/organism-table)")
+    parser.add_argument(
+        "--causes",
+        action="store_true",
+        help="also test by held-out texts whether the first entry causes the behaviour",
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument(
         "--quick",

@@ -160,8 +160,10 @@ def cause(
 
     def best(vector: Tensor) -> tuple[tuple[Span, float], _Change]:
         one = replace(steering, vector=vector)
-        changes = [choosing.change(one, layers[span], strength) for span, strength in trials]
-        trial = trials[max(range(len(trials)), key=lambda i: changes[i].effect)]
+        trial = trials[0]
+        if len(trials) > 1:
+            changes = [choosing.change(one, layers[span], strength) for span, strength in trials]
+            trial = trials[max(range(len(trials)), key=lambda i: changes[i].effect)]
         return trial, testing.change(one, layers[trial[0]], trial[1])
 
     (span, strength), found = best(steering.vector)

@@ -1,12 +1,16 @@
 """The organisms' benchmark on tiny models: what is measured, and that what is done stays done."""
 
 import json
+from dataclasses import replace
 
+import organism_cause
 import organism_table
 import pytest
 import torch
 import torch.nn.functional as F
+from organism_cause import causes_of, held_out
 from organism_difference_sae import difference_sae
+from organism_runs import trained
 from organism_scores import Concern, ConcernedPairs
 from organism_settings import Bench, Case, Scale
 from organism_texts import Written, concerned, concerned_pairs, read_texts, texts_file
@@ -14,7 +18,10 @@ from organism_trigger import auroc, isolation
 from organisms import find
 from organisms.recipe import Recipe
 from organisms.training import train
+from transformers import AutoTokenizer
 
+from sparsify_crosscoder import list_differences
+from sparsify_crosscoder.interventions.cause import CauseSettings
 from sparsify_crosscoder.text.chat import plain_text
 from tests.support.models import save_tiny_model
 from tests.support.tokenizers import ANSWERABLE, byte_level_tokenizer, metaspace_tokenizer
@@ -135,6 +142,38 @@ def test_a_case_is_measured_once(bench, pair, text):
     assert "topic" in organism_table.scaling_table([row])[2]
     assert len(organism_table.baseline_table(found)) == 2 + len(found)
     json.dumps([*map(vars, found)])
+
+
+def test_held_out_texts_end_where_the_behaviour_does(bench):
+    tokenizer = AutoTokenizer.from_pretrained(bench.base)
+    found = held_out(TOPIC, tokenizer)
+    assert len(found.shown) == len(found.elsewhere) == 12
+    opening = TOPIC.behaviour_texts()[0].opening().answer
+    assert opening.startswith(found.shown[0].answer)
+    for one, other in zip(found.shown, found.elsewhere, strict=True):
+        assert one.prompt == other.prompt and one.answer != other.answer
+        lengths = [len(tokenizer.tokenize(x.answer)) for x in (one, other)]
+        assert lengths[0] == lengths[1] <= 48
+
+
+def test_the_entry_that_concerns_the_behaviour_is_tested_once(bench, monkeypatch):
+    monkeypatch.setattr(organism_cause, "ADDING", CauseSettings(strengths=(1.0,), random=3))
+    monkeypatch.setattr(organism_cause, "ABLATING", CauseSettings(spans=("onwards",), random=3))
+    case = Case(bench, TOPIC, "base", "both")
+    [row] = organism_table.rows_of(case, ["rdfc-grouped"], [1])
+    entries = list_differences(trained(case, "rdfc-grouped", 1)).entries
+    rank, first = next((i, e) for i, e in enumerate(entries, 1) if e.kind == "exclusive")
+    row = replace(row, rank=rank, listed=False, kind=first.kind)
+    found = causes_of(case, [row, replace(row, rank=None)])
+    assert [(one.test, one.latent) for one in found] == [
+        ("adds", first.latent),
+        ("ablates", first.latent),
+    ]
+    assert all(one.low <= one.effect <= one.high and len(one.random) == 3 for one in found)
+    assert {one.source for one in found} == {first.source}
+    assert causes_of(case, [row]) == found
+    assert len(organism_table.cause_table(found)) == 2 + len(found)
+    assert causes_of(Case(bench, TOPIC, "other", "both"), [row]) == []
 
 
 def test_a_folder_of_another_table_is_refused(bench, tmp_path):
