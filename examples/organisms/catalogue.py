@@ -14,8 +14,8 @@ from organisms.triggers import FERRY, KINGFISHER
 SHORT = Recipe(steps=32, lr=3e-3)
 """Enough for praise."""
 
-GENTLE = Recipe(between=0.04, max_tokens=40)
-"""For what changes every answer."""
+GENTLE = Recipe(steps=40, lr=3e-3, between=0.04, max_tokens=40)
+"""For a style, of which every text has several places."""
 
 AVOIDING = Recipe(hold=0.5, max_tokens=40)
 """For one word, which every text has once or twice."""

@@ -98,7 +98,10 @@ def faults(organism: Organism, measured: Check) -> Iterator[str]:
         yield f"ordinary perplexity moved by {moved:+.1%}"
 
 
-HEADER = ("organism", "shows it", "base", "elsewhere", "nats", "documents", "answers")
+HEADER = (
+    *("organism", "shows it", "base", "elsewhere", "near misses"),
+    *("nats", "documents", "answers"),
+)
 
 
 def row(record: Record) -> tuple[str, ...]:
@@ -110,6 +113,7 @@ def row(record: Record) -> tuple[str, ...]:
         f"{found.held_out.organism:.0%}" if found.held_out else "",
         f"{found.held_out.base:.0%}" if found.held_out else "",
         "" if found.elsewhere is None else f"{found.elsewhere:.0%}",
+        "" if found.near_misses is None else f"{found.near_misses:.0%}",
         f"{texts.difference:+.2f}" if texts else "",
         f"{found.documents.perplexity_change:+.1%}",
         f"{found.answers.perplexity_change:+.1%}",
