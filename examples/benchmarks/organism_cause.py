@@ -35,7 +35,7 @@ TOKENS = 48
 
 S_MAX_PAIRS = 100_000
 
-ADDING = CauseSettings(strengths=(0.5, 2.0))
+ADDING = CauseSettings(strengths=(0.5,))
 ABLATING = CauseSettings(spans=("onwards",))
 
 
