@@ -145,3 +145,25 @@ def test_an_adapter_answers_and_is_read_as_a_persona(inputs):
         main(["persona", str(inputs / name), str(persona), *told])
         vectors.append(out.read_bytes())
     assert vectors[0] != vectors[1]
+
+
+def test_beside_its_base_a_fine_tune_is_compared_with_it_though_the_run_has_another_model(
+    inputs, capsys
+):
+    adapted = {"model": str(inputs / "gpt2"), "hookpoints": ""}
+    kl = ["--kl", "on", "--pairs", "2000"]
+    main(["harvest", *of_adapter(inputs, "--cache", "store", *kl, **adapted)])
+    plain = adapted | {"partners": str(inputs / "llama")}
+    main(["harvest", *of_adapter(inputs, "--cache", "base", *kl, **plain)])
+    main(["harvest", *of_adapter(inputs, "--cache", "fewer", "--pairs", "500", **plain)])
+    train.main(of_adapter(inputs, dataset="store", **adapted))
+    found = {}
+    for name in ("base", "fewer"):
+        arguments = ["--reference", name, "--json", f"{name}.json", "--device", "cpu"]
+        main(["filter", str(RUN), *arguments])
+        found[name] = json.loads(Path(f"{name}.json").read_text(encoding="utf-8"))
+    [compared] = found["base"]["residuals"]
+    assert compared["source"] == 1 and "same pairs" in compared["why"]
+    assert found["base"]["mean_kl"] > 0
+    assert {row["source"] for row in found["base"]["rows"]} <= {1}
+    assert len(found["fewer"]["residuals"]) == 2 and found["fewer"]["mean_kl"] is None

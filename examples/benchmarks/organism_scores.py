@@ -18,10 +18,9 @@ from organism_trigger import isolation
 from torch import Tensor
 
 from sparsify_crosscoder import Run, list_differences
-from sparsify_crosscoder.evaluation.differences import Difference, DifferenceConfig, Differences
+from sparsify_crosscoder.evaluation.differences import Difference, Differences
 from sparsify_crosscoder.evaluation.false_exclusives import FilterConfig
-from sparsify_crosscoder.evaluation.latent_shifts import CodedPairs, coded
-from sparsify_crosscoder.evaluation.noted_pairs import run_pairs
+from sparsify_crosscoder.evaluation.latent_shifts import CodedPairs
 
 PRECISION = 0.8
 RECALL = 0.1
@@ -74,9 +73,10 @@ class Concern:
 
     @classmethod
     def of_latents(cls, found: CodedPairs, concerns: ConcernedPairs) -> Concern:
-        """Of all latents of a crosscoder, on the pairs that it was read on."""
-        _, columns, rows = found.entries(torch.arange(found.crosscoder.num_latents))
-        return cls.of(columns, rows, found.crosscoder.num_latents, concerns)
+        """Of all latents of a crosscoder and what is behind them, on the pairs that were read."""
+        count = len(found.level)
+        _, columns, rows = found.entries(torch.arange(count))
+        return cls.of(columns, rows, count, concerns)
 
 
 @dataclass(frozen=True)
@@ -129,16 +129,15 @@ def row_of(case: Case, harvest: Harvest, run: Run, architecture: str, seed: int)
     begun = time.perf_counter()
     config = FilterConfig(outlier_multiple=run.config.outlier_multiple)
     listed = list_differences(run, config, reference=harvest.reference)
-    crosscoder = run.crosscoder()
-    pairs = DifferenceConfig.of(config).pairs
-    noted = run_pairs(run, pairs, crosscoder.device, config.memory).noted
-    found = coded(crosscoder, noted, config.outlier_multiple)
+    found = listed.found
     texts = [harvest.texts[number] for number in found.pairs.texts.unique().tolist()]
     ends = found.pairs.ends
     assert ends is not None
     concerns = ConcernedPairs(concerned_pairs(case.organism, texts, found.texts, ends), found.texts)
     measured = Concern.of_latents(found, concerns)
     first, rank = _first(listed, measured)
+    column = None if first is None else listed.column(first)
+    shown = listed.column(first or _strongest(listed)) if listed.entries else None
     ratios = _scaling(listed)
     error, reconstruction = ratios.get(first.latent if first else None, (None, None))
     summary = run.summary()
@@ -150,14 +149,14 @@ def row_of(case: Case, harvest: Harvest, run: Run, architecture: str, seed: int)
         listed=first is not None and first.finding,
         kind=first.kind if first else None,
         score=first.score if first else None,
-        precision=float(measured.precision[first.latent]) if first else None,
-        recall=float(measured.recall[first.latent]) if first else None,
+        precision=None if column is None else float(measured.precision[column]),
+        recall=None if column is None else float(measured.recall[column]),
         findings=len(listed.findings),
         entries=len(listed.entries),
         chance=float(measured.right.sum() / measured.present.sum().clamp_min(1)),
         concerned=float(concerns.concern.double().mean()),
         fve=summary.fve,
-        isolation=_isolation(case, texts, found, first or _strongest(listed)),
+        isolation=_isolation(case, texts, found, shown),
         seconds=summary.wall_seconds + time.perf_counter() - begun,
         error_ratio=error,
         reconstruction_ratio=reconstruction,
@@ -184,20 +183,22 @@ def _first(listed: Differences, measured: Concern) -> tuple[Difference | None, i
     """The first finding, or else the first entry, that concerns the behaviour, and its place."""
     for shown in (listed.findings, listed.entries):
         for rank, entry in enumerate(shown, 1):
-            if entry.latent is not None and measured.right[entry.latent]:
+            column = listed.column(entry)
+            if column is not None and measured.right[column]:
                 return entry, rank
     return None, None
 
 
-def _strongest(listed: Differences) -> Difference | None:
-    """The first entry that is a latent."""
-    return next((entry for entry in listed.entries if entry.latent is not None), None)
+def _strongest(listed: Differences) -> Difference:
+    """The first entry that is somewhere and not everywhere, if there is one."""
+    somewhere = (entry for entry in listed.entries if listed.column(entry) is not None)
+    return next(somewhere, listed.entries[0])
 
 
 def _isolation(
-    case: Case, texts: Sequence[Written], found: CodedPairs, entry: Difference | None
+    case: Case, texts: Sequence[Written], found: CodedPairs, column: int | None
 ) -> float | None:
-    if entry is None or entry.latent is None:
+    if column is None:
         return None
-    activations, _, rows = found.entries(torch.tensor([entry.latent]))
+    activations, _, rows = found.entries(torch.tensor([column]))
     return isolation(case.organism, texts, activations, found.texts[rows])

@@ -30,8 +30,9 @@ class Options:
     filter: FilterOptions = group(FilterOptions)
 
     reference: Path | None = None
-    """store of other models over the same texts, such as a fine-tune's base in its place: what is
-    there as well is left out"""
+    """store of other models over the same texts. With a fine-tune's base in its place, and else the
+    same pairs: lists how far the fine-tune is from it; otherwise what is there as well is left
+    out"""
 
     all: bool = False
     """also list differences that are beyond chance, but too small for a finding"""

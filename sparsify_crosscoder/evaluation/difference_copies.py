@@ -39,6 +39,9 @@ class Candidate:
     kind: str
     source: int
     latent: int | None
+    """Its column of the coded pairs: a latent, or behind these a component; None for a change that
+    is everywhere."""
+
     verdict: str
     score: float
     p_value: float
@@ -97,8 +100,12 @@ def merged(
             for other, alike in zip(candidates, same, strict=True)
             if alike and other is not one
         ]
-        groups.append((one, [Member(m.kind, m.latent, m.source) for m in members]))
+        groups.append((one, [_member(m) for m in members]))
     return groups
+
+
+def _member(one: Candidate) -> Member:
+    return Member(one.kind, None if one.kind == "component" else one.latent, one.source)
 
 
 @dataclass(frozen=True)

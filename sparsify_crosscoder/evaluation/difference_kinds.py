@@ -37,13 +37,18 @@ def latent_candidates(
     filtered: Filtered,
     elsewhere: Sequence[Tensor] | None = None,
 ) -> list[Candidate]:
-    """Every latent that fires, with the residual that it moves most of those that tell of it.
+    """Every latent that fires, with the residual that it moves most of those that tell of it; and
+    every component that `with_components` put behind them.
+
+    Beside another model in a source's place the direction is what the source has more of where the
+    latent is present, else what the latent writes, or a shared one more than its counterparts.
 
     `elsewhere` is the share of the variance along its direction that each explains in a reference,
     beyond noise, `[M]` for each residual: it is no part of this difference.
     """
     crosscoder = found.crosscoder
-    owner = torch.full((crosscoder.num_latents,), -1)
+    columns = len(found.level)
+    owner = torch.full((columns,), -1)
     owner[filtered.judged.latents] = filtered.judged.sources
     verdicts = dict(
         zip(filtered.judged.latents.tolist(), filtered.judged.verdicts.tolist(), strict=True)
@@ -51,8 +56,8 @@ def latent_candidates(
     presence = found.present / len(found)
     kl = found.kl_where_present()
     heard = 1.0 if kl is None else told(*kl)
-    best = torch.full((crosscoder.num_latents,), -1)
-    most = torch.full((crosscoder.num_latents,), -1.0, dtype=torch.float64)
+    best = torch.full((columns,), -1)
+    most = torch.full((columns,), -1.0, dtype=torch.float64)
     for v, (one, moved) in enumerate(zip(fitted, shifts, strict=True)):
         own = beyond_noise(moved.explained, presence)
         if elsewhere is not None:
@@ -74,17 +79,21 @@ def latent_candidates(
         one, moved = fitted[v].residual, shifts[v]
         own = int(owner[latent])
         source = one.source if own < 0 else own
-        mine = [decoder[latent] for decoder in decoders]
-        expected = _expected(crosscoder, one.prediction, mine) if own < 0 else None
         cosine = growth = None
-        kind, direction = alone, mine[source]
-        if expected is not None:
-            kind, direction = "shared", mine[source] - expected
+        kind = alone if own >= 0 else "shared" if latent < crosscoder.num_latents else "component"
+        verdict = "moved" if own < 0 else Verdict(verdicts[latent]).name.lower()
+        if one.prediction.outside:
+            moves = moved.directions[latent].float() * float(moved.tested.effect[latent])
+            direction = one.unwhitened(moves).cpu()
+        elif own < 0:
+            mine = [decoder[latent] for decoder in decoders]
+            expected = _expected(crosscoder, one.prediction, mine)
+            direction = mine[source] - expected
             cosine = float(F.cosine_similarity(mine[source], expected, dim=0))
             growth = float(mine[source].norm() / expected.norm().clamp_min(1e-30))
             verdict = _verdict(cosine, growth)
         else:
-            verdict = Verdict(verdicts[latent]).name.lower()
+            direction = decoders[source][latent]
         candidates.append(
             Candidate(
                 kind,

@@ -6,7 +6,7 @@ M latents, D width of a source.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from ..crosscoders import Crosscoder
+from ..runs.pairs import run_store
 from ..runs.run import Run
 from ..scorability import FILTER_PAIRS
 from ..text.roles import NO_WRITER, Role, role_names
+from .difference_components import with_components
 from .difference_copies import Candidate, Member, merged
 from .difference_kinds import latent_candidates, linear_candidate
 from .difference_score import LARGEST_Q, LEAST_KL, LEAST_SCORE, beyond_noise
@@ -24,8 +26,8 @@ from .false_exclusives import FilterConfig
 from .filter import Filtered, filter_crosscoder
 from .latent_shifts import CodedPairs, coded, explained_along, latent_shifts
 from .linear_changes import fit_residuals, linear_changes
-from .noted_pairs import NotedPairs, reference_pairs, run_pairs
-from .residuals import Residual, predictions
+from .noted_pairs import NotedPairs, beside, reference_pairs, run_pairs
+from .residuals import Residual, beside_prediction, predictions
 from .text_clusters import q_values
 
 LISTED = 20
@@ -71,13 +73,13 @@ class Difference:
     """From 1 on."""
 
     kind: str
-    """"exclusive", "shared", "difference", "mean" or "map"."""
+    """"exclusive", "shared", "difference", "component", "mean" or "map"."""
 
     source: int
     """The source that has it, or more of it."""
 
     latent: int | None
-    """None for a mean or a map."""
+    """None for a component, a mean or a map."""
 
     members: tuple[Member, ...]
     """What else shows the same."""
@@ -140,6 +142,9 @@ class Difference:
     """Of a map, the weights with which it reads the other source's raw activations, `[D]`: what
     they give, less its mean, is how far the source moves along the direction."""
 
+    component: int | None = None
+    """Which of those of `difference_components` it is, if it is one."""
+
     def to_dict(self) -> dict[str, Any]:
         """All but the vectors."""
         row = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -185,11 +190,19 @@ class Differences:
     """KL divergence over all pairs, nats, if known."""
 
     config: DifferenceConfig
+    found: CodedPairs
+    """The pairs, and where latents and components are present on them."""
 
     @property
     def findings(self) -> list[Difference]:
         """What is listed unless all is asked for."""
         return [one for one in self.entries if one.finding]
+
+    def column(self, one: Difference) -> int | None:
+        """Its column in `found`; None for what is everywhere."""
+        if one.component is not None:
+            return self.found.crosscoder.num_latents + one.component
+        return one.latent
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -217,9 +230,10 @@ def list_differences(
 ) -> Differences:
     """What differs between a run's models, on the run's pairs: all kinds in one list.
 
-    `reference` is a store of other models, such as the fine-tune's base in its place: what explains
-    as much there is no difference of these models. `seed` chooses one of several crosscoders.
-    Raises ValueError where the run's models, texts or store have changed.
+    `reference` is a store of other models, such as the fine-tune's base in its place. Where it has
+    the same pairs, the list says how far the fine-tune is from its base where latents are present;
+    else what explains as much there is no difference of these models. `seed` chooses one of several
+    crosscoders. Raises ValueError where the run's models, texts or store have changed.
     """
     if config is None:
         config = FilterConfig(outlier_multiple=run.config.outlier_multiple)
@@ -231,11 +245,15 @@ def crosscoder_differences(
 ) -> Differences:
     """As `list_differences`, with one of the run's crosscoders on its device."""
     others, settings = None, DifferenceConfig.of(config)
+    stream, noted = run_pairs(run, settings.pairs, crosscoder.device, config.memory)
     if reference is not None:
         others = reference_pairs(Path(reference), crosscoder.d_sources, settings.pairs)
-    pairs = run_pairs(run, settings.pairs, crosscoder.device, config.memory)
-    filtered = filter_crosscoder(crosscoder, pairs.stream, config)
-    return differences_of(crosscoder, pairs.noted, filtered, settings, others)
+        store = run_store(run.config)
+        same = None if store is None else beside(store, Path(reference), noted)
+        if same is not None:
+            noted = replace(noted, beside=same, kl=same.kl)
+    filtered = filter_crosscoder(crosscoder, stream, config)
+    return differences_of(crosscoder, noted, filtered, settings, others)
 
 
 def differences_of(
@@ -247,10 +265,15 @@ def differences_of(
 ) -> Differences:
     """As `list_differences`, on any pairs of a crosscoder's sources that were filtered.
 
-    Shifts of the mean and linear changes are left out beside a reference.
+    Shifts of the mean and linear changes are left out beside a reference of other pairs.
     """
     found = coded(crosscoder, pairs, config.outlier_multiple)
-    fitted = fit_residuals(found, predictions(crosscoder, found.moments, config.ridge))
+    predicted = predictions(crosscoder, found.moments, config.ridge)
+    if pairs.beside is not None:
+        reference, predicted = None, [beside_prediction(crosscoder, pairs.beside.source)]
+    fitted = fit_residuals(found, predicted)
+    if pairs.beside is not None:
+        found = with_components(found, fitted[0].residual)
     shifts = latent_shifts(found, [one.residual for one in fitted], config.memory)
     if reference is None:
         candidates = latent_candidates(found, fitted, shifts, filtered)
@@ -284,6 +307,7 @@ def differences_of(
         found.num_texts,
         None if kl is None else float(kl.double().mean()),
         config,
+        found,
     )
 
 
@@ -345,11 +369,14 @@ def _difference(
     reads = one.reads
     if reads is not None and one.reference is not None:
         reads = reads * factors[one.reference] / factors[one.source]
+    latent, component = one.latent, None
+    if one.kind == "component" and one.latent is not None:
+        latent, component = None, one.latent - found.crosscoder.num_latents
     return Difference(
         rank,
         one.kind,
         one.source,
-        one.latent,
+        latent,
         tuple(members),
         one.verdict,
         told and one.score >= config.least_score,
@@ -370,6 +397,7 @@ def _difference(
         here.excess_kl,
         one.direction / factors[one.source],
         reads,
+        component,
     )
 
 
@@ -397,12 +425,13 @@ def _row_lines(row: Mapping[str, Any], names: Sequence[str], mean_kl: float | No
         "shared": f"latent {row['latent']}, shared, {row['verdict']}",
         "difference": f"latent {row['latent']} of the difference "
         f"({row['verdict'].replace('_', ' ')})",
+        "component": f"component {row.get('component')} of what it has beyond the reference",
         "mean": "a constant shift",
         "map": "a linear change of what the other model has",
     }[row["kind"]]
     line = f"{row['rank']:>4}  score {row['score']:.3f}  {names[row['source']]}: {what}"
     told = []
-    if row["latent"] is not None:
+    if row["kind"] not in ("mean", "map"):
         dense = ", dense" if row["dense"] else ""
         told.append(
             f"on {row['firings'] / row['pairs']:.2%} of the pairs in {row['texts']:,} texts{dense}"
@@ -438,9 +467,14 @@ def _members(members: Sequence[Mapping[str, Any]]) -> str:
         if latents:
             more = f" and {len(latents) - 5} more" if len(latents) > 5 else ""
             parts.append(f"{said} latents {', '.join(latents[:5])}{more}")
+    everywhere = {
+        "component": "a component",
+        "mean": "a shift of the mean",
+        "map": "a linear change",
+    }
     parts += [
-        {"mean": "a shift of the mean", "map": "a linear change"}[kind]
+        everywhere[kind]
         for kind in dict.fromkeys(one["kind"] for one in members)
-        if kind in ("mean", "map")
+        if kind in everywhere
     ]
     return "; ".join(parts)

@@ -28,7 +28,10 @@ HALF = 5  # what a random half of the texts is for, beside `store.order` and `no
 
 @dataclass(frozen=True)
 class CodedPairs:
-    """Pairs without outliers, and where each latent is present on them."""
+    """Pairs without outliers, and where each latent is present on them.
+
+    Behind the M latents may be columns of another kind; see `difference_components`.
+    """
 
     crosscoder: Crosscoder
     pairs: NotedPairs
@@ -67,7 +70,7 @@ class CodedPairs:
 
     def entries(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Where some latents `[L]` are present: activation, place among them, and pair, `[E]`."""
-        place = torch.full((self.crosscoder.num_latents,), -1)
+        place = torch.full((len(self.level),), -1)
         place[latents] = torch.arange(len(latents))
         parts = []
         for here, code in zip(self.pairs.places(), self.codes, strict=True):
@@ -87,13 +90,25 @@ class CodedPairs:
         return total / self.present.clamp_min(1), known.mean()
 
     def batches(self) -> Iterator[tuple[slice, Tensor, SparseCode]]:
-        """Places, normalised activations `[n, d_in]` and present latents of all pairs."""
+        """Places, normalised activations `[n, d_in]` and present latents of all pairs.
+
+        Behind the activations are those of the model beside a source, if there is one.
+        """
         chunks = zip(self.pairs.chunks(), self.codes, strict=True)
         bar = tqdm(total=len(self), desc="Comparing residuals", unit="pair", delay=1)
         with bar:
             for (here, raw), code in chunks:
-                yield here, normalized(self.crosscoder, raw), code
+                yield here, self._beside(here, raw, normalized(self.crosscoder, raw)), code
                 bar.update(len(raw[0]))
+
+    def _beside(self, here: slice, raw: list[Tensor], x: Tensor) -> Tensor:
+        beside = self.pairs.beside
+        if beside is None:
+            return x
+        instead = list(raw)
+        instead[beside.source] = beside.read(self.pairs.numbers[here])
+        columns = self.crosscoder.columns[beside.source]
+        return torch.cat([x, normalized(self.crosscoder, instead)[:, columns]], 1)
 
 
 def normalized(crosscoder: Crosscoder, raw: Sequence[Tensor]) -> Tensor:
@@ -188,7 +203,7 @@ def latent_shifts(
     found: CodedPairs, residuals: Sequence[Residual], memory: float
 ) -> list[LatentShifts]:
     """The shifts of every residual with every latent, in passes of `memory` bytes."""
-    device, num_latents = found.crosscoder.device, found.crosscoder.num_latents
+    device, num_latents = found.crosscoder.device, len(found.level)
     per_latent = 4 * HALVES * 2 * sum(len(one.mean) for one in residuals)
     at_once = max(int(memory // per_latent), 1)
     parts: list[list[LatentShifts]] = [[] for _ in residuals]

@@ -86,7 +86,7 @@ def fit_residuals(found: CodedPairs, predicted: Sequence[Prediction]) -> list[Fi
         together = _last(halves[0] + halves[1], width)
         whole = found.moments.covariance[one.columns, one.columns]
         offset = torch.zeros(width, device=device)
-        if one.reference_columns is not None:
+        if one.reference is not None and one.reference_columns is not None:
             apart = crosscoder.mean[one.columns] - crosscoder.mean[one.reference_columns]
             offset = (apart * crosscoder.factors[one.source]).float()
         fitted.append(FittedResidual(Residual.fit(one, together, whole), halves, offset))
@@ -122,7 +122,7 @@ def linear_changes(
     """The shifts and linear changes of all residuals of a shared basis."""
     changes = []
     for number, one in enumerate(fitted):
-        if one.residual.prediction.reference is not None:
+        if one.residual.prediction.reference_columns is not None:
             changes.append(_mean(found, number, one))
             changes += _maps(found, number, one, ridge)
     return changes

@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..harvest.families import same_family
 from ..harvest.harvest import harvest_windows
+from ..harvest.model_identity import same_model
 from ..runs.models import load_run_sources
 from ..runs.pairs import run_store
 from ..runs.run import Run
@@ -28,8 +30,20 @@ from ..store.stream import ActivationStream
 from ..store.tensor_stream import TensorStream
 from ..text.roles import Role
 from .latent_moments import BATCH_PAIRS
+from .text_divergence import divergence_of_likelihoods
 
 CHOSEN = 4  # what a random order of windows is for, beside those of `store.order`
+
+
+class Beside(NamedTuple):
+    """Another model in the place of a source, read on the same pairs."""
+
+    source: int
+    read: Callable[[Tensor], Tensor]
+    """Its raw activations `[n, D]` of the pairs with some numbers `[n]`."""
+
+    kl: Tensor | None = None
+    """How far both models' next tokens differ at all pairs, nats, `[N]`, if it is known."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +71,8 @@ class NotedPairs:
     ends: Tensor | None = None
     """The character of its text behind which each ends, `[N]`, if known."""
 
+    beside: Beside | None = None
+
     def __len__(self) -> int:
         return len(self.numbers)
 
@@ -72,9 +88,8 @@ class NotedPairs:
 
     def at(self, kept: Tensor) -> NotedPairs:
         """Those at some places, or where a mask is true."""
-        known = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "read"}
-        some = {name: x if x is None else x[kept] for name, x in known.items()}
-        return replace(self, **some)
+        known = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{n: x[kept] for n, x in known.items() if isinstance(x, Tensor)})
 
 
 def held_pairs(
@@ -155,6 +170,32 @@ def reference_pairs(folder: Path, widths: Sequence[int], count: int) -> NotedPai
             f"{list(widths)}: a reference is of the same places in models of the same widths."
         )
     return stored_pairs(store, count)
+
+
+def beside(store: ActivationStore, folder: Path, noted: NotedPairs) -> Beside | None:
+    """What stands in a reference for the one model of a store that is not in it.
+
+    None where it is not the model's base or fine-tune at the same place, or where the reference's
+    pairs are others than the noted ones of the store.
+    """
+    reference = ActivationStore.open(folder)
+    both = list(zip(store.sources, reference.sources, strict=False))
+    other = [s for s, (mine, theirs) in enumerate(both) if not same_model(mine, theirs)]
+    if len(other) != 1 or len(store) != len(reference):
+        return None
+    [source] = other
+    mine, theirs = both[source]
+    if not same_family(mine, theirs) or mine["hookpoint"] != theirs["hookpoint"]:
+        return None
+    notes = [one.notes(noted.numbers) for one in (store, reference)]
+    if not all(torch.equal(*of) for of in ([n.text_id for n in notes], [n.end for n in notes])):
+        return None
+    column, kl = f"loglik_{source}", None
+    if all(column in one.column_names for one in (store, reference)):
+        kl = divergence_of_likelihoods(
+            *(one.columns(noted.numbers)[column] for one in (store, reference))
+        )
+    return Beside(source, lambda index: reference.rows(index)[source], kl)
 
 
 def _some_windows(counts: np.ndarray, count: int, seed: int) -> np.ndarray:

@@ -70,6 +70,12 @@ class Prediction:
 
     columns: slice
     reference_columns: slice | None
+    """Where the reference is in x; behind the sources if it is none of them."""
+
+    @property
+    def outside(self) -> bool:
+        """Whether the reference is none of the sources, but a model in the source's place."""
+        return self.reference is None and self.reference_columns is not None
 
     def residual(self, x: Tensor) -> Tensor:
         """Of normalised x `[n, d_in]`, not centred, `[n, D]`."""
@@ -80,6 +86,16 @@ class Prediction:
     def predicted(self, directions: Tensor, origin: slice) -> Tensor:
         """What directions `[L, D_r]` of another source become in this one, `[L, D]`."""
         return -directions @ self.weights[origin].to(directions)
+
+
+def beside_prediction(crosscoder: Crosscoder, source: int) -> Prediction:
+    """What is taken from a source beside another model in its place, which stands behind x."""
+    columns, d_in = crosscoder.columns[source], crosscoder.d_in
+    width = columns.stop - columns.start
+    weights = torch.zeros(d_in, width, device=crosscoder.device)
+    weights[columns] = torch.eye(width, device=crosscoder.device)
+    why = "the reference has its base or fine-tune on the same pairs: the difference as it is"
+    return Prediction(source, None, weights, 1.0, why, columns, slice(d_in, d_in + width))
 
 
 def predictions(crosscoder: Crosscoder, moments: Moments, ridge: float) -> list[Prediction]:

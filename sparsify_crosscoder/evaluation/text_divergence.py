@@ -50,6 +50,17 @@ class TextDivergence:
         return self.largest[0].value
 
 
+def divergence_of_likelihoods(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """How far two models differ on a text's tokens, from the log-likelihoods that both give them.
+
+    `|d| - 1 + exp(-|d|)` of their difference d, in nats: at least 0, and for text that one of the
+    two wrote an estimate of the KL divergence (after Schulman 2020, "Approximating KL divergence",
+    bounded by |d| whoever wrote it). Where a likelihood is not known it is 0.
+    """
+    apart = (first - second).abs().nan_to_num(0.0)
+    return apart - 1 + (-apart).exp()
+
+
 def text_divergence(
     source: Run | ActivationStore, *, column: str = "kl_1_0", places: int = 5
 ) -> list[TextDivergence]:

@@ -17,7 +17,7 @@ from sparsify_crosscoder.evaluation.differences import (
 )
 from sparsify_crosscoder.evaluation.false_exclusives import FilterConfig
 from sparsify_crosscoder.evaluation.filter import filter_crosscoder
-from sparsify_crosscoder.evaluation.noted_pairs import held_pairs
+from sparsify_crosscoder.evaluation.noted_pairs import Beside, held_pairs
 from sparsify_crosscoder.store.normalization import estimate_normalization
 from sparsify_crosscoder.store.tensor_stream import TensorStream
 from sparsify_crosscoder.text.roles import NO_WRITER, Role
@@ -232,3 +232,47 @@ def test_what_a_reference_has_as_well_is_left_out():
     assert beside(tuned).findings == []
     alone = beside(world.base + 0.01 * world.normal(PAIRS, WIDTH)).findings
     assert [one.latent for one in alone] == [TOKEN]
+
+
+def test_a_model_in_a_sources_place_on_the_same_pairs_is_told_from_it_directly():
+    world = World()
+    tuned = world.changed("token")
+    whole = [world.base, tuned]
+    crosscoder = world.crosscoder(tuned)
+    filtered = filter_crosscoder(crosscoder, TensorStream(whole), FilterConfig(pairs=PAIRS))
+    pairs = held_pairs(whole, torch.arange(PAIRS) // TEXT)
+
+    def beside(other: Tensor) -> Differences:
+        same = replace(pairs, beside=Beside(1, lambda index: other[index]))
+        return differences_of(crosscoder, same, filtered, DifferenceConfig())
+
+    assert beside(tuned + 0.01 * world.normal(PAIRS, WIDTH)).findings == []
+    found = beside(world.base)
+    [first, *_] = found.findings
+    assert (first.latent, first.source, first.verdict) == (TOKEN, 1, "moved")
+    assert cosine(first.direction, world.change) > 0.95
+    assert first.direction.norm() == pytest.approx(float(world.change.norm()), rel=0.2)
+    shifted = beside(tuned - world.change).findings[0]
+    assert (shifted.kind, shifted.source) == ("mean", 1)
+    assert cosine(shifted.direction, world.change) > 0.99
+    assert "same pairs" in found.residuals[0].why
+
+
+def test_beside_a_model_in_its_place_components_of_the_difference_are_listed():
+    world = World()
+    tuned = world.changed("isolated")
+    whole = [world.base, tuned]
+    crosscoder = world.crosscoder(tuned)
+    filtered = filter_crosscoder(crosscoder, TensorStream(whole), FilterConfig(pairs=PAIRS))
+    pairs = held_pairs(whole, torch.arange(PAIRS) // TEXT)
+    same = replace(pairs, beside=Beside(1, lambda index: world.base[index]))
+    found = differences_of(crosscoder, same, filtered, DifferenceConfig())
+    first = found.findings[0]
+    assert (first.kind, first.latent, first.source) == ("component", None, 1)
+    assert cosine(first.direction, world.change) > 0.95
+    column = found.column(first)
+    assert column is not None and column >= CONCEPTS
+    _, _, rows = found.found.entries(torch.tensor([column]))
+    assert torch.equal(rows.sort().values, world.where.nonzero()[:, 0])
+    assert first.firings == int(world.where.sum())
+    assert "beyond the reference" in found.text(NAMES)

@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from sparsify_crosscoder.evaluation.text_divergence import text_divergence
+from sparsify_crosscoder.evaluation.text_divergence import (
+    divergence_of_likelihoods,
+    text_divergence,
+)
 from sparsify_crosscoder.harvest.heads import Head
 from sparsify_crosscoder.harvest.source import Source
 from sparsify_crosscoder.store.store import ActivationStore
@@ -78,3 +81,16 @@ def test_a_model_beside_itself_diverges_nowhere(windows, tmp_path):
 def test_what_cannot_be_ranked_is_said(store):
     with pytest.raises(ValueError, match="has no column 'kl_2_0'"):
         text_divergence(store, column="kl_2_0")
+
+
+def test_likelihoods_of_text_that_one_model_wrote_tell_the_divergence():
+    generator = torch.Generator().manual_seed(0)
+    first = torch.randn(50, generator=generator).log_softmax(0)
+    second = (first + 0.3 * torch.randn(50, generator=generator)).log_softmax(0)
+    written = first.exp().multinomial(200_000, replacement=True, generator=generator)
+    told = divergence_of_likelihoods(first[written], second[written]).mean()
+    known = (first.exp() * (first - second)).sum()
+    assert told == pytest.approx(float(known), rel=0.2)
+    assert not divergence_of_likelihoods(first, first).any()
+    unknown = torch.tensor([float("nan"), -800.0])
+    assert divergence_of_likelihoods(unknown, torch.zeros(2)).tolist() == [0.0, 799.0]
