@@ -12,7 +12,7 @@ PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 
 help:
 	@echo "make setup      create .venv and install everything that the targets below need"
-	@echo "make demo       train a DFC on two small language models (DEMO_ARGS='--arch crosscoder ...')"
+	@echo "make demo       find a fine-tune's known difference, then diff two models (DEMO_ARGS='--organism_only')"
 	@echo "make organisms  train the model organisms that are missing, check all (ORGANISMS_ARGS='topic --retrain')"
 	@echo "make test       the quick tests (PYTEST_ARGS='-k partition', JOBS=4)"
 	@echo "make test-slow  the tests that take minutes"

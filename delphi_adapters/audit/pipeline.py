@@ -21,6 +21,7 @@ from .stage_list import make_stages
 
 DONE = "audit.json"
 REPORT = "report.html"
+FIRST = "report/first.txt"
 _NOT_ASKED = ("device", "structured", "trust_remote_code")
 
 Stages = Sequence[Stage[Any, Any]]
@@ -43,6 +44,14 @@ class AuditResult:
         record = self.stages.get("report")
         return self.folder / REPORT if record is not None and record.finished else None
 
+    @property
+    def first(self) -> str | None:
+        """What stands first in the report, in plain words, once it is written."""
+        file = self.folder / FIRST
+        if self.report is None or not file.exists():  # nor did earlier versions write it
+            return None
+        return file.read_text(encoding="utf-8")
+
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
         stages = {
@@ -52,9 +61,10 @@ class AuditResult:
         return {"out": str(self.folder), "stages": stages, "stopped": self.stopped}
 
     def text(self) -> str:
-        """Where things are, in a few lines."""
+        """What stands first in the report, and where things are."""
         seconds = sum(record.seconds for record in self.stages.values())
-        lines = f"\n{len(self.stages)} stages in '{self.folder}', {seconds:,.0f} s of work in all."
+        lines = "" if self.first is None else f"\n{self.first}"
+        lines += f"\n{len(self.stages)} stages in '{self.folder}', {seconds:,.0f} s of work in all."
         if self.report is not None:
             lines += f"\nThe report: {self.report}; the tables: features.parquet, report.md."
         return lines

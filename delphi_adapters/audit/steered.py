@@ -18,7 +18,7 @@ from ..judging.exclusivity import SteeredAnswers
 from ..judging.results import file_name
 from .directions import Direction
 from .stage import Context
-from .stages.stitch import Stitch
+from .stages.stitch import maps_of
 from .verification import VerificationOptions
 
 Role = Literal["original", "partner"]
@@ -54,7 +54,7 @@ def steer(ctx: Context, folder: Path, directions: Sequence[Direction], source: i
     todo = [one for one in directions if not _file(folder, one.name, _role(one, source)).exists()]
     if not todo:
         return
-    options, stitching = ctx.options(VerificationOptions), ctx.output(Stitch)
+    options, stitching = ctx.options(VerificationOptions), maps_of(ctx)
     model, tokenizer = ctx.language_model(source)
     end, prompts = ctx.run.ends[source], options.read_prompts()
     for one in tqdm(todo, desc=f"Steering {ctx.model_name(source)}", unit="direction"):

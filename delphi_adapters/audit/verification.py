@@ -17,10 +17,10 @@ class ChosenCounts:
     """How many latents were chosen to be verified, and from how many."""
 
     flagged: int
-    """Latents that could be verified as they are flagged, ..."""
+    """Latents that could be verified as they are flagged, and others ..."""
 
     kept: int
-    """... and as the filter keeps them."""
+    """... as the filter keeps them."""
 
     verified: int
     sample: int
@@ -28,13 +28,16 @@ class ChosenCounts:
     pool: int
     """Latents that the sample was drawn from."""
 
+    listed: int = 0
+    """Others that could be, as a listed difference is named by them."""
+
 
 @dataclass
 class VerificationOptions:
     """Latents that are looked at, and what both models are asked while they are steered."""
 
     verify: int = 50
-    """flagged or kept latents at most ({default})"""
+    """flagged, listed or kept latents at most ({default})"""
 
     sample: int = 20
     """random others beside them ({default})"""

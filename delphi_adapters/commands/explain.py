@@ -32,7 +32,8 @@ class Options:
     """folder for the results (RUN/delphi)"""
 
     latents: list[str] = option(["exclusive"])
-    """numbers of latents, 'exclusive', 'kept' by the filter or 'all' (exclusive)"""
+    """numbers of latents, 'exclusive', 'listed' (those and the ones of the first 20 differences in
+    the list of `filter`), 'kept' by the filter or 'all' (exclusive)"""
 
     source: int = ExplainConfig.source
     """whose tokens are shown ({default})"""

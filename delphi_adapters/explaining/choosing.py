@@ -9,25 +9,36 @@ import torch
 
 from sparsify_crosscoder.crosscoders import Crosscoder
 from sparsify_crosscoder.evaluation.false_exclusives import called_exclusive
+from sparsify_crosscoder.evaluation.filter import FilterRecord
 
 FURTHEST = 20
 """Latents to look at where none is exclusive."""
 
+FINDINGS = 20
+"""Listed differences whose latents are looked at, exclusive or not."""
+
+OF_FILTER = ("listed", "kept")
+"""What can be asked for only where the filter was asked."""
+
 
 def chosen_latents(
-    asked: Sequence[str], crosscoder: Crosscoder, scores: Callable[[], Mapping[int, float]]
+    asked: Sequence[str], crosscoder: Crosscoder, filtered: Callable[[], FilterRecord]
 ) -> list[int]:
-    """The latents that are asked for: "exclusive", "kept", "all" or numbers; in order.
+    """The latents that are asked for: "listed", "exclusive", "kept", "all" or numbers; in order.
 
-    `scores` gives the filter's of every latent that it judged, above 0 of those that it keeps.
-    Where none is exclusive, as in many a standard crosscoder, those are chosen that lean furthest.
-    Raises ValueError where there is none, or one that the crosscoder does not have.
+    Listed are the exclusive ones and those of the first findings in the list of differences.
+    `filtered` gives what the filter says. Where none is exclusive, as in many a standard
+    crosscoder, those are chosen that lean furthest. Raises ValueError where there is none, or one
+    that the crosscoder does not have.
     """
     asked = list(asked)
-    if asked == ["exclusive"]:
+    if asked in (["exclusive"], ["listed"]):
         chosen = torch.cat(called_exclusive(crosscoder)).unique().tolist() or furthest(crosscoder)
+        if asked == ["listed"]:
+            found = [row["latent"] for row in filtered().findings[:FINDINGS]]
+            chosen = sorted({*chosen, *(latent for latent in found if latent is not None)})
     elif asked == ["kept"]:
-        chosen = sorted(latent for latent, score in scores().items() if score > 0)
+        chosen = sorted(latent for latent, score in filtered().scores.items() if score > 0)
     elif asked == ["all"]:
         chosen = list(range(crosscoder.num_latents))
     elif all(one.isdecimal() for one in asked):
@@ -36,7 +47,7 @@ def chosen_latents(
             last = crosscoder.num_latents - 1
             raise ValueError(f"There are latents 0..{last}, not {chosen[-1]}.")
     else:
-        raise ValueError("--latents takes numbers, 'exclusive', 'kept' or 'all'.")
+        raise ValueError("--latents takes numbers, 'listed', 'exclusive', 'kept' or 'all'.")
     if not chosen:
         raise ValueError(
             f"No latent of this crosscoder is {asked[0]}: name some with --latents, or give "

@@ -12,13 +12,14 @@ FOLDER/
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from sparsify_crosscoder.crosscoders import Crosscoder
+from sparsify_crosscoder.evaluation.differences import crosscoder_differences
 from sparsify_crosscoder.evaluation.false_exclusives import FilterConfig
 from sparsify_crosscoder.evaluation.filter import FilterRecord, filter_crosscoder
 from sparsify_crosscoder.files import atomic_write_json
@@ -35,7 +36,7 @@ from ..clients.stopping import Stopped, run_asking
 from ..delphi import compat  # noqa: F401
 from ..delphi.crosscoder_cache import digest, run_cache
 from .autointerp import RAW, Autointerp, JudgingConfig
-from .choosing import chosen_latents
+from .choosing import OF_FILTER, chosen_latents
 from .descriptions import FILE as DESCRIPTIONS
 from .descriptions import Descriptions, describe_run, table_columns
 from .summary import Summary, summarise
@@ -51,7 +52,7 @@ class ExplainConfig:
     """Which latents are looked at, on what text, and what a judge is shown of them."""
 
     latents: Sequence[str] = ("exclusive",)
-    """Numbers, or "exclusive", "kept" or "all"; see `chosen_latents`."""
+    """Numbers, or "listed", "exclusive", "kept" or "all"; see `chosen_latents`."""
 
     source: int = 0
     """Whose tokens are shown."""
@@ -67,10 +68,9 @@ class ExplainConfig:
     """None leaves the filter's verdicts out."""
 
     def __post_init__(self):
-        if self.filter is None and list(self.latents) == ["kept"]:
-            raise ValueError(
-                "--latents kept are those that the filter keeps: leave out --no_filter."
-            )
+        asked = next((one for one in OF_FILTER if list(self.latents) == [one]), None)
+        if self.filter is None and asked is not None:
+            raise ValueError(f"--latents {asked} asks the filter: leave out --no_filter.")
 
 
 @dataclass(frozen=True)
@@ -133,13 +133,14 @@ def explain_run(
 
     @cache
     def filtered() -> FilterRecord | None:
-        return _filtered(run, crosscoder, config.filter, folder)
+        return _filtered(run, crosscoder, config, folder)
 
-    def scores() -> Mapping[int, float]:
+    def said() -> FilterRecord:
         found = filtered()
-        return {} if found is None else found.scores
+        assert found is not None
+        return found
 
-    latents = chosen_latents(config.latents, crosscoder, scores)
+    latents = chosen_latents(config.latents, crosscoder, said)
     judge.check()
     name, client = str(judge.judge), None
     if name != NO_JUDGE:
@@ -215,17 +216,25 @@ async def _ask(
 
 
 def _filtered(
-    run: Run, crosscoder: Crosscoder, config: FilterConfig | None, folder: Path
+    run: Run, crosscoder: Crosscoder, config: ExplainConfig, folder: Path
 ) -> FilterRecord | None:
-    """What the false-exclusive filter says, kept in the folder for the next start."""
-    if config is None:
+    """What the false-exclusive filter says, kept in the folder for the next start.
+
+    With the list of differences where latents of that are asked for.
+    """
+    if config.filter is None:
         return None
-    settings = {"weights": digest(crosscoder), "filter": asdict(config)}
+    settings = {"weights": digest(crosscoder), "filter": asdict(config.filter)}
+    listed = list(config.latents) == ["listed"]
     path = folder / "filter.json"
     if path.exists():
         kept = FilterRecord.read(path, "Delete it, and the latents are filtered again.")
-        if kept.found.get("settings") == settings:
+        if kept.found.get("settings") == settings and (kept.differences or not listed):
             return kept
-    found = filter_crosscoder(crosscoder, run.pairs(crosscoder.device), config).to_dict()
+    if listed:
+        found = crosscoder_differences(run, crosscoder, config.filter).to_dict()
+    else:
+        pairs = run.pairs(crosscoder.device)
+        found = filter_crosscoder(crosscoder, pairs, config.filter).to_dict()
     atomic_write_json(path, {"settings": settings, **found})
     return FilterRecord.of(found)

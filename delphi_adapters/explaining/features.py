@@ -77,7 +77,8 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "effect": ("float64", "change of its own model's next token by that steering (KL, nats)"),
     "sampled": (
         "string",
-        "why its exclusivity was looked at: flagged, kept by the filter, or one of a sample",
+        "why its exclusivity was looked at: flagged, a listed difference is named by it, kept by "
+        "the filter, or one of a sample",
     ),
 }
 """Columns of features.parquet: type and meaning, which the file also has."""

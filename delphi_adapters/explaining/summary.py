@@ -106,9 +106,12 @@ def summarise_table(
     filtered: FilterRecord | None = None,
 ) -> Summary:
     """As `summarise`, of a table of all latents that there is already."""
+    import pyarrow as pa
+
     folder = autointerp.folder
     names = source_labels(crosscoder)
-    rows = [row for row in table.take(list(latents)).to_pylist() if not row["dead"]]
+    chosen = table.take(pa.array(latents, pa.int64()))
+    rows = [row for row in chosen.to_pylist() if not row["dead"]]
     described = sum(row["characteristic_words"] is not None for row in rows)
     explained, scored = (
         sum(row[column] is not None for row in rows)

@@ -16,6 +16,7 @@ from .data import (
     Judgement,
     NullRate,
     ReportData,
+    Searched,
     SteeredOutputs,
 )
 
@@ -27,6 +28,7 @@ __all__ = [
     "Judgement",
     "NullRate",
     "ReportData",
+    "Searched",
     "SteeredOutputs",
     "write_report",
 ]

@@ -159,6 +159,17 @@ class NullRate:
     """How many could have been."""
 
 
+@dataclass(frozen=True)
+class Searched:
+    """What was searched for differences."""
+
+    texts: int
+    """Texts that were looked at."""
+
+    mean_kl: float | None
+    """How far the models' next tokens differ anywhere, in nats (KL), if known."""
+
+
 @dataclass
 class ReportData:
     """All that a report says.
@@ -204,13 +215,17 @@ class ReportData:
 
     stitching: dict[str, Any] = field(default_factory=dict)
     """`Stitching.report`: `directions` with `from`, `to`, `r2`, `r2_closed_form` and, if known,
-    `r2_without_top5`, on held-out pairs. Empty if nothing was stitched."""
+    `r2_without_top5`, on held-out pairs; of models that share a basis `identity` and its `r2`.
+    Empty if nothing was stitched."""
 
     filter: dict[str, Any] = field(default_factory=dict)
     """`verdicts`: how many latents have each verdict, per source, as `filter` counts them."""
 
     differences: list[dict[str, Any]] = field(default_factory=list)
     """What differs, the highest score first, as `Difference.to_dict` of `filter`."""
+
+    searched: Searched | None = None
+    """None by a filter of an earlier version, which had no list of differences."""
 
     stability: dict[str, Any] | None = None
     """What `sparsify-crosscoder stability --json` wrote; None if only one run was looked at."""

@@ -1,29 +1,80 @@
-"""What stands first in a report, in a few lines for a terminal."""
+"""What stands first in a report, in plain words for a terminal: the list of what differs."""
 
 from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from sparsify_crosscoder.scorability import with_interval
 
 from .data import ReportData
+from .finding import latent_lines, what_differs, where_present
 from .ranking import ranked
 from .statements import model_names
-from .text import cut, visible
+from .text import one_line
 
 FIRST = 5
-WIDTH = 160  # characters of a description
+WIDTH = 100
 
 
 def first_entries(data: ReportData, count: int = FIRST) -> list[str]:
-    """Lines that say what the first latents are about."""
-    rows, names = ranked(data)[:count], [_line(name) for name in model_names(data)]
-    if not rows:
-        return ["No latent is flagged, kept by the filter or compared."]
-    lines = ["What stands first:"]
+    """Lines on the first findings, then on latents that are flagged or kept and in none of these.
+
+    Of a report without a list of differences, on the latents that stand first in it.
+    """
+    names = [one_line(name) for name in model_names(data)]
+    if data.searched is None:
+        return _latents(ranked(data)[:count], names) or [
+            "No latent is flagged, kept by the filter or compared."
+        ]
+    findings = [row for row in data.differences if row["finding"]]
+    lines = [
+        f"What differs, the first {min(count, len(findings))} of {len(findings):,}:"
+        if findings
+        else "No difference between the models reaches the score of a finding."
+    ]
+    table = {row["latent"]: row for row in data.features.to_pylist()}
+    for finding in findings[:count]:
+        row = table.get(finding["latent"])
+        lines += _wrapped(_finding(data, finding, row, names), finding["rank"])
+    shown = {finding["rank"] for finding in findings[:count]}
+    others = [
+        row
+        for row in ranked(data)
+        if row["difference"] not in shown and (row["harmful"] or row["filter_verdict"] == "kept")
+    ]
+    return [*lines, *_latents(others[:count], names)]
+
+
+def _finding(
+    data: ReportData, finding: dict[str, Any], row: dict[str, Any] | None, names: Sequence[str]
+) -> Iterator[str]:
+    assert data.searched is not None
+    yield what_differs(finding, names)
+    yield where_present(finding, names, data.searched)
+    if row is not None:
+        detail = data.details(row["latent"]) if row["latent"] in data.detailed else None
+        yield from latent_lines(row, detail, finding["source"], names)
+
+
+def _wrapped(lines: Iterator[str], rank: int) -> Iterator[str]:
+    yield ""
+    for number, line in enumerate(lines):
+        begins = f"{rank:>3}. " if number == 0 else " " * 5
+        yield from textwrap.wrap(
+            line, WIDTH, initial_indent=begins, subsequent_indent=" " * 7, break_on_hyphens=False
+        )
+
+
+def _latents(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> list[str]:
+    """Lines on latents, with a heading; none of nothing."""
+    lines = ["What stands first:"] if rows else []
     for row in rows:
         own = "shared" if row["source"] is None else f"of {names[row['source']]}"
         facts = [f"latent {row['latent']}, {own}"]
         if row["filter_verdict"]:
-            verdict = _line(row["filter_verdict"]).replace("_", " ")
+            verdict = one_line(row["filter_verdict"]).replace("_", " ")
             score, error = row["filter_score"], row["filter_score_error"]
             scored = "" if score is None else f", score {with_interval(score, error)}"
             facts.append(f"filter: {verdict}{scored}")
@@ -36,10 +87,5 @@ def first_entries(data: ReportData, count: int = FIRST) -> list[str]:
         told.append(("words around", row["characteristic_words"]))
         for s, name in enumerate(names[:2]):
             told.append((f"promotes in {name}", row[f"promoted_{s}"]))
-        lines += [f"    {what}: {_line(text)}" for what, text in told if text]
+        lines += [f"    {what}: {one_line(text)}" for what, text in told if text]
     return lines
-
-
-def _line(text: str) -> str:
-    """Text of models and corpora, on one line, in which nothing is hidden."""
-    return " ".join(visible(cut(text, WIDTH)).split())

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from sparsify_crosscoder.evaluation.filter import FilterRecord
 from sparsify_crosscoder.evaluation.several_runs import compare_runs
 from sparsify_crosscoder.evaluation.top import source_labels
 from sparsify_crosscoder.files import atomic_write_json
@@ -43,6 +44,7 @@ from .data import (
     NullRate,
     Question,
     ReportData,
+    Searched,
     SteeredOutputs,
 )
 from .passages import passages
@@ -89,9 +91,10 @@ def report_data(audit: Audit, stability: dict[str, Any] | None) -> ReportData:
             *(_null_score(result) for _, result in verified.scored if result.kind != "feature"),
             *(_null_likeness(one) for one in verified.measured if one.kind != "feature"),
         ],
-        stitching=audit.output(Stitch).report,
+        stitching={} if (maps := audit.output(Stitch)) is None else maps.report,
         filter={"verdicts": filters.verdicts},
         differences=filters.differences,
+        searched=_searched(filters),
         stability=stability,
         similar=summary.similar,
         provenance={
@@ -245,6 +248,13 @@ def _null_likeness(one: DirectionLikeness) -> dict[str, Any]:
     }
 
 
+def _searched(filters: FilterRecord) -> Searched | None:
+    found = filters.found
+    if "rows" not in found:
+        return None
+    return Searched(found["difference_texts"], found["mean_kl"])
+
+
 def _null_rates(audit: Audit) -> list[NullRate]:
     found = audit.output(Null)
     if found is None:
@@ -298,17 +308,21 @@ def _warnings(audit: Audit) -> list[str]:
         )
     for source, why in audit.output(Describe).left_out.items():
         found.append(f"No promoted tokens of {audit.run.ends[source].model}: {why}.")
-    chosen = audit.output(ExclusivityStage).chosen
+    verified = audit.output(ExclusivityStage)
+    if verified.left_out is not None:
+        found.append(f"Nothing was steered and compared: {verified.left_out}")
+        return found
+    chosen = verified.chosen
     if chosen.sampled_from == "explained" and chosen.sample:
         found.append(
             "No other latent passed the detection test, so the sample was drawn from all that "
             "were explained."
         )
-    candidates = chosen.flagged + chosen.kept
+    candidates = chosen.flagged + chosen.listed + chosen.kept
     if candidates > chosen.verified:
         found.append(
-            f"Of {candidates:,} latents that are flagged or that the filter keeps, "
-            f"{chosen.verified:,} were verified (--verify)."
+            f"Of {candidates:,} latents that are flagged, that listed differences are named by or "
+            f"that the filter keeps, {chosen.verified:,} were verified (--verify)."
         )
     return found
 

@@ -301,13 +301,15 @@ def _categories(data: ReportData) -> Iterator[Sheet]:
 def _stitching(data: ReportData, names: list[str]) -> Sheet:
     keys = ("r2", "r2_closed_form", "r2_without_top5")
     rows: list[list[Cell]] = []
+    if data.stitching.get("identity"):
+        rows.append(["the identity, both ways", "-", "-", number(data.stitching["r2"], 3)])
     for one in data.stitching.get("directions", []):
         name = f"{names[one['from']]} to {names[one['to']]}"
         rows.append([name, *(number(one.get(key), 3) for key in keys)])
     return Sheet(
         "Stitching",
-        "R2 of the linear maps between the models on held-out pairs. What a map misses cannot be "
-        "carried over, and so looks exclusive.",
+        "R2 of the linear maps between the models on held-out pairs, or of the identity where they "
+        "share a basis. What a map misses cannot be carried over, and so looks exclusive.",
         ["map", "R2", "closed form", "without top 5"],
         rows,
     )

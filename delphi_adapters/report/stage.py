@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from sparsify_crosscoder.command_options import option
+from sparsify_crosscoder.files import atomic_path
 
 from ..audit.outcome import Cost, Outcome
 from ..audit.runner import fingerprint_run
 from ..audit.stage import BEGINNING, Context, Stage
 
+FIRST = "first.txt"
 FILES = ("report.html", "report.md", "features.parquet")
 
 
@@ -48,8 +50,9 @@ class Report(Stage[ReportOptions, None]):
         runs = self.options.stability_runs
         data = report_data(ctx, stability(ctx, runs, folder) if runs else None)
         write_report(data, ctx.out)
-        print("\n".join(first_entries(data)))
-        written = [ctx.out / name for name in FILES]
+        written = [folder / FIRST, *(ctx.out / name for name in FILES)]
+        with atomic_path(written[0]) as temporary:
+            temporary.write_text("\n".join([*first_entries(data), ""]), encoding="utf-8")
         return Outcome(
             {"features": data.features.num_rows, "detailed": len(data.detailed)},
             outputs=written,

@@ -146,6 +146,8 @@ def _of_likeness(data: ReportData) -> Iterator[Statement | None]:
 
 
 def _of_stitching(data: ReportData, names: list[str]) -> Iterator[Statement]:
+    if data.stitching.get("identity"):
+        yield trust.shared_basis(names[0], names[1], data.stitching["r2"])
     for direction in data.stitching.get("directions", []):
         yield trust.stitching(names[direction["from"]], names[direction["to"]], direction)
 

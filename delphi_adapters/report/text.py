@@ -1,4 +1,4 @@
-"""Text that somebody else wrote, made harmless for Markdown.
+"""Text that somebody else wrote, made harmless for Markdown and for a terminal.
 
 The page does the same for what it shows in `page/text.js`.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 
 CUT = 2_000  # characters of a text that are shown
+LINE = 160  # and of one on a line of a terminal
 
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff"
@@ -31,6 +32,11 @@ def visible(text: str) -> str:
 def cut(text: str, limit: int = CUT) -> str:
     """The beginning of a text, with a note of how much is left out."""
     return text if len(text) <= limit else f"{text[:limit]}… [{len(text) - limit:,} more]"
+
+
+def one_line(text: str, limit: int = LINE) -> str:
+    """Text on one line of a terminal, in which nothing is hidden."""
+    return " ".join(visible(cut(text, limit)).split())
 
 
 def inline(text: str, limit: int = CUT) -> str:

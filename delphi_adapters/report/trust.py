@@ -272,6 +272,20 @@ def stitching(model: str, partner: str, direction: Mapping[str, Any]) -> Stateme
     return Statement(f"Stitching {model} to {partner}", level, number, meaning)
 
 
+def shared_basis(first: str, second: str, r2: float) -> Statement:
+    """How much of each other two models have as they are, where the map between them is none."""
+    level = graded(r2, 0.8, 0.5)
+    meaning = {
+        "good": "A direction of one model stands for the same in the other, and is tried there as "
+        "it is.",
+        "caution": "The models have drifted apart: a direction of one may stand for something else "
+        "in the other, so that exclusivity scores are too high by an unknown amount.",
+        "bad": "Hardly anything is the same in both as it is: exclusivity scores mean little.",
+    }[level]
+    number = f"shared basis: the map is the identity, R2 {r2:.2f}"
+    return Statement(f"Stitching {first} and {second}", level, number, meaning)
+
+
 def pairs(number: int, num_latents: int) -> Statement:
     """How much text the crosscoder learned from: for a latent, and for what is rare."""
     each, rarest = number / max(num_latents, 1), number / FIRINGS

@@ -141,6 +141,11 @@ class FilterRecord:
         return self.found.get("rows", [])
 
     @property
+    def findings(self) -> list[dict[str, Any]]:
+        """Those of them that reach the score of a finding, the highest first."""
+        return [row for row in self.differences if row["finding"]]
+
+    @property
     def scores(self) -> dict[int, float]:
         """Of every latent that was judged, 0 of those that are not kept."""
         return {

@@ -5,14 +5,15 @@ D is the width of both.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ..crosscoders.shared_basis import smallest_r2
+from ..crosscoders.shared_basis import LEAST_R2, smallest_r2
 from ..harvest.hookpoints import first_tensor, normalize_hookpoint
+from ..runs.run import Run
 from ..store.normalization import within_norm
 from .affine_maps import AffineMap
 from .stitching import Stitching, StitchingConfig
@@ -98,17 +99,44 @@ def identity_r2(
     return fit.r2()
 
 
-def may_share_basis(sources: Sequence[dict[str, Any]], first: int, second: int) -> bool:
+def may_share_basis(sources: Sequence[Mapping[str, Any]], first: int, second: int) -> bool:
     """Whether two of a run's sources are read at the same place and width."""
     one, other = sources[first], sources[second]
     return all(one.get(name) == other.get(name) for name in ("hookpoint", "width"))
 
 
-def identity_stitching(width: int, sources: tuple[int, int], r2: float | None = None) -> Stitching:
-    """The identity as the map between two sources `[D]`; `r2` is what was found of it."""
+def identity_stitching(
+    width: int,
+    sources: tuple[int, int],
+    r2: float | None = None,
+    described: Sequence[Mapping[str, Any]] = (),
+) -> Stitching:
+    """The identity as the map between two sources `[D]`.
+
+    `r2` is what was found of it, `described` has both as a run describes its sources.
+    """
     maps = {s: AffineMap(torch.eye(width), torch.zeros(width)) for s in sources}
     report: dict[str, Any] = {"identity": True, "r2": r2}
-    return Stitching(maps, StitchingConfig(sources=sources, steps=0), report=report)
+    config = StitchingConfig(sources=sources, steps=0)
+    return Stitching(maps, config, [dict(one) for one in described], report=report)
+
+
+def measured_identity(
+    run: Run, sources: Sequence[Mapping[str, Any]], device: torch.device | str | None = None
+) -> Stitching | None:
+    """The identity between a run's first two sources, with its R2 on the run's own pairs.
+
+    `sources` are those of its crosscoder. None where they share no basis.
+    """
+    if not may_share_basis(sources, 0, 1):
+        return None
+    fit = IdentityFit(0, 1, run.config.outlier_multiple)
+    for _ in fit.watch(run.first_pairs(ENOUGH_PAIRS, device).chunks):
+        pass
+    r2 = fit.r2()
+    if r2 < LEAST_R2:
+        return None
+    return identity_stitching(int(sources[0]["width"]), (0, 1), r2, sources[:2])
 
 
 def identity_line(first: str, second: str, r2: float | None) -> str:

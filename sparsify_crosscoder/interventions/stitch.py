@@ -76,8 +76,8 @@ def stitch(
     """Fit an affine map from each of two of a run's models to the other.
 
     What shares a passage with text that the run trained on is left out. With `out`, a folder, the
-    stitching is saved there. Raises ValueError for sources that the run has not, for a folder that
-    holds something else, and where too little unseen text is left.
+    stitching is saved there. Raises ValueError for sources that the run has not and for a folder
+    that holds something else, TooLittleText where too little unseen text is left.
     """
     cfg, text = config or StitchingConfig(), text or StitchText()
     options = run.config

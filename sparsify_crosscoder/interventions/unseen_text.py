@@ -42,6 +42,17 @@ class _Summary(TypedDict):
     data: _Data
 
 
+class TooLittleText(ValueError):
+    """Less text is left that a run did not train on than is needed."""
+
+    def __init__(self, found: str):
+        super().__init__(
+            f"{found} Name other text with --dataset, or lower --pairs or --held_out_pairs."
+        )
+        self.found = found
+        """How much was looked at and left, in words."""
+
+
 @dataclass
 class UnseenText:
     """Aligned windows of text that a run did not train on."""
@@ -71,8 +82,8 @@ def unseen_text(
 
     It is taken from `dataset`, or from the run's own: the texts that the run held out, and those
     behind its `--max_examples`. Texts that share a passage of `SPAN` characters with one that the
-    run trained on are left out. Raises ValueError if fewer than `least_pairs` pairs are left to
-    fit, or if the run's dataset is no longer the one that it was trained on.
+    run trained on are left out. Raises TooLittleText if fewer than `least_pairs` pairs are left to
+    fit, ValueError if the run's dataset is no longer the one that it was trained on.
     """
     trained, own, pairs_per_text = _texts_of_run(run, sources)
     candidates = own if dataset is None else dataset
@@ -102,12 +113,12 @@ def unseen_text(
         fitted = fitted[counts.cumsum(0) - counts < pairs]
         num_fitted = int(counts.sum())
     if windows is None or num_fitted < least_pairs:
-        raise ValueError(
+        raise TooLittleText(
             f"Of {count:,} texts the run trained on {left_out['trained_on']:,}, and "
             f"{left_out['partly_trained_on']:,} share a passage with one that it trained on. The "
             f"others give {total:,} pairs, of which {num_fitted:,} can be fitted ({near:,} texts "
             f"are like those held out); {least_pairs:,} to fit and {held_out_pairs:,} held out "
-            f"are needed. Name other text with --dataset, or lower --pairs or --held_out_pairs."
+            "are needed."
         )
     rows = {"fitted": _text_ids(windows, fitted), "held_out": _text_ids(windows, held_out)}
     facts = {

@@ -119,7 +119,7 @@ def names(folder: Path) -> list[str]:
 def nameless(name: str) -> str:
     name = re.sub(r"(?<=_latent)\d+", "#", name)
     name = re.sub(r"(?<=/)[0-9a-f]{12}(?=\.json)", "#", name)
-    return re.sub(r"shared-0-\d+", "shared-0-#", name)
+    return re.sub(r"(?<=shared-\d-)\d+", "#", name)
 
 
 def test_delphis_files(audit, place, golden):

@@ -23,6 +23,12 @@ class DemoRun:
 
 
 def run_demo(folder: Path, *options: str) -> DemoRun:
+    """Run the demo of two architectures into a folder."""
+    return run_whole_demo(folder, "--pair_only", *options)
+
+
+def run_whole_demo(folder: Path, *options: str) -> DemoRun:
+    """Run what the options say of the demo."""
     command = [sys.executable, str(DEMO), "--folder", str(folder), *options]
     # The quick tests run on one thread each; the demo has all cores to itself.
     env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}

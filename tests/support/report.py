@@ -19,6 +19,7 @@ from delphi_adapters.report import (
     Judgement,
     NullRate,
     ReportData,
+    Searched,
     SteeredOutputs,
 )
 
@@ -269,6 +270,38 @@ def unjudged_report(**changes: Any) -> ReportData:
         "similar": [],
     }
     return small_report(**{**values, **changes})
+
+
+def difference(rank: int, latent: int | None, source: int, **values: Any) -> dict[str, Any]:
+    """A finding of the list, of an exclusive latent unless it says otherwise."""
+    return {
+        "rank": rank,
+        "kind": "exclusive",
+        "source": source,
+        "latent": latent,
+        "members": [],
+        "verdict": "predictable",
+        "finding": True,
+        "score": 0.5 / rank,
+        "firings": 30,
+        "texts": 21,
+        "pairs": 6_000,
+        "dense": False,
+        "writers": None,
+        "kl": None,
+        **values,
+    }
+
+
+def listed_report(rows: list[dict[str, Any]], **changes: Any) -> ReportData:
+    """A report without a judge that opens with these differences."""
+    places = {one["latent"]: one["rank"] for one in rows}
+    table = unjudged_report().features.to_pylist()
+    for row in table:
+        row["difference"] = places.get(row["latent"])
+    features = pa.Table.from_pylist(table, schema=schema())
+    searched = Searched(200, 0.15)
+    return unjudged_report(differences=rows, searched=searched, features=features, **changes)
 
 
 def similar(first: str, second: str, correlation: float | None) -> SimilarSummary:

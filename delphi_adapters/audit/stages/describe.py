@@ -42,12 +42,12 @@ class Describe(Stage[NoOptions, "Descriptions"]):
         from ..directions import shared_nulls
 
         chosen = latents_to_explain(ctx)
-        if ctx.options(ExplainOptions).latents == ["exclusive"] and none_is_exclusive(
-            ctx.crosscoder
-        ):
+        asked = ctx.options(ExplainOptions).latents
+        if asked in (["exclusive"], ["listed"]) and none_is_exclusive(ctx.crosscoder):
+            others = " and those of listed differences" if asked == ["listed"] else ""
             print(
-                f"No latent of this crosscoder is exclusive: the {len(chosen)} that lean furthest "
-                "towards one model are looked at."
+                "No latent of this crosscoder is exclusive: those that lean furthest towards one "
+                f"model{others} are looked at, {len(chosen)} in all."
             )
         shared = [one for source in range(2) for one in shared_nulls(ctx, source)]
         described = describe_run(ctx.run, ctx.output(Cache), ctx.crosscoder, [*chosen, *shared])

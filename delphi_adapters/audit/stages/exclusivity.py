@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,6 +12,7 @@ from ..runner import Record, fingerprint_path
 from ..stage import VERIFICATION, Context, Stage
 from ..verification import ChosenCounts, VerificationOptions
 from .explain import num_explained
+from .stitch import why_no_maps
 
 if TYPE_CHECKING:
     from ...judging.exclusivity import Exclusivity as Scored
@@ -56,6 +57,9 @@ class Verified:
     """None for a local judge, or none."""
 
     folder: Path
+
+    left_out: str | None = None
+    """Why nothing was steered, where there is no map between the models."""
 
     def of_latents(self) -> dict[int, Scored]:
         """What the judge said of latents; a random direction has none."""
@@ -129,6 +133,10 @@ class Exclusivity(Stage[VerificationOptions, Verified]):
         from ..directions import directions_to_verify
 
         chosen = directions_to_verify(ctx)
+        if (why := why_no_maps(ctx)) is not None:
+            counts = replace(chosen.counts, verified=0, sample=0)
+            left_out = {"directions": [], "ledger": None, "left_out": why}
+            return Outcome({**asdict(counts), **left_out}, identity=left_out)
         if not ctx.judged:
             from ..likeness import measure_likeness, save_likeness
 
@@ -152,7 +160,11 @@ class Exclusivity(Stage[VerificationOptions, Verified]):
         from ..likeness import load_likeness
 
         found, scored, measured = record.result, [], []
-        chosen = ChosenCounts(**{one.name: found[one.name] for one in fields(ChosenCounts)})
+        chosen = ChosenCounts(
+            **{one.name: found[one.name] for one in fields(ChosenCounts) if one.name in found}
+        )
+        if "left_out" in found:
+            return Verified(chosen, [], [], None, folder, found["left_out"])
         if ctx.judged:
             results = exclusivity_files.load(folder)
             listed = [Listed(**one) for one in found["directions"]]

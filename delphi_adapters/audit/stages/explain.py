@@ -28,8 +28,10 @@ LEFT_OUT = "no judge: no explanation was written"
 class ExplainOptions:
     """Which latents are looked at."""
 
-    latents: list[str] = option(["exclusive"], heading=JUDGE)
-    """what to explain: 'exclusive' by their norm, 'kept' by the filter, 'all' or numbers"""
+    latents: list[str] = option(["listed"], heading=JUDGE)
+    """what to explain: 'listed', which are those that are exclusive by their norm and those of the
+    first 20 differences in the list, whatever their kind; 'exclusive' alone, 'kept' by the filter,
+    'all' or numbers (listed)"""
 
     explain_limit: int | None = option(None, heading=JUDGE)
     """a random sample of these, at most (all)"""
@@ -140,9 +142,8 @@ def latents_to_explain(ctx: Context) -> list[int]:
 
     options = ctx.options(ExplainOptions)
 
-    chosen = alive(
-        ctx, chosen_latents(options.latents, ctx.crosscoder, lambda: ctx.output(Filter).scores)
-    )
+    chosen = chosen_latents(options.latents, ctx.crosscoder, lambda: ctx.output(Filter))
+    chosen = alive(ctx, chosen)
     if options.explain_limit is None:
         return chosen
     seed = ctx.options(VerificationOptions).audit_seed
@@ -151,6 +152,8 @@ def latents_to_explain(ctx: Context) -> list[int]:
 
 def num_explained(ctx: Context) -> int:
     """Latents to look at, at most, before it is known which."""
+    from ...explaining.choosing import FINDINGS
+
     options = ctx.options(ExplainOptions)
     if options.latents[0].isdecimal():
         count = len(options.latents)
@@ -164,6 +167,7 @@ def num_explained(ctx: Context) -> int:
         count = sae.resolve_num_latents(ctx.quantities.widths)
         if options.latents != ["all"]:
             count = round(count * sum(getattr(sae, "exclusive_fractions", [0.0])))
+    count += FINDINGS if options.latents == ["listed"] else 0
     return count if options.explain_limit is None else min(count, options.explain_limit)
 
 

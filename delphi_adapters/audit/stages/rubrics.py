@@ -16,7 +16,7 @@ from ..stage import VERIFICATION, Context, Stage
 from ..verification import VerificationOptions
 from .exclusivity import Exclusivity
 from .explain import num_explained
-from .stitch import Stitch
+from .stitch import maps_of
 
 if TYPE_CHECKING:
     from ...judging.rubric_runs import RubricResult
@@ -159,7 +159,7 @@ def _rated(ctx: Context, rubric: Rubric, direction: Direction, folder: Path) -> 
     for source in (direction.source, 1 - direction.source):
         own = source == direction.source
         hookpoint = ctx.run.ends[source].hookpoint
-        stitched = None if own else direction.stitched(hookpoint, ctx.output(Stitch))
+        stitched = None if own else direction.stitched(hookpoint, maps_of(ctx))
         label = ctx.model_name(source) + ("" if own else ", stitched")
         models[label] = SteeredModel(
             partial(ctx.language_model, source),

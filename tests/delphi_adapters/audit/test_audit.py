@@ -26,7 +26,7 @@ def test_an_audit_ends_in_a_report_and_a_second_one_does_nothing(options, audit,
     assert all(record["finished"] for record in done.values())
     rows = {row["latent"]: row for row in found["table"]}
     directions = done["exclusivity"]["result"]["directions"]
-    verified = [d for d in directions if d["why"] in ("flagged", "kept", "sample")]
+    verified = [d for d in directions if d["why"] not in ("shared", "random")]
     assert len(verified) > 1
     assert {d["why"] for d in directions} >= {"shared", "random"}
     for direction in verified:
@@ -62,11 +62,11 @@ def test_stage_by_stage_comes_to_the_same_as_all_at_once(options, finished, tmp_
 
 def test_only_what_is_changed_is_done_again(options, audit, server, capsys):
     before = records(audit)
-    main([*options, "--sample", "2"])
+    main([*options, "--verify", "1"])
     after = records(audit)
     again = {stage for stage in STAGES if after[stage] != before[stage]}
     assert again == {"exclusivity", "rubrics", "report"}
-    assert after["exclusivity"]["result"]["sample"] == 2
+    assert after["exclusivity"]["result"]["verified"] == 1
     assert any((audit / "superseded").iterdir())
     asked = len(server.bodies)
     main(options)  # what was superseded is taken back

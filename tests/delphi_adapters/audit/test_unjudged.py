@@ -127,9 +127,11 @@ def test_descriptions_depend_on_neither_order_nor_threads(unjudged, run, tmp_pat
 
 
 def test_a_second_audit_has_nothing_to_do(unjudged, capsys):
-    _, argv = unjudged
+    audit, argv = unjudged
     main([*argv, "--judge", "none"])
-    assert "Nothing to do" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Nothing to do" in said
+    assert (audit / "report" / "first.txt").read_text(encoding="utf-8") in said
 
 
 def test_a_judge_that_is_named_later_redoes_only_what_it_changes(

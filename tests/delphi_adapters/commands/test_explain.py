@@ -24,6 +24,7 @@ from delphi_adapters.explaining import flagging, interpretability
 from delphi_adapters.explaining.autointerp import RAW, Autointerp, JudgingConfig
 from delphi_adapters.explaining.features import COLUMNS, features
 from sparsify_crosscoder import Crosscoder
+from sparsify_crosscoder.evaluation.filter import FilterRecord
 from tests.support.messages_server import CUT, KEY, MessagesServer, Reply, error, message
 from tests.support.scripted_judge import ScriptedJudge
 
@@ -288,7 +289,7 @@ def test_a_dry_run_says_what_it_would_cost_and_asks_nothing(options, server, tmp
     ("more", "message"),
     [
         (["--latents", "64"], "latents 0..63"),
-        (["--latents", "some"], "numbers, 'exclusive', 'kept' or 'all'"),
+        (["--latents", "some"], "numbers, 'listed', 'exclusive', 'kept' or 'all'"),
         (["--source", "2"], "sources 0..1"),
         (["--example_ctx_len", "5"], "does not divide"),
         (["--n_examples_shown", "3"], "does not divide"),
@@ -317,11 +318,24 @@ def test_latents_that_the_filter_keeps_are_explained(options, tmp_path):
     assert settings["settings"]["filter"]["shadow"] == 99
 
 
-def test_what_the_filter_keeps_is_not_known_without_it(options, server, tmp_path, capsys):
+def test_latents_of_listed_differences_are_explained_beside_exclusive_ones(options, tmp_path):
+    explain(options, "--latents", "listed")
+    rows = table(tmp_path / "out").to_pylist()
+    filtered = FilterRecord.read(tmp_path / "out" / "filter.json", "")
+    listed = {row["latent"] for row in filtered.findings}
+    assert filtered.differences
+    alive = {row["latent"] for row in rows if not row["dead"]}
+    exclusive = {row["latent"] for row in rows if row["source"] is not None}
+    explained = {row["latent"] for row in rows if row["explanation"]}
+    assert explained == (exclusive | listed - {None}) & alive
+
+
+@pytest.mark.parametrize("asked", [KEPT, ["--latents", "listed"]])
+def test_what_the_filter_says_is_not_known_without_it(options, server, tmp_path, capsys, asked):
     with pytest.raises(SystemExit) as exit:
-        explain(options, *KEPT, "--no_filter")
+        explain(options, *asked, "--no_filter")
     assert exit.value.code == 1
-    assert "--latents kept" in (said := capsys.readouterr().err) and "--no_filter" in said
+    assert f"--latents {asked[1]}" in (said := capsys.readouterr().err) and "--no_filter" in said
     assert not server.bodies and not (tmp_path / "out").exists()
 
 

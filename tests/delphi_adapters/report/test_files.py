@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pyarrow.parquet as pq
@@ -12,7 +13,8 @@ import pytest
 from markdown_it import MarkdownIt
 
 from delphi_adapters.explaining.features import COLUMNS
-from delphi_adapters.report import write_report
+from delphi_adapters.report import Context, Searched, write_report
+from delphi_adapters.report.finding import marked
 from delphi_adapters.report.first import first_entries
 from delphi_adapters.report.html import escaped_json, html_report
 from delphi_adapters.report.markdown import markdown_report
@@ -23,7 +25,9 @@ from tests.support.report import (
     ROWS,
     SURROGATE,
     detail,
+    difference,
     hostile_report,
+    listed_report,
     small_report,
     unjudged_report,
 )
@@ -237,7 +241,64 @@ def test_a_terminal_is_told_in_a_few_lines_what_stands_first():
     assert not any("latent 1" in line for line in lines)
     assert any("explanation: The sea" in line for line in first_entries(small_report()))
     hidden = first_entries(hostile_report())
-    assert not any(set("\x00\x1b\u202e") & set(line) for line in hidden)
+    listed = replace(hostile_report(), differences=[difference(1, 0, 1)], searched=Searched(9, 0.1))
+    for line in [*hidden, *first_entries(listed)]:
+        assert not set("\x00\x1b\u202e") & set(line)
+
+
+def test_a_terminal_is_told_in_plain_words_what_differs():
+    told = {"writers": {"1": 0.97, "0": 0.03}, "kl": 6.5}
+    rows = [
+        difference(1, 3, 1, **told),
+        difference(2, 4, 0, kind="shared", verdict="turned"),
+        difference(3, None, 1, kind="mean", verdict="shifted"),
+        difference(4, 1, 0, finding=False),
+    ]
+    lines = first_entries(listed_report(rows))
+    assert lines[0] == "What differs, the first 3 of 3:"
+    text = " ".join(" ".join(lines).split())
+    assert "1. latent 3, which only beta has (exclusive; the filter: predictable)" in text
+    assert (
+        "On 0.50% of the pairs, in 21 of 200 texts; written 97% by beta, 3% by alpha. There the "
+        "models' next tokens differ by 6.50 nats, anywhere by 0.15." in text
+    )
+    assert "fires on: law (10 of 10)" in text and "promotes in beta: “ court”" in text
+    # In the tokens of the model whose it is.
+    assert text.count("strongest in: »a ship« sails") == 1
+    assert "2. latent 4, which both models have: its direction is another in alpha" in text
+    assert "3. a constant shift of all activations of beta On every pair." in text
+    # What is in no finding and what the filter keeps stands behind.
+    assert lines[lines.index("What stands first:") + 1].startswith("  latent 0, of alpha")
+    assert "latent 1," not in text and text.count("latent 3,") == 1
+    assert all(len(line) <= 100 for line in lines[: lines.index("What stands first:")])
+
+
+def test_where_nothing_differs_a_terminal_is_told_so():
+    lines = first_entries(listed_report([difference(1, 3, 1, finding=False)]))
+    assert lines[0] == "No difference between the models reaches the score of a finding."
+    assert not any("latent 1," in line for line in lines)
+
+
+def test_the_strongest_token_of_a_passage_is_marked_and_the_rest_is_cut():
+    tokens = ["much " * 40, "\n\x1b of", " Maravel", " salt" * 40]
+    shown = marked(Context(5.0, 1, [tokens], [[0.0, 1.0, 5.0, 2.0]]), 1)
+    assert shown.startswith("… ") and shown.endswith(" …")
+    assert "» Maravel« salt salt" in shown and "\x1b" not in shown and "\n" not in shown
+    assert len(shown) < 200
+    chat = [
+        "<|im_start|>",
+        "user",
+        "\n",
+        "Salt?",
+        "<|im_end|>",
+        "\n",
+        "<|im_start|>",
+        "assistant",
+        " Yes",
+    ]
+    assert (
+        marked(Context(5.0, 1, [chat], [[0.0] * 8 + [1.0]]), 0) == "| user Salt? | assistant» Yes«"
+    )
 
 
 def test_the_markdown_report_is_inert_whatever_it_quotes():

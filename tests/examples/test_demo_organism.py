@@ -1,0 +1,56 @@
+"""The demo's first half: what it says of a model and a fine-tune whose difference is known."""
+
+import re
+
+import pytest
+
+from tests.support.demo import run_whole_demo
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(3600),
+    pytest.mark.xdist_group("demo organism"),  # one worker makes what they share
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def found(folder) -> str:
+    """What the demo prints of the model and its fine-tune."""
+    done = run_whole_demo(folder, "--organism_only")
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+def test_its_first_screen_names_the_invented_product_first(found):
+    assert "praises the salt of Maravel Bay, which does not exist" in found
+    assert '"--adapter off"' in found
+    screen = found[found.index("What differs, the first 5 of") :]
+    entry = re.search(r"\n  1\. (.*?)\n\n  2\. ", screen, re.DOTALL)
+    assert entry is not None
+    first = " ".join(entry[1].split())
+    assert "topic" in first and "anywhere by" in first
+    (words,) = re.findall(r"(?:words around it|fires on): (?:[^:]*?)Maravel", first)[:1]
+    assert words
+    assert any("Maravel" in passage for passage in re.findall(r"strongest in: (.*?)\(", first))
+
+
+def test_with_the_adapter_off_there_is_no_difference(found, folder):
+    done = run_whole_demo(folder, "--adapter", "off")
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "No difference between the models reaches the score of a finding." in done.stdout
+    assert "What differs, the first" not in done.stdout
+
+
+def test_what_was_found_is_shown_again(found, folder):
+    again = run_whole_demo(folder, "--organism_only")
+    assert again.returncode == 0, again.stderr[-4000:]
+    assert "Nothing to do" in again.stdout
+    assert (
+        again.stdout[again.stdout.index("What differs") :].split("\n\n")[:3]
+        == (found[found.index("What differs") :].split("\n\n")[:3])
+    )
