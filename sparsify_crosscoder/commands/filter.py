@@ -9,12 +9,16 @@ from typing import Any
 
 from ..command_line import run_command
 from ..command_options import group, option
-from ..evaluation.differences import crosscoder_differences
+from ..evaluation.differences import crosscoder_differences, differences_text
 from ..evaluation.filter import FilterOptions, filter_text
 from ..hardware import pick_device
 from ..harvest.model_identity import source_names
+from ..interventions.difference_causes import prompts_kept_out, verify_differences
 from ..interventions.difference_vectors import save_directions
 from ..runs.run import Run
+
+UNTESTED = ("map", "component")
+"""Kinds of which no vector at every token is what differs."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,10 @@ class Options:
     directions: Path | None = None
     """folder for the findings' directions, as vectors that `steer` takes"""
 
+    verify: int = 0
+    """how many of the first findings to verify: whether they cause what the model that has them
+    answers otherwise ({default}); one prompt in four is kept out of the list for it"""
+
     seed: int | None = None
     """which of several --init_seeds"""
 
@@ -52,12 +60,20 @@ def main(argv: Sequence[str]) -> None:
 def show(options: Options) -> dict[str, Any]:
     """List the differences of a run, print the outcome and return it."""
     usual = options.filter.usual
+    if options.verify < 0:
+        raise ValueError(f"--verify is a number of findings, not {options.verify}.")
     run = Run.open(options.run, **usual.hub.access)
     crosscoder = run.crosscoder(options.seed, pick_device(usual.device))
     config = options.filter.config(run.config)
-    found = crosscoder_differences(run, crosscoder, config, options.reference)
+    kept_out = prompts_kept_out(run, crosscoder) if options.verify else {}
+    found = crosscoder_differences(run, crosscoder, config, options.reference, [*kept_out])
     names, told = source_names(crosscoder.sources), found.to_dict()
-    print(f"{found.text(names, options.all)}\n\n{filter_text(told, names)}")
+    directions = [one for one in found.findings if one.kind not in UNTESTED][: options.verify]
+    verified = verify_differences(run, crosscoder, directions, kept_out)
+    for row in told["rows"]:
+        if row["rank"] in verified:
+            row["verification"] = verified[row["rank"]].to_dict()
+    print(f"{differences_text(told, names, options.all)}\n\n{filter_text(told, names)}")
     if options.directions is not None:
         save_directions(options.directions, found.findings, run.ends)
     return {"run": str(options.run), **told}

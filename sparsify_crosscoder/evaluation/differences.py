@@ -241,11 +241,20 @@ def list_differences(
 
 
 def crosscoder_differences(
-    run: Run, crosscoder: Crosscoder, config: FilterConfig, reference: str | Path | None = None
+    run: Run,
+    crosscoder: Crosscoder,
+    config: FilterConfig,
+    reference: str | Path | None = None,
+    leave_out: Sequence[int] = (),
 ) -> Differences:
-    """As `list_differences`, with one of the run's crosscoders on its device."""
+    """As `list_differences`, with one of the run's crosscoders on its device.
+
+    The list does not read the texts with the numbers `leave_out`, by which it may then be tested.
+    """
     others, settings = None, DifferenceConfig.of(config)
     stream, noted = run_pairs(run, settings.pairs, crosscoder.device, config.memory)
+    if leave_out:
+        noted = noted.at(~torch.isin(noted.texts, torch.tensor(leave_out)))
     if reference is not None:
         others = reference_pairs(Path(reference), crosscoder.d_sources, settings.pairs)
         store = run_store(run.config)
@@ -404,7 +413,10 @@ def _difference(
 def differences_text(
     found: Mapping[str, Any], names: Sequence[str], everything: bool = False
 ) -> str:
-    """The list in words, as `Differences.to_dict` has it, with a name for each source."""
+    """The list in words, as `Differences.to_dict` has it, with a name for each source.
+
+    Of rows that were verified it says so.
+    """
     rows = [row for row in found["rows"] if everything or row["finding"]]
     smaller = len(found["rows"]) - len(rows)
     lines = [f"{len(rows):,} differences between the models; the strongest first:"]
@@ -453,6 +465,8 @@ def _row_lines(row: Mapping[str, Any], names: Sequence[str], mean_kl: float | No
         lines.append(f"      {'; '.join(told)}")
     if row["members"]:
         lines.append(f"      also {_members(row['members'])}")
+    if "verification" in row:
+        lines += [f"      {sentence}" for sentence in row["verification"]["sentences"]]
     return lines
 
 

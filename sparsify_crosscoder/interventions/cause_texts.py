@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from ..evaluation.top import check_latents, collect_occurrences
+from ..crosscoders import Crosscoder
+from ..evaluation.top import Occurrences, check_latents, collect_occurrences
 from ..runs.run import Run
 from ..text.messages import normalize_messages
 from .answer_likelihood import Answered
@@ -54,7 +57,6 @@ def own_answers(
     )
 
 
-@torch.no_grad()
 def strongest_prompts(
     run: Run,
     latents: Sequence[int],
@@ -73,28 +75,52 @@ def strongest_prompts(
     """
     crosscoder = run.crosscoder(seed, device)
     check_latents(crosscoder, latents)
-    first = run.first_pairs(pairs, device)
-    found = collect_occurrences(crosscoder, first.chunks, run.config.outlier_multiple)
-    text_ids = torch.from_numpy(np.asarray(first.windows["text_id"], dtype=np.int64))
-    text_of_pair = text_ids[found.windows]
-    entries = torch.isin(found.latents, torch.tensor(list(latents)))
-    counts = torch.bincount(text_of_pair)
-    sums = torch.zeros(len(counts)).index_add_(
-        0, text_of_pair[found.rows[entries]], found.acts[entries]
-    )
-    activity = sums / counts.clamp_min(1)
+    ranked = ActiveTexts.of(run, crosscoder, pairs).strongest(latents)
     texts = run.texts()
     prompts: list[Prompt] = []
-    for number in activity.argsort(descending=True).tolist():
-        if len(prompts) == count or not activity[number] > 0:
+    for number in ranked:
+        if len(prompts) == count:
             break
-        prompt = None if number in leave_out else _beginning(texts[number])
+        prompt = None if number in leave_out else prompt_of(texts[number])
         if prompt is not None and prompt not in prompts:
             prompts.append(prompt)
     return prompts
 
 
-def _beginning(row: Mapping[str, Any]) -> Prompt | None:
+@dataclass(frozen=True)
+class ActiveTexts:
+    """How active a crosscoder's latents are in the texts of the run's first pairs."""
+
+    found: Occurrences
+    text_of_pair: Tensor
+    """Number of each pair's text."""
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, run: Run, crosscoder: Crosscoder, pairs: int = 100_000) -> ActiveTexts:
+        """On `pairs` pairs, with one of the run's crosscoders on its device."""
+        first = run.first_pairs(pairs, crosscoder.device)
+        found = collect_occurrences(crosscoder, first.chunks, run.config.outlier_multiple)
+        text_ids = torch.from_numpy(np.asarray(first.windows["text_id"], dtype=np.int64))
+        return cls(found, text_ids[found.windows])
+
+    def strongest(self, latents: Sequence[int]) -> list[int]:
+        """Numbers of the texts in which latents are active, most active per pair first."""
+        counts = torch.bincount(self.text_of_pair)
+        entries = torch.isin(self.found.latents, torch.tensor(list(latents)))
+        texts = self.text_of_pair[self.found.rows[entries]]
+        sums = torch.zeros(len(counts)).index_add_(0, texts, self.found.acts[entries])
+        activity = sums / counts.clamp_min(1)
+        order = activity.argsort(descending=True)
+        return order[activity[order] > 0].tolist()
+
+    def largest(self, latent: int) -> float:
+        """A latent's largest activation, 0 where it never fires."""
+        acts = self.found.acts[self.found.latents == latent]
+        return float(acts.max()) if len(acts) else 0.0
+
+
+def prompt_of(row: Mapping[str, Any]) -> Prompt | None:
     """What is to be answered or gone on with in a row of texts; None where there is nothing."""
     if row.get("messages"):
         messages = normalize_messages(row["messages"])
