@@ -140,6 +140,7 @@ def test_a_case_is_measured_once(bench, pair, text):
     assert files == {f: f.stat().st_mtime_ns for f in case.folder.rglob("*") if f.is_file()}
     assert "topic" in organism_table.row_table([row])[2]
     assert "topic" in organism_table.scaling_table([row])[2]
+    assert "rdfc-grouped" in organism_table.summary_table([row], found)[2]
     assert len(organism_table.baseline_table(found)) == 2 + len(found)
     json.dumps([*map(vars, found)])
 
