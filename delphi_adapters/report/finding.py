@@ -31,6 +31,8 @@ def what_differs(finding: Mapping[str, Any], names: Sequence[str]) -> str:
         return f"a constant shift of all activations of {own}"
     if finding["kind"] == "map":
         return f"a linear change in {own} of what the other model has"
+    if finding["kind"] == "component":
+        return f"one of the directions in which {own} is farthest from the model in its place"
     if finding["kind"] == "shared":
         return f"{latent}, which both models have: {_SHARED[verdict]} {own}"
     kind = f" ({finding['kind']}; the filter: {verdict.replace('_', ' ')})"
@@ -39,7 +41,7 @@ def what_differs(finding: Mapping[str, Any], names: Sequence[str]) -> str:
 
 def where_present(finding: Mapping[str, Any], names: Sequence[str], searched: Searched) -> str:
     """On how much of the text, who wrote that, and how far the models' next tokens differ there."""
-    if finding["latent"] is None:
+    if finding["kind"] in ("mean", "map"):
         return "On every pair."
     share = finding["firings"] / finding["pairs"]
     told = f"On {share:.2%} of the pairs, in {finding['texts']:,} of {searched.texts:,} texts"

@@ -129,6 +129,8 @@ def _kind(one: Mapping[str, Any]) -> str:
         return "shift of the mean"
     if one["kind"] == "map":
         return "linear change"
+    if one["kind"] == "component":
+        return f"component {one['component']}"
     return f"{one['kind']}, {one['verdict'].replace('_', ' ')}"
 
 

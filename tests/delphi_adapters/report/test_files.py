@@ -252,10 +252,11 @@ def test_a_terminal_is_told_in_plain_words_what_differs():
         difference(1, 3, 1, **told),
         difference(2, 4, 0, kind="shared", verdict="turned"),
         difference(3, None, 1, kind="mean", verdict="shifted"),
-        difference(4, 1, 0, finding=False),
+        difference(4, None, 1, kind="component", component=2, verdict="moved"),
+        difference(5, 1, 0, finding=False),
     ]
     lines = first_entries(listed_report(rows))
-    assert lines[0] == "What differs, the first 3 of 3:"
+    assert lines[0] == "What differs, the first 4 of 4:"
     text = " ".join(" ".join(lines).split())
     assert "1. latent 3, which only beta has (exclusive; the filter: predictable)" in text
     assert (
@@ -267,6 +268,10 @@ def test_a_terminal_is_told_in_plain_words_what_differs():
     assert text.count("strongest in: »a ship« sails") == 1
     assert "2. latent 4, which both models have: its direction is another in alpha" in text
     assert "3. a constant shift of all activations of beta On every pair." in text
+    assert (
+        "4. one of the directions in which beta is farthest from the model in its place On 0.50% "
+        "of the pairs" in text
+    )
     # What is in no finding and what the filter keeps stands behind.
     assert lines[lines.index("What stands first:") + 1].startswith("  latent 0, of alpha")
     assert "latent 1," not in text and text.count("latent 3,") == 1
