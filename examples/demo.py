@@ -93,6 +93,8 @@ def main() -> None:
     halves.add_argument("--organism_only", action="store_true", help="without the pair")
     halves.add_argument("--pair_only", action="store_true", help="without the fine-tune")
     args = parser.parse_args()
+    if args.pair_only and args.adapter == "off":
+        parser.error("--adapter off is of the fine-tune, which --pair_only leaves out.")
 
     share_cores()
     models = args.folder / "demo-data" / "models"
