@@ -61,6 +61,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "dfc": ("dfc", {}),
     "dfc-joint": ("dfc", {"selection": "joint"}),
     "rdfc": ("rdfc", {}),
+    "rdfc-difference": ("rdfc", {"selection": "grouped", "difference_weight": 1.0}),
 }
 
 
