@@ -1,4 +1,4 @@
-"""Which kinds of difference does a crosscoder carry, and how small and rare may they be?
+"""What is first in the list of differences where it is known what differs, and how small and rare?
 
     python examples/planted_differences.py --store runs/demo-data/store --out runs/differences
 
@@ -12,12 +12,9 @@ rank-one  a direction as strong as the first model's activation along another on
 shift     a direction on all pairs
 nothing   noise alone
 
-Sizes are multiples of the median norm. For each change, architecture and seed the table names what
-carries it best: among exclusive latents by the cosine of the decoder with the planted direction and
-the correlation of the activation with the planted strength, among shared ones by the same with the
-difference of both decoders, and by the cosine of the difference of the means. A run that was
-stopped goes on where it was; everything is in `differences.jsonl`. Each run takes about a minute on
-a core.
+Sizes are multiples of the median norm. For each change, architecture and seed the table names the
+first entry of the list that has the direction, by its place and kind. A run that was stopped goes
+on where it was; everything is in `differences.jsonl`. Each run takes about a minute on a core.
 """
 
 from __future__ import annotations
@@ -25,23 +22,33 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from nulls_and_plants import HELD_OUT, VARIANTS, Control, train
+from nulls_and_plants import VARIANTS, Control, train
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sparsify_crosscoder import ActivationStore, Crosscoder
+from sparsify_crosscoder import ActivationStore
+from sparsify_crosscoder.evaluation.differences import (
+    DifferenceConfig,
+    Differences,
+    differences_of,
+)
+from sparsify_crosscoder.evaluation.false_exclusives import FilterConfig
+from sparsify_crosscoder.evaluation.filter import filter_crosscoder
+from sparsify_crosscoder.evaluation.noted_pairs import held_pairs
+from sparsify_crosscoder.store.tensor_stream import TensorStream
 from sparsify_crosscoder.training.allocator import keep_freed_memory
 
 NOISE = 0.01  # of the median norm, over all dimensions
 PLANT_SEED = 2_000
 TOP_DIMENSIONS = 5  # which hold most of the variance; no change is read from them
-CARRIED = 0.8
+LIKE = 0.8
+"""Cosine from which an entry's direction is the one that was planted."""
 
 
 class Change(NamedTuple):
@@ -68,44 +75,58 @@ CHANGES = (
 )
 
 
-@dataclass
-class Planted:
-    """Pairs, the direction `[D]` that was added to the second source, and how strongly, `[N]`."""
+class Pairs(NamedTuple):
+    """Pairs of one model."""
 
-    control: Control
-    direction: Tensor
-    strength: Tensor
+    activations: Tensor
+    """`[N, D]`."""
+
+    tokens: Tensor
+    """The token of each, `[N]`."""
+
+    texts: Tensor
+    """Which text each is from, `[N]`."""
 
 
-@dataclass
-class Carrier:
-    """What carries a change best among latents of one kind."""
+@dataclass(frozen=True)
+class Found:
+    """Where in the list a change is."""
 
-    latent: int
+    change: Change
+    variant: str
+    seed: int
+    rank: int | None
+    """Among the findings, or else among all entries, of the first with the planted direction."""
+
+    finding: bool
+    kind: str | None
+    verdict: str | None
     cosine: float
-    correlation: float
-    fires: float
-    """Share of the pairs."""
+    """Of its direction with the one that was planted; where there is none, the best of any."""
 
-    alive: int
-    """Latents of this kind that fire at all."""
+    findings: int
+    fve: float
+
+    @property
+    def place(self) -> str:
+        """Its rank and kind; the rank in brackets where it is no finding."""
+        if self.rank is None:
+            return "lost"
+        return f"{self.rank if self.finding else f'({self.rank})'} {self.kind}, {self.verdict}"
 
 
-def plant(change: Change, x: Tensor, tokens: Tensor, seed: int, noise: float = NOISE) -> Planted:
-    """The activations x `[N, D]` of one model, read at `tokens` [N], and the same with a change.
-
-    `noise` is in median norms.
-    """
+def plant(change: Change, pairs: Pairs, seed: int, noise: float = NOISE) -> Control:
+    """Pairs of a model with the same after a change; `noise` is in median norms."""
     generator = torch.Generator().manual_seed(PLANT_SEED + seed)
-    x = x.float()
+    x = pairs.activations.float()
     centred = x - x.mean(0)
     norm = centred.norm(dim=1).median()
     direction = F.normalize(torch.randn(x.shape[1], generator=generator), dim=0)
     if change.kind == "isolated":
         where = (torch.rand(len(x), generator=generator) < change.share).float()
     elif change.kind == "token":
-        shares = torch.bincount(tokens) / len(tokens)
-        where = (tokens == (shares - change.share).abs().argmin()).float()
+        shares = torch.bincount(pairs.tokens) / len(x)
+        where = (pairs.tokens == (shares - change.share).abs().argmin()).float()
     elif change.kind == "rank-one":
         read = torch.randn(x.shape[1], generator=generator)
         read[centred.var(0).topk(TOP_DIMENSIONS).indices] = 0
@@ -113,111 +134,82 @@ def plant(change: Change, x: Tensor, tokens: Tensor, seed: int, noise: float = N
     else:
         where = torch.full((len(x),), float(change.kind == "shift"))
     strength = change.size * norm * where
-    spread = noise * norm / x.shape[1] ** 0.5
-    noisy = x + spread * torch.randn(x.shape, generator=generator)
+    noisy = x + noise * norm / x.shape[1] ** 0.5 * torch.randn(x.shape, generator=generator)
     other = noisy + strength[:, None] * direction
-    control = Control(f"{change.name}-{seed}", [x, other], seed=seed)
-    return Planted(control, direction, strength)
-
-
-def carriers(crosscoder: Crosscoder, planted: Planted) -> dict[str, Carrier]:
-    """What carries a change on the held-out pairs, by kind of latent."""
-    code = crosscoder.encode_sparse([x[-HELD_OUT:] for x in planted.control.activations])
-    acts = code.to_dense()
-    fires = (acts > 0).float().mean(0)
-    strength = planted.strength[-HELD_OUT:, None]
-    strength = strength - strength.mean()
-    correlations = F.cosine_similarity(acts - acts.mean(0), strength, 0)
-    written = [crosscoder.decoder(s) / crosscoder.factors[s] for s in (0, 1)]
-    relative = crosscoder.relative_decoder_norm()
-    kinds = {
-        "exclusive": (relative < 0.1, written[1]),
-        "exclusive to the first": (relative > 0.9, -written[0]),
-        "shared": ((relative >= 0.1) & (relative <= 0.9), written[1] - written[0]),
-    }
-    found = {}
-    for kind, (mask, vectors) in kinds.items():
-        latents = mask.nonzero()[:, 0]
-        if not len(latents):
-            continue
-        cosines = F.normalize(vectors[latents], dim=1) @ planted.direction
-        best = int((cosines * correlations[latents]).argmax())
-        latent = int(latents[best])
-        found[kind] = Carrier(
-            latent,
-            float(cosines[best]),
-            float(correlations[latent]),
-            float(fires[latent]),
-            int((fires[latents] > 0).sum()),
-        )
-    return found
+    return Control(f"{change.name}-{seed}", [x, other], direction, strength != 0, seed)
 
 
 def investigate(
-    change: Change, x: Tensor, tokens: Tensor, variant: str, seed: int, args: argparse.Namespace
-) -> dict[str, Any]:
-    """Train one architecture on a change and say what carries it."""
-    planted = plant(change, x, tokens, seed, args.noise)
-    name = f"{planted.control.name}-{variant}"
-    crosscoder, summary = train(planted.control, variant, args, args.out / "runs" / name)
-    first, second = (crosscoder.mean[columns] for columns in crosscoder.columns)
-    return {
-        "change": change._asdict(),
-        "variant": variant,
-        "seed": seed,
-        "fve": summary["fve"],
-        "predicted_by": summary.get("predicted_by"),
-        "l0_per_block": summary["l0_per_block"],
-        "mean_cosine": float(F.normalize(second - first, dim=0) @ planted.direction),
-        "carriers": {kind: asdict(one) for kind, one in carriers(crosscoder, planted).items()},
-    }
+    change: Change, pairs: Pairs, variant: str, seed: int, args: argparse.Namespace
+) -> Found:
+    """Train one architecture on a change, and look it up in the list of differences."""
+    control = plant(change, pairs, seed, args.noise)
+    name = f"{control.name}-{variant}"
+    crosscoder, summary = train(control, variant, args, args.out / "runs" / name)
+    config = FilterConfig(pairs=len(pairs.texts))
+    filtered = filter_crosscoder(crosscoder, TensorStream(control.activations), config)
+    held = held_pairs(control.activations, pairs.texts)
+    listed = differences_of(crosscoder, held, filtered, DifferenceConfig.of(config))
+    return found(
+        listed,
+        control,
+        Found(
+            change,
+            variant,
+            seed,
+            None,
+            False,
+            None,
+            None,
+            0.0,
+            len(listed.findings),
+            summary["fve"],
+        ),
+    )
 
 
-def table(results: Sequence[dict[str, Any]]) -> str:
-    """One line per change and architecture, means over the seeds."""
-    lines = [
-        "| change | size | share | architecture | carried, of seeds | exclusive: cosine, "
-        "correlation | shared: cosine, correlation | means: cosine | exclusive alive | FVE |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    keys = dict.fromkeys((Change(**r["change"]), r["variant"]) for r in results)
-    for change, variant in keys:
-        mine = [r for r in results if Change(**r["change"]) == change and r["variant"] == variant]
-
-        def mean(values: Sequence[float]) -> str:
-            return f"{sum(values) / len(values):.2f}" if values else "-"
-
-        cells = [change.kind, f"{change.size:g}", f"{change.share:g}", variant]
-        cells.append(f"{sum(map(_carried, mine))} of {len(mine)}")
-        for kind in ("exclusive", "shared"):
-            found = [r["carriers"][kind] for r in mine if kind in r["carriers"]]
-            both = [mean([one[of] for one in found]) for of in ("cosine", "correlation")]
-            cells.append(", ".join(both))
-        cells.append(mean([r["mean_cosine"] for r in mine]))
-        exclusive = [r["carriers"].get("exclusive") for r in mine]
-        cells.append(mean([one["alive"] for one in exclusive if one is not None]))
-        cells.append(f"{sum(r['fve'] for r in mine) / len(mine):.3f}")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def found(listed: Differences, control: Control, nothing: Found) -> Found:
+    """The first entry with the planted direction; `nothing` where there is none."""
+    assert control.direction is not None
+    best = 0.0
+    for shown in (listed.findings, listed.entries):
+        for rank, entry in enumerate(shown, 1):
+            cosine = float(F.cosine_similarity(entry.direction.float(), control.direction, dim=0))
+            best = max(best, cosine)
+            if entry.source == 1 and cosine >= LIKE:
+                return replace(
+                    nothing,
+                    rank=rank,
+                    finding=entry.finding,
+                    kind=entry.kind,
+                    verdict=entry.verdict,
+                    cosine=cosine,
+                )
+    return replace(nothing, cosine=best)
 
 
-def _carried(result: dict[str, Any]) -> bool:
-    """Whether something has both the direction and the strength of a change."""
-    if result["change"]["kind"] == "shift":
-        return result["mean_cosine"] >= CARRIED
-    found = result["carriers"].values()
-    return any(min(one["cosine"], one["correlation"]) >= CARRIED for one in found)
+def lines(results: Sequence[Found]) -> list[str]:
+    """One line per change and architecture of a Markdown table."""
+    seeds = sorted({one.seed for one in results})
+    head = ["change", "size", "share", "architecture", *(f"seed {seed}" for seed in seeds)]
+    rows = [[*head, "findings"], ["---"] * (len(head) + 1)]
+    for change, variant in dict.fromkeys((one.change, one.variant) for one in results):
+        mine = {o.seed: o for o in results if (o.change, o.variant) == (change, variant)}
+        cells = [change.kind, f"{change.size:g}", f"{change.share:.2%}", variant]
+        cells += ["-" if seed not in mine else mine[seed].place for seed in seeds]
+        rows.append([*cells, ", ".join(str(one.findings) for one in mine.values())])
+    return [f"| {' | '.join(row)} |" for row in rows]
 
 
-def pairs_of(store: ActivationStore, count: int) -> tuple[Tensor, Tensor]:
-    """So many random pairs of a store: the first source's activations, and its tokens there."""
+def pairs_of(store: ActivationStore, count: int) -> Pairs:
+    """So many random pairs of a store, of its first source."""
     order = torch.randperm(len(store), generator=torch.Generator().manual_seed(PLANT_SEED))
     index = order[:count]
     windows, places = store.provenance(index)
     rows = [(w["input_ids_0"], w["pairs_0"]) for w in store.windows]
     where = zip(windows.tolist(), places.tolist(), strict=True)
     tokens = torch.tensor([rows[w][0][rows[w][1][place]] for w, place in where])
-    return store.rows(index)[0], tokens
+    return Pairs(store.rows(index)[0], tokens, store.notes(index).text_id)
 
 
 def main() -> None:
@@ -226,37 +218,44 @@ def main() -> None:
     )
     parser.add_argument("--store", type=Path, default=Path("runs/demo-data/store"))
     parser.add_argument("--out", type=Path, default=Path("runs/differences"))
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["rdfc"])
     parser.add_argument("--kinds", nargs="+", default=sorted({c.kind for c in CHANGES}))
-    parser.add_argument("--num_latents", type=int, default=2_048)
+    parser.add_argument("--num_latents", type=int, default=1_024)
     parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--max_steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--noise", type=float, default=NOISE, help="in median norms")
-    parser.add_argument("--pairs", type=int, default=98_304, help="of the store, held-out included")
+    parser.add_argument("--pairs", type=int, default=65_536, help="of the store")
     args = parser.parse_args()
     keep_freed_memory()
     if not args.store.exists():
         raise SystemExit(f"'{args.store}' is no activation store; `make demo` makes one.")
-    x, tokens = pairs_of(ActivationStore.open(args.store), args.pairs)
+    pairs = pairs_of(ActivationStore.open(args.store), args.pairs)
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / "differences.jsonl"
-    done = [json.loads(line) for line in file.open(encoding="utf-8")] if file.exists() else []
-    known = {(Change(**r["change"]), r["variant"], r["seed"]) for r in done}
-    changes = [change for change in CHANGES if change.kind in args.kinds]
+    done = read_results(file)
+    known = {(one.change, one.variant, one.seed) for one in done}
     todo = [
         (change, variant, seed)
         for seed in range(args.seeds)
-        for change in changes
+        for change in CHANGES
         for variant in args.variants
-        if (change, variant, seed) not in known
+        if change.kind in args.kinds and (change, variant, seed) not in known
     ]
     with file.open("a", encoding="utf-8") as out:
         for change, variant, seed in tqdm(todo, desc="Differences", unit="run"):
-            done.append(investigate(change, x, tokens, variant, seed, args))
-            out.write(json.dumps(done[-1]) + "\n")
+            done.append(investigate(change, pairs, variant, seed, args))
+            out.write(json.dumps(asdict(done[-1])) + "\n")
             out.flush()
-    print(table(done))
+    print("\n".join(lines(done)))
+
+
+def read_results(file: Path) -> list[Found]:
+    """What is in a file of results; nothing if there is none."""
+    if not file.exists():
+        return []
+    with file.open(encoding="utf-8") as rows:
+        return [Found(**row | {"change": Change(*row["change"])}) for row in map(json.loads, rows)]
 
 
 if __name__ == "__main__":
