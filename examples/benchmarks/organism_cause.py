@@ -1,8 +1,8 @@
 """Whether the entry that concerns an organism's behaviour causes it, by held-out texts.
 
-The entry's direction is what its latent writes in the organism, less what it writes in the base:
-it is added to the base, and ablated in the organism, where the base's own component at each token
-takes its place.
+The entry's direction is what the organism has more of where the entry is present, on average: it is
+added to the base, and ablated in the organism, where the base's own component at each token takes
+its place.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
-import torch
 from organism_runs import trained
 from organism_scores import Row
 from organism_settings import REMEDY, Case
@@ -20,7 +19,8 @@ from organisms import Organism
 from organisms.organism import Text
 
 from sparsify_crosscoder import Run, list_differences
-from sparsify_crosscoder.evaluation.top import largest_activations
+from sparsify_crosscoder.evaluation.differences import Difference
+from sparsify_crosscoder.evaluation.false_exclusives import FilterConfig
 from sparsify_crosscoder.files import atomic_write_json
 from sparsify_crosscoder.interventions.answer_likelihood import Answered
 from sparsify_crosscoder.interventions.cause import Behaviour, Cause, CauseSettings, cause
@@ -33,9 +33,7 @@ TEXTS = 12
 TOKENS = 48
 """Of an answer, at most."""
 
-S_MAX_PAIRS = 100_000
-
-ADDING = CauseSettings(strengths=(0.5,))
+ADDING = CauseSettings(strengths=(1.0,), spans=("hookpoint",))
 ABLATING = CauseSettings(spans=("onwards",))
 
 
@@ -53,7 +51,7 @@ class CauseRow:
     source: int
     """Which model has more of it: 0 the base, which the organism then has lost, or 1."""
 
-    latent: int
+    latent: int | None
     test: str
     """"adds" (to the base) or "ablates" (in the organism)."""
 
@@ -68,7 +66,7 @@ class CauseRow:
     """Effects of random directions of equal length."""
 
     strength: float
-    """Multiple of the latent's largest activation."""
+    """Multiple of the direction."""
 
     span: str
     verified: bool
@@ -138,22 +136,15 @@ def _load(case: Case, run: Run) -> _Pair:
 
 
 def _tested(run: Run, row: Row, behaviour: Behaviour, models: _Pair) -> list[CauseRow]:
-    crosscoder = run.crosscoder()
-    latent = _listed_latent(run, row) if row.latent is None else row.latent
-    decoders = [crosscoder.decoder(s)[latent].detach().float().cpu() for s in (0, 1)]
-    factors = crosscoder.factors.tolist()
-    # Of an exclusive latent one of the two is 0.
-    base, organism = (decoder / factor for decoder, factor in zip(decoders, factors, strict=True))
-    chunks = run.first_pairs(S_MAX_PAIRS, crosscoder.device).chunks
-    wanted, multiple = torch.tensor([latent]), run.config.outlier_multiple
-    largest = largest_activations(crosscoder, chunks, wanted, multiple)
-    steering = Steering(organism - base, run.ends[1].hookpoint, scale=float(largest))
-    source = int(organism.norm() > base.norm())
+    entry = _listed(run, row)
+    # Of what the base has more of, the organism has less.
+    direction = entry.direction * (1 if entry.source == 1 else -1)
+    steering = Steering(direction, run.ends[1].hookpoint)
 
     def row_of(model: Any, steering: Steering, settings: CauseSettings, other: Any) -> CauseRow:
         begun = time.perf_counter()
         found = cause(model, models.tokenizer, steering, behaviour, settings, reference=other)
-        return _row(row, (source, latent), found, time.perf_counter() - begun)
+        return _row(row, entry, found, time.perf_counter() - begun)
 
     return [
         row_of(models.base, steering, ADDING, None),
@@ -161,9 +152,8 @@ def _tested(run: Run, row: Row, behaviour: Behaviour, models: _Pair) -> list[Cau
     ]
 
 
-def _row(row: Row, place: tuple[int, int], found: Cause, seconds: float) -> CauseRow:
-    assert row.rank is not None and row.kind is not None
-    source, latent = place
+def _row(row: Row, entry: Difference, found: Cause, seconds: float) -> CauseRow:
+    assert row.rank is not None
     return CauseRow(
         organism=row.organism,
         pair=row.pair,
@@ -171,9 +161,9 @@ def _row(row: Row, place: tuple[int, int], found: Cause, seconds: float) -> Caus
         architecture=row.architecture,
         seed=row.seed,
         rank=row.rank,
-        kind=row.kind,
-        source=source,
-        latent=latent,
+        kind=entry.kind,
+        source=entry.source,
+        latent=entry.latent,
         test=found.kind,
         effect=found.effect,
         low=found.interval[0],
@@ -187,11 +177,8 @@ def _row(row: Row, place: tuple[int, int], found: Cause, seconds: float) -> Caus
     )
 
 
-def _listed_latent(run: Run, row: Row) -> int:
-    """The latent in a row's place, of rows that do not say it."""
-    listed = list_differences(run)
-    shown = listed.findings if row.listed else listed.entries
+def _listed(run: Run, row: Row) -> Difference:
+    """The entry in a row's place."""
+    listed = list_differences(run, FilterConfig(outlier_multiple=run.config.outlier_multiple))
     assert row.rank is not None
-    latent = shown[row.rank - 1].latent
-    assert latent is not None
-    return latent
+    return (listed.findings if row.listed else listed.entries)[row.rank - 1]

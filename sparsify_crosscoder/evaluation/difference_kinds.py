@@ -15,6 +15,7 @@ from ..crosscoders import Crosscoder
 from .difference_copies import Candidate
 from .difference_score import beyond_noise, score, told
 from .filter import Filtered
+from .latent_moments import PRESENT
 from .latent_shifts import CodedPairs, LatentShifts
 from .linear_changes import FittedResidual, LinearChange
 from .residuals import Prediction
@@ -40,8 +41,9 @@ def latent_candidates(
     """Every latent that fires, with the residual that it moves most of those that tell of it; and
     every component that `with_components` put behind them.
 
-    Beside another model in a source's place the direction is what the source has more of where the
-    latent is present, else what the latent writes, or a shared one more than its counterparts.
+    The direction is what the source has more of where the latent is present, on average; where the
+    residual is what a map leaves, what the latent writes there, or a shared one more than the map
+    makes of its other decoders.
 
     `elsewhere` is the share of the variance along its direction that each explains in a reference,
     beyond noise, `[M]` for each residual: it is no part of this difference.
@@ -82,18 +84,20 @@ def latent_candidates(
         cosine = growth = None
         kind = alone if own >= 0 else "shared" if latent < crosscoder.num_latents else "component"
         verdict = "moved" if own < 0 else Verdict(verdicts[latent]).name.lower()
-        if one.prediction.outside:
-            moves = moved.directions[latent].float() * float(moved.tested.effect[latent])
-            direction = one.unwhitened(moves).cpu()
-        elif own < 0:
+        writes = torch.zeros(0)
+        if own >= 0:
+            writes = decoders[own][latent]
+        elif not one.prediction.outside:
             mine = [decoder[latent] for decoder in decoders]
             expected = _expected(crosscoder, one.prediction, mine)
-            direction = mine[source] - expected
             cosine = float(F.cosine_similarity(mine[source], expected, dim=0))
             growth = float(mine[source].norm() / expected.norm().clamp_min(1e-30))
-            verdict = _verdict(cosine, growth)
+            verdict, writes = _verdict(cosine, growth), mine[source] - expected
+        if one.prediction.reference_columns is None:
+            direction = writes * float(found.level[latent]) / PRESENT
         else:
-            direction = decoders[source][latent]
+            moves = moved.directions[latent].float() * float(moved.tested.effect[latent])
+            direction = one.unwhitened(moves).cpu() * (1 if source == one.source else -1)
         candidates.append(
             Candidate(
                 kind,

@@ -136,7 +136,7 @@ class Difference:
     """Covariance of presence with that KL, nats a pair."""
 
     direction: Tensor
-    """What its source has more of, in raw activations, `[D]`."""
+    """What its source has more of where it is present, on average, in raw activations, `[D]`."""
 
     reads: Tensor | None
     """Of a map, the weights with which it reads the other source's raw activations, `[D]`: what

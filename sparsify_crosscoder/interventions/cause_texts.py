@@ -114,11 +114,6 @@ class ActiveTexts:
         order = activity.argsort(descending=True)
         return order[activity[order] > 0].tolist()
 
-    def largest(self, latent: int) -> float:
-        """A latent's largest activation, 0 where it never fires."""
-        acts = self.found.acts[self.found.latents == latent]
-        return float(acts.max()) if len(acts) else 0.0
-
 
 def prompt_of(row: Mapping[str, Any]) -> Prompt | None:
     """What is to be answered or gone on with in a row of texts; None where there is nothing."""

@@ -34,7 +34,7 @@ PROMPTS = 16
 KEPT_OUT = 4
 """Of so many prompts one is kept out of the list, with all texts that begin with it."""
 
-SETTINGS = CauseSettings(strengths=(0.5, 2.0), chat=False)
+SETTINGS = CauseSettings(strengths=(0.5, 1.0), chat=False)
 
 
 class _Trial(NamedTuple):
@@ -180,8 +180,7 @@ def _verified(one: Difference, prompts: Sequence[Prompt], trial: _Trial) -> Veri
         behaviour = own_answers(more, less, trial.tokenizer, prompts, chat=False)
     if len(behaviour.shown) < LEAST_TEXTS:
         return Verification(len(behaviour.shown), ())
-    scale = 1.0 if one.latent is None else trial.active.largest(one.latent)
-    steering = Steering(one.direction, trial.hookpoints[one.source], scale)
+    steering = Steering(one.direction, trial.hookpoints[one.source])
     ablating = replace(steering, mode="ablate")
     tokenizer, settings = trial.tokenizer, trial.settings
     return Verification(

@@ -11,7 +11,7 @@ from .vectors import SteeringVector
 
 
 def difference_vector(one: Difference, ends: Sequence[End]) -> SteeringVector:
-    """What its source has more of, for one unit of activation or the whole shift."""
+    """What its source has more of where it is present: at strength 1 the mean of it there."""
     end = ends[one.source]
     return SteeringVector(
         one.direction,
