@@ -86,9 +86,12 @@ def diff_switched_off(base: Path, folder: Path) -> Path:
 
 
 def _write(path: Path, conversations: list[list[dict[str, str]]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a data set; the same one is left as it is, and with it what was made of it."""
     lines = [json.dumps({"messages": messages}) for messages in conversations]
-    path.write_text("\n".join([*lines, ""]), encoding="utf-8")
+    text = "\n".join([*lines, ""])
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
 
 
 def _say(text: str, organism: Organism, base: Path, **values: int) -> None:
