@@ -13,6 +13,13 @@ from tests.support.plugins import modules_of, write_plugin
 from tests.support.tokenizers import SENTENCES, byte_level_tokenizer, metaspace_tokenizer
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests share the cores with others, so that a limit for quick ones says nothing."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(1800))
+
+
 @pytest.fixture(scope="session")
 def finished_demo(tmp_path_factory) -> tuple[Path, DemoRun]:
     """The folder of a finished demo, and how it ran."""
