@@ -34,7 +34,7 @@ def originals(tmp_path_factory):
 @pytest.fixture
 def inputs(originals, tmp_path, monkeypatch):
     """A base, `BASE+ADAPTER` and texts, in a folder of their own that is worked in."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
     return shutil.copytree(originals, tmp_path / "in")
 

@@ -302,7 +302,10 @@ def test_what_is_wrong_with_an_adapter_is_one_line(base, damaged, tmp_path):
     assert "beside a whole model" in refusal(base, damaged)
 
 
-def test_an_adapter_of_another_shape_or_without_its_base_is_refused(base, damaged, tmp_path):
+def test_an_adapter_of_another_shape_or_without_its_base_is_refused(
+    base, damaged, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     wide = save_tiny_model(tmp_path / "wide", "llama", byte_level_tokenizer(), width=48)
     line = refusal(base, f"{wide}+{damaged}")
     assert "does not fit its base" in line and "size mismatch" in line and "BASE+ADAPTER" in line
