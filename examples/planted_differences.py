@@ -95,17 +95,16 @@ class Found:
     change: Change
     variant: str
     seed: int
-    rank: int | None
-    """Among the findings, or else among all entries, of the first with the planted direction."""
-
-    finding: bool
-    kind: str | None
-    verdict: str | None
-    cosine: float
-    """Of its direction with the one that was planted; where there is none, the best of any."""
-
     findings: int
     fve: float
+    rank: int | None = None
+    """Among the findings, or else among all entries, of the first with the planted direction."""
+
+    finding: bool = False
+    kind: str | None = None
+    verdict: str | None = None
+    cosine: float = 0.0
+    """Of its direction with the one that was planted; where there is none, the best of any."""
 
     @property
     def place(self) -> str:
@@ -150,25 +149,11 @@ def investigate(
     filtered = filter_crosscoder(crosscoder, TensorStream(control.activations), config)
     held = held_pairs(control.activations, pairs.texts)
     listed = differences_of(crosscoder, held, filtered, DifferenceConfig.of(config))
-    return found(
-        listed,
-        control,
-        Found(
-            change,
-            variant,
-            seed,
-            None,
-            False,
-            None,
-            None,
-            0.0,
-            len(listed.findings),
-            summary["fve"],
-        ),
-    )
+    nothing = Found(change, variant, seed, len(listed.findings), summary["fve"])
+    return looked_up(listed, control, nothing)
 
 
-def found(listed: Differences, control: Control, nothing: Found) -> Found:
+def looked_up(listed: Differences, control: Control, nothing: Found) -> Found:
     """The first entry with the planted direction; `nothing` where there is none."""
     assert control.direction is not None
     best = 0.0

@@ -234,25 +234,27 @@ def test_what_a_reference_has_as_well_is_left_out():
     assert [one.latent for one in alone] == [TOKEN]
 
 
-def test_a_model_in_a_sources_place_on_the_same_pairs_is_told_from_it_directly():
-    world = World()
-    tuned = world.changed("token")
+def beside(world: World, tuned: Tensor, other: Tensor) -> Differences:
+    """The list where `other` stands beside the tuned model, on the same pairs."""
     whole = [world.base, tuned]
     crosscoder = world.crosscoder(tuned)
     filtered = filter_crosscoder(crosscoder, TensorStream(whole), FilterConfig(pairs=PAIRS))
     pairs = held_pairs(whole, torch.arange(PAIRS) // TEXT)
+    same = replace(pairs, beside=Beside(1, lambda index: other[index]))
+    return differences_of(crosscoder, same, filtered, DifferenceConfig())
 
-    def beside(other: Tensor) -> Differences:
-        same = replace(pairs, beside=Beside(1, lambda index: other[index]))
-        return differences_of(crosscoder, same, filtered, DifferenceConfig())
 
-    assert beside(tuned + 0.01 * world.normal(PAIRS, WIDTH)).findings == []
-    found = beside(world.base)
+def test_a_model_in_a_sources_place_on_the_same_pairs_is_told_from_it_directly():
+    world = World()
+    tuned = world.changed("token")
+    noisy = tuned + 0.01 * world.normal(PAIRS, WIDTH)
+    assert beside(world, tuned, noisy).findings == []
+    found = beside(world, tuned, world.base)
     [first, *_] = found.findings
     assert (first.latent, first.source, first.verdict) == (TOKEN, 1, "moved")
     assert cosine(first.direction, world.change) > 0.95
     assert first.direction.norm() == pytest.approx(float(world.change.norm()), rel=0.2)
-    shifted = beside(tuned - world.change).findings[0]
+    shifted = beside(world, tuned, tuned - world.change).findings[0]
     assert (shifted.kind, shifted.source) == ("mean", 1)
     assert cosine(shifted.direction, world.change) > 0.99
     assert "same pairs" in found.residuals[0].why
@@ -260,13 +262,7 @@ def test_a_model_in_a_sources_place_on_the_same_pairs_is_told_from_it_directly()
 
 def test_beside_a_model_in_its_place_components_of_the_difference_are_listed():
     world = World()
-    tuned = world.changed("isolated")
-    whole = [world.base, tuned]
-    crosscoder = world.crosscoder(tuned)
-    filtered = filter_crosscoder(crosscoder, TensorStream(whole), FilterConfig(pairs=PAIRS))
-    pairs = held_pairs(whole, torch.arange(PAIRS) // TEXT)
-    same = replace(pairs, beside=Beside(1, lambda index: world.base[index]))
-    found = differences_of(crosscoder, same, filtered, DifferenceConfig())
+    found = beside(world, world.changed("isolated"), world.base)
     first = found.findings[0]
     assert (first.kind, first.latent, first.source) == ("component", None, 1)
     assert cosine(first.direction, world.change) > 0.95
