@@ -229,7 +229,7 @@ def _filtered(
     path = folder / "filter.json"
     if path.exists():
         kept = FilterRecord.read(path, "Delete it, and the latents are filtered again.")
-        if kept.found.get("settings") == settings and (kept.differences or not listed):
+        if kept.found.get("settings") == settings and ("rows" in kept.found or not listed):
             return kept
     if listed:
         found = crosscoder_differences(run, crosscoder, config.filter).to_dict()

@@ -157,7 +157,7 @@ class FilterRecord:
     def listed(self) -> dict[int, float]:
         """Score of the difference that each latent is in, alone or as one of several.
 
-        Of files of earlier versions, which have no list, `scores`.
+        Where nothing is listed, as in files of earlier versions, `scores`.
         """
         rows = self.differences
         found = {
