@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .chance import rate_interval
+from sparsify_crosscoder.intervals import rate_interval
+
 from .data import ReportData
 from .ranking import description, ranked
 from .statements import KINDS, column, likeness_of, model_names, null_values, scores_of, spread

@@ -14,11 +14,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from sparsify_crosscoder.intervals import rate_interval
+
 from ..clients.judge import NO_JUDGE
 from .chance import (
     difference_interval,
     rank_correlation,
-    rate_interval,
     reliability,
     superiority,
 )
