@@ -17,6 +17,7 @@ from ..registry import Architecture, get_architecture
 from ..store.dtypes import dtype_names
 from ..store.manifest import is_store, read_manifest
 from ..store.models import check_store_models
+from ..training.run_folder import note_order
 
 _RESTORE_CONFIG = "Restore it from a copy, or train the run again."
 
@@ -73,6 +74,10 @@ class RunConfig(CrosscoderTrainConfig, SparsifyRunConfig):
     pairs: int | None = None
     """Read only as many texts as give so many pairs. If None, all."""
 
+    order_seed: int | None = None
+    """Seed of the order in which training reads the pairs. If None, it follows the initial seed:
+    --shuffle_seed plus the first of --init_seeds, which share one order."""
+
     dtype: str = choice(*dtype_names(), default="bfloat16")
     """What the store of --cache keeps activations in; int8 takes half of bfloat16's bytes."""
 
@@ -126,6 +131,11 @@ class RunConfig(CrosscoderTrainConfig, SparsifyRunConfig):
         for name in ("pairs", "shard_pairs", "answer_tokens"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
+
+    def resolve_order(self) -> None:
+        """Replace a None of `order_seed` by the seed that it stands for."""
+        if self.order_seed is None:
+            self.order_seed = self.shuffle_seed + self.init_seeds[0]
 
     def _check_counts(self, sources: int) -> None:
         """Raise ValueError where options that are given per model are not one for each."""
@@ -236,6 +246,7 @@ def load_run_config(
     options.pop("environment", None)
     options["trust_remote_code"] = trust_remote_code
     options["trained_on"] = options.get("trained_on") or {}
+    note_order(options)
     cls = run_config_class(get_architecture(options["arch"]))
     with reading(file, _RESTORE_CONFIG):
         check(options, cls)

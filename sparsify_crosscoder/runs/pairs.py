@@ -53,9 +53,9 @@ def load_training_data(config: RunConfig, device: torch.device) -> PairedData:
 def load_artifacts(config: RunConfig, device: torch.device) -> PairedData:
     """Load what a run needs; everything that can be wrong is found before any model is run.
 
-    Sets `config.hookpoints` to one hookpoint per source. In a distributed run the first rank
-    prepares the texts, and every rank harvests its share of the activation store. A run from a
-    store needs no model.
+    Sets `config.hookpoints` to one hookpoint per source, and what the options leave open of the
+    schedule and the order. In a distributed run the first rank prepares the texts, and every rank
+    harvests its share of the activation store. A run from a store needs no model.
     """
     if is_store(config.dataset):
         store = ActivationStore.open(config.dataset)
@@ -80,6 +80,8 @@ def load_artifacts(config: RunConfig, device: torch.device) -> PairedData:
     train, held_out = split_run_windows(config, windows)
     counts = torch.tensor(windows["num_pairs"][:])
     config.resolve_schedule(check_length(config, int(counts[train].sum())))
+    config.resolve_order()
+    assert config.order_seed is not None
 
     if store is None and config.cache is not None:
         store = _harvest_store(config, sources, windows, facts)
@@ -103,7 +105,7 @@ def load_artifacts(config: RunConfig, device: torch.device) -> PairedData:
         )
 
     return PairedData(
-        stream(train, config.shuffle_seed),
+        stream(train, config.order_seed),
         stream(held_out, HELD_OUT_SEED) if len(held_out) else None,
         described,
         facts,

@@ -118,8 +118,9 @@ class RunFolder:
             )
         before = read_json(file, dict, self.restore)
         self._logged()
-        for name in SCHEDULE:
-            if getattr(cfg, name) is None:
+        note_order(before)
+        for name in (*SCHEDULE, "order_seed"):
+            if getattr(cfg, name, 0) is None:
                 setattr(cfg, name, before.get(name))
         if not cfg.hookpoints and not cfg.layers:
             cfg.hookpoints = before.get("hookpoints", [])
@@ -291,6 +292,13 @@ class RunFolder:
         with reading(folder, self.restore):
             check(state, _State)
         return state
+
+
+def note_order(options: dict[str, Any]) -> None:
+    """Add to a run's options the seed of its order, where an earlier version kept none: it had one
+    order for all initial seeds."""
+    if "shuffle_seed" in options:
+        options.setdefault("order_seed", options["shuffle_seed"])
 
 
 def _left_out(cfg: CrosscoderTrainConfig) -> dict[str, Any]:

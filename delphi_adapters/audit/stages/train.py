@@ -35,6 +35,8 @@ class Train(Stage[NoOptions, "RunSummary"]):
         left_out = {*_NOT_TRAINING, *OF_HARVEST, *LATER_OPTIONS, "partner_revisions", "kl"}
         left_out -= {"shuffle_seed"}
         options = ctx.training.to_dict()
+        if options["order_seed"] is None:  # earlier versions did not have it
+            left_out.add("order_seed")
         return {name: value for name, value in options.items() if name not in left_out}
 
     def estimate(self, ctx: Context) -> Cost:
