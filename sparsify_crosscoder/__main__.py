@@ -35,6 +35,11 @@ COMMANDS = {
         "main",
         "differences that several runs find",
     ),
+    "plant": (
+        f"{_COMMANDS}.plant",
+        "main",
+        "plant known differences, and see which are found",
+    ),
     "stitch": (
         f"{_COMMANDS}.stitch",
         "main",

@@ -151,6 +151,7 @@ MISSING = [
     "top {nowhere}",
     "filter {nowhere}",
     "stability {nowhere} {nowhere}",
+    "plant {nowhere}",
     "stitch {nowhere} --out {root}/new",
     "steer {nowhere} --latents 1",
     "persona {nowhere} {nowhere} --out {root}/new",

@@ -274,9 +274,9 @@ class CrosscoderTrainer(sparsify.Trainer):
                 bias = geometric_median(sae.normalize(sample), self.world)
             sae.b_dec.data.copy_(bias)
         for sae in self.saes.values():
-            sae.prepare(partial(self._first_pairs, sae), self.world)
+            sae.prepare(partial(self.first_pairs, sae), self.world)
 
-    def _first_pairs(self, sae: Crosscoder, num_pairs: int | None) -> Iterator[Tensor]:
+    def first_pairs(self, sae: Crosscoder, num_pairs: int | None) -> Iterator[Tensor]:
         """See `crosscoders.FirstPairs`."""
         size = self.cfg.pairs_per_step
         wanted = self.cfg.normalization_pairs if num_pairs is None else num_pairs

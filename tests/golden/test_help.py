@@ -8,7 +8,8 @@ import delphi_adapters.__main__
 import sparsify_crosscoder.__main__
 
 ARCHITECTURES = ("crosscoder", "dfc", "dsf", "rdfc")
-OURS = ("store", "top", "filter", "stability", "stitch", "steer", "persona", "transfer", "toy")
+OURS = ("store", "top", "filter", "stability", "plant", "stitch", "steer", "persona")
+OURS += ("transfer", "toy")
 ADAPTERS = ("audit", "explain", "rubric", "reliability")
 OVERVIEW = "crosscoders over several models"
 

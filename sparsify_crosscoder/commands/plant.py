@@ -1,0 +1,94 @@
+"""`sparsify-crosscoder plant RUN`: which differences would be found, by planting known ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..command_line import run_command
+from ..command_options import group, option
+from ..evaluation.filter import FilterOptions
+from ..evaluation.plants import KINDS, Directions, Kind
+from ..evaluation.power import PlantConfig, PlantPlan, carry_out, default_folder
+from ..hardware import pick_device
+from ..runs.run import Run
+
+GOES_ON = "the same command goes on where it stopped"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Say which differences `filter` would have found: known ones are planted into the run's own
+    activations, several at a time, the run's crosscoder is refitted to them, and the list is asked
+    for each. Where the list has nothing, this is what it would have had."""
+
+    run: Path = option(positional=True)
+    """run folder, of a run that was trained from an activation store"""
+
+    kinds: list[Kind] = option(list(KINDS))
+    """what says where a plant is: chance (random), a token wherever it occurs (token), or the texts
+    in which a token occurs (topic); all by default"""
+
+    sizes: list[float] = option(list(PlantConfig.sizes))
+    """lengths of what is added, in median norms of the model's centred activations (1/2, 1/4, 1/8
+    and 1/16)"""
+
+    frequencies: list[float] = option(list(PlantConfig.frequencies))
+    """shares of the pairs that have a plant (0.01, 0.003, 0.001 and 0.0003)"""
+
+    replicates: int = PlantConfig.replicates
+    """plants of each kind, size and share, in the models in turn ({default})"""
+
+    directions: Directions = PlantConfig.directions
+    """drawn with the covariance of the activations, or anywhere ({default})"""
+
+    together: int = PlantConfig.together
+    """plants of each model in one copy of the pairs, at most ({default}); fewer where the run has
+    few exclusive latents"""
+
+    refit: float = PlantConfig.refit
+    """steps of each training from where the run ended, as a share of the run's ({default:.2f})"""
+
+    from_zero: bool = PlantConfig.from_zero
+    """train as the run was, from zero, in place of a refit; architectures other than rdfc always
+    are"""
+
+    seed: int = PlantConfig.seed
+    """of places and directions ({default})"""
+
+    out: Path | None = None
+    """folder for what is found, from which the same command goes on (RUN/plants)"""
+
+    filter: FilterOptions = group(FilterOptions)
+
+    def plants(self) -> PlantConfig:
+        """Raises ValueError for what cannot be planted."""
+        return PlantConfig(
+            kinds=tuple(self.kinds),
+            sizes=tuple(self.sizes),
+            frequencies=tuple(self.frequencies),
+            replicates=self.replicates,
+            directions=self.directions,
+            together=self.together,
+            refit=self.refit,
+            from_zero=self.from_zero,
+            seed=self.seed,
+        )
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command; the process exits with 0, 1 (failed) or 2 (wrong use)."""
+    run_command("sparsify-crosscoder plant", Options, show, argv, goes_on=GOES_ON)
+
+
+def show(options: Options) -> dict[str, Any]:
+    """Plant, look up, print the table and return everything."""
+    config, usual = options.plants(), options.filter.usual
+    run = Run.open(options.run, **usual.hub.access)
+    plan = PlantPlan.of(run, config, options.filter.config(run.config), pick_device(usual.device))
+    print(plan.text(), flush=True)
+    found = carry_out(plan, options.out or default_folder(run))
+    print(found.text())
+    return {"run": str(options.run), **found.to_dict()}

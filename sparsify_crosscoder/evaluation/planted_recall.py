@@ -1,0 +1,222 @@
+"""How much of what was planted was found: recall by kind, size and frequency, with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any, NamedTuple
+
+from .plants import Cell
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class PlantFound:
+    """One plant, and where in the list it is."""
+
+    kind: str
+    size: float
+    frequency: float
+    replicate: int
+    source: int
+    pairs: int
+    """Pairs that have it."""
+
+    token: int | None
+    """That says where it is, in the source's vocabulary."""
+
+    finding: bool
+    """Whether an entry that has its direction is a finding."""
+
+    rank: int | None
+    """Of the first such entry in the list, from 1 on; None where there is none."""
+
+    entry: str | None
+    """That entry's kind, as in the list."""
+
+    verdict: str | None
+    score: float | None
+    cosine: float
+    """Of its direction with what was planted; where there is none, the best of any entry."""
+
+    @property
+    def cell(self) -> Cell:
+        return Cell(self.kind, self.size, self.frequency)  # pyright: ignore[reportArgumentType]
+
+    @property
+    def listed(self) -> bool:
+        """Whether `filter --all` lists it."""
+        return self.rank is not None
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one list says of several plants."""
+
+    planted: bool
+    """Whether they were there."""
+
+    plants: list[PlantFound]
+    findings: int
+    """All that the list has, of plants or not."""
+
+    seconds: float
+
+
+class Recall(NamedTuple):
+    """How many of some plants were found."""
+
+    found: int
+    of: int
+
+    @property
+    def rate(self) -> float:
+        return self.found / max(self.of, 1)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's, of 95%; all of it where nothing was planted."""
+        if not self.of:
+            return 0.0, 1.0
+        from scipy.stats import binomtest
+
+        of = binomtest(self.found, self.of).proportion_ci(CONFIDENCE, method="wilson")
+        return float(of.low), float(of.high)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**self._asdict(), "recall": self.rate, "interval": list(self.interval)}
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.found} of {self.of} ({low:.0%} to {high:.0%})" if self.of else "-"
+
+
+@dataclass(frozen=True)
+class PlantedRecall:
+    """What was planted into a run's pairs, what was found of it, and what without it."""
+
+    rounds: list[Round]
+    """With the plants."""
+
+    nothing: Round
+    """The same plants looked up where none was planted."""
+
+    nowhere: list[Cell]
+    """Of each plant that no place of the store is for."""
+
+    settings: dict[str, Any]
+    steps: int
+    """That each training took."""
+
+    @property
+    def plants(self) -> list[PlantFound]:
+        return [one for some in self.rounds for one in some.plants]
+
+    @property
+    def found_without(self) -> int:
+        """Directions that are findings where nothing was planted."""
+        return sum(one.finding for one in self.nothing.plants)
+
+    @property
+    def seconds(self) -> float:
+        return sum(one.seconds for one in (*self.rounds, self.nothing))
+
+    def recall(
+        self, which: Callable[[PlantFound], bool] = lambda one: True, *, listed: bool = False
+    ) -> Recall:
+        """Of some of the plants, how many are findings, or in the list at all."""
+        some = [one for one in self.plants if which(one)]
+        return Recall(sum(one.listed if listed else one.finding for one in some), len(some))
+
+    def to_dict(self) -> dict[str, Any]:
+        cells = dict.fromkeys([one.cell for one in self.plants] + self.nowhere)
+        return {
+            "settings": self.settings,
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "recall": self.recall().to_dict(),
+            "found_without": self.found_without,
+            "findings_without": self.nothing.findings,
+            "cells": [
+                cell._asdict()
+                | self._of(cell).to_dict()
+                | {"listed": self._of(cell, listed=True).found}
+                for cell in cells
+            ],
+            "plants": [asdict(one) for one in self.plants],
+            "without": [asdict(one) for one in self.nothing.plants],
+        }
+
+    def _of(self, cell: Cell, *, listed: bool = False) -> Recall:
+        return self.recall(lambda one: one.cell == cell, listed=listed)
+
+    def text(self) -> str:
+        """The table, and what it was compared with."""
+        total, of = self.recall(), len(self.nothing.plants)
+        lines = [
+            "What would have been found: how many differences of a known direction, planted into "
+            "the run's own activations, are findings (95% interval)",
+            "",
+            *self.table(),
+            "",
+            f"In all {total} are findings{self._ranks()}, and {self.recall(listed=True).found} are "
+            f"in the list with --all. With nothing planted, {self.found_without} of the {of} "
+            f"directions are findings, of which the list then has {self.nothing.findings:,}.",
+            "Sizes are in median norms of the centred activations, shares are of the pairs. A "
+            "plant changes nothing that the models say, so no KL of the next tokens is asked for.",
+            f"{len(self.rounds) + 1} trainings of {self.steps:,} steps and their lists took "
+            f"{self.seconds:,.0f} s.",
+        ]
+        if self.nowhere:
+            some = dict.fromkeys(f"{cell.kind} {_share(cell.frequency)}" for cell in self.nowhere)
+            lines.append(f"Nothing in the texts is on such a share of the pairs: {', '.join(some)}")
+        return "\n".join(lines)
+
+    def _ranks(self) -> str:
+        ranks = [one.rank for one in self.plants if one.finding and one.rank is not None]
+        return f" (half of them at rank {median(ranks):.0f} or before)" if ranks else ""
+
+    def table(self) -> list[str]:
+        """A Markdown table: a line per kind and size, and for all kinds together."""
+        cells = [one.cell for one in self.plants] + self.nowhere
+        kinds = list(dict.fromkeys(cell.kind for cell in cells))
+        sizes = sorted({cell.size for cell in cells}, reverse=True)
+        shares = sorted({cell.frequency for cell in cells}, reverse=True)
+        rows = [["planted", "size", *map(_share, shares)], ["---"] * (2 + len(shares))]
+        together = [tuple(kinds)] if len(kinds) > 1 else []
+        for some in (*((kind,) for kind in kinds), *together):
+            for size in sizes:
+                recalls = [
+                    self.recall(
+                        lambda one, share=share, size=size, some=some: (
+                            one.kind in some and (one.size, one.frequency) == (size, share)
+                        )
+                    )
+                    for share in shares
+                ]
+                name = some[0] if len(some) == 1 else "all kinds"
+                rows.append([name, _size(size), *map(str, recalls)])
+        return _aligned(rows)
+
+
+def _share(frequency: float) -> str:
+    return f"{100 * frequency:.3g}%"
+
+
+def _size(size: float) -> str:
+    parts = 1 / size
+    return f"1/{parts:.0f}" if size < 1 and abs(parts - round(parts)) < 1e-6 else f"{size:g}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [
+            "-" * width if set(cell) == {"-"} and len(cell) == 3 else cell.ljust(width)
+            for cell, width in zip(row, widths, strict=True)
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines

@@ -1,0 +1,328 @@
+"""What the list of differences finds of what is planted into a run's own activations.
+
+The whole default pipeline is asked: pairs with plants are trained on, filtered and listed as the
+run's were. Many plants share one copy of the pairs, and the run's crosscoder is refitted to them;
+with the same plants left out, the same directions are looked up once more.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm.auto import tqdm
+
+from ..crosscoders import Crosscoder
+from ..crosscoders.checkpoints import WEIGHTS, own_crosscoders
+from ..files import atomic_path, atomic_write_json
+from ..hardware import pick_device
+from ..hashing import hash_file
+from ..records import read_json, read_lines
+from ..runs.run import Run
+from ..scorability import FILTER_PAIRS
+from ..store.store_stream import StoreStream
+from .differences import Difference, DifferenceConfig, Differences, differences_of
+from .false_exclusives import FilterConfig
+from .filter import filter_crosscoder
+from .noted_pairs import stored_pairs
+from .plant_places import Placed, StorePlaces, Wanted, pack, random_of
+from .planted_recall import PlantedRecall, PlantFound, Round
+from .planted_training import PlantedRun, Refit, train_planted
+from .plants import KINDS, Cell, Directions, Kind, Plant, PlantedPairs, PlantedStream, SourceScale
+
+ROUNDS, SETTINGS = "rounds.jsonl", "settings.json"
+DIRECTIONS = 7  # what random numbers are for, beside those of `plant_places`
+ORDER = 8
+
+LIKE = 0.8
+"""Cosine from which an entry's direction is the one that was planted."""
+
+REFIT = 1 / 3
+"""Share of the run's steps that a refit takes."""
+
+LOOKING = 2
+"""Pairs of training that a pair of the list takes as long as."""
+
+CROWD = 6
+"""Exclusive latents of a source for each plant that it has in one copy of the pairs, at least."""
+
+
+@dataclass(frozen=True)
+class PlantConfig:
+    """What is planted, how often, and how it is looked for."""
+
+    kinds: tuple[Kind, ...] = KINDS
+    sizes: tuple[float, ...] = (1 / 2, 1 / 4, 1 / 8, 1 / 16)
+    """In median norms of the source's centred activations."""
+
+    frequencies: tuple[float, ...] = (0.01, 0.003, 0.001, 0.0003)
+    """Shares of the pairs."""
+
+    replicates: int = 4
+    """Of each kind, size and frequency, the sources in turn."""
+
+    directions: Directions = "activations"
+    together: int = 8
+    """Plants of each source in one copy of the pairs, at most."""
+
+    refit: float = REFIT
+    """Share of the run's steps."""
+
+    from_zero: bool = False
+    """Train from zero in place of a refit."""
+
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("kinds", "sizes", "frequencies"):
+            if not getattr(self, name):
+                raise ValueError(f"--{name} names nothing to plant.")
+        unknown = [kind for kind in self.kinds if kind not in KINDS]
+        if unknown:
+            raise ValueError(f"There are plants {', '.join(KINDS)}, not {', '.join(unknown)}.")
+        if min(self.sizes) <= 0:
+            raise ValueError(f"--sizes are multiples of a norm, above 0, not {min(self.sizes):g}.")
+        if not all(0 < share <= 0.5 for share in self.frequencies):
+            raise ValueError("--frequencies are shares of the pairs, above 0 and up to 0.5.")
+        for name in ("replicates", "together"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
+        if not 0 < self.refit <= 1:
+            raise ValueError(f"--refit is a share of the run's steps, not {self.refit:g}.")
+
+    @property
+    def cells(self) -> list[Cell]:
+        """All kinds, sizes and frequencies."""
+        return [Cell(*of) for of in product(self.kinds, self.sizes, self.frequencies)]
+
+
+@dataclass(frozen=True)
+class PlantPlan:
+    """What is planted into a run, round by round, and how it is looked for."""
+
+    run: PlantedRun
+    filter: FilterConfig
+    rounds: list[list[Plant]]
+    nowhere: list[Cell]
+    """Of each plant that no place of the store is for."""
+
+    refit: Refit
+    settings: dict[str, Any]
+    seconds: float
+    """That it is expected to take, as fast as the run was trained."""
+
+    @classmethod
+    def of(
+        cls, run: Run, config: PlantConfig, filtered: FilterConfig, device: torch.device
+    ) -> PlantPlan:
+        """Places and directions by the seed; raises ValueError for a run without a store."""
+        opened, refit = PlantedRun.of(run, device), Refit.of(run, config.refit, config.from_zero)
+        sources = len(opened.crosscoder.d_sources)
+        wanted = [
+            Wanted(cell, replicate, (number + replicate) % sources)
+            for number, cell in enumerate(config.cells)
+            for replicate in range(config.replicates)
+        ]
+        order = np.random.default_rng([ORDER, config.seed % 2**64]).permutation(len(wanted))
+        room = min([config.together, *_room(opened.crosscoder)])
+        places = StorePlaces(opened.store, config.seed)
+        placed, nowhere = pack([wanted[i] for i in order], places, room)
+        sample = StoreStream(opened.store, seed=opened.config.shuffle_seed).sample(
+            opened.config.normalization_pairs
+        )
+        scales = [SourceScale.of(rows, opened.config.outlier_multiple) for rows in sample]
+        rounds = [
+            [_plant(one, scales[one.wanted.source], config) for one in some] for some in placed
+        ]
+        settings = {
+            "plants": asdict(config),
+            "filter": asdict(filtered),
+            "crosscoder": hash_file(run.path / own_crosscoders(run.path)[0] / WEIGHTS),
+        }
+        summary = run.summary()
+        looked_at = LOOKING * min(filtered.pairs or FILTER_PAIRS, len(opened.store))
+        pairs = refit.steps * opened.config.pairs_per_step + looked_at
+        seconds = (len(rounds) + 1) * pairs * summary.wall_seconds / summary.pairs
+        nothing = [one.cell for one in nowhere]
+        return cls(opened, filtered, rounds, nothing, refit, settings, seconds)
+
+    @property
+    def plants(self) -> list[Plant]:
+        return [one for some in self.rounds for one in some]
+
+    def text(self) -> str:
+        """What it will cost."""
+        start = "zero" if self.refit.from_zero else "where the run ended"
+        return (
+            f"{len(self.plants):,} differences, planted in {len(self.rounds):,} copies of the "
+            f"pairs: {len(self.rounds) + 1:,} trainings of {self.refit.steps:,} steps from "
+            f"{start}, some {self.seconds / 60:,.0f} minutes at the rate of the run's own training"
+        )
+
+
+def _room(crosscoder: Crosscoder) -> list[int]:
+    """Plants that each source with an exclusive block has room for."""
+    partition = crosscoder.partition
+    sizes = [len(partition.exclusive(s)) for s in range(partition.num_sources)]
+    return [max(size // CROWD, 1) for size in sizes if size]
+
+
+def _plant(placed: Placed, scale: SourceScale, config: PlantConfig) -> Plant:
+    cell, replicate, source = placed.wanted
+    direction = scale.draw(config.directions, random_of(DIRECTIONS, config.seed, placed.wanted))
+    pairs, token = placed.place
+    return Plant(cell, replicate, source, pairs, direction, cell.size * scale.norm, token)
+
+
+def planted_recall(
+    run: Run,
+    config: PlantConfig | None = None,
+    filtered: FilterConfig | None = None,
+    *,
+    out: str | Path | None = None,
+    device: str | torch.device | None = None,
+) -> PlantedRecall:
+    """Plant known differences into a run's pairs, and count which of them the list has.
+
+    What is done is kept in `out`, the folder `plants` of the run by default, and not done again.
+    Raises ValueError where it holds plants of other settings, or the run has no store.
+    """
+    config = config or PlantConfig()
+    filtered = filtered or FilterConfig(outlier_multiple=run.config.outlier_multiple)
+    plan = PlantPlan.of(run, config, filtered, pick_device(device))
+    return carry_out(plan, default_folder(run) if out is None else Path(out))
+
+
+def default_folder(run: Run) -> Path:
+    """Where a run's plants are kept."""
+    return run.path / "plants"
+
+
+def carry_out(plan: PlantPlan, out: Path) -> PlantedRecall:
+    """Train and look up what a folder does not hold yet; see `planted_recall`."""
+    out.mkdir(parents=True, exist_ok=True)
+    _check_settings(plan.settings, out)
+    done = _read_rounds(out)
+    todo = [[], *plan.rounds]  # the first with nothing planted
+    bar = tqdm(total=len(todo), initial=len(done), desc="Plants", unit="training")
+    with bar, (out / ROUNDS).open("a", encoding="utf-8") as file:
+        for plants in todo[len(done) :]:
+            done.append(_round(plan, plants, out / "training"))
+            file.write(json.dumps(asdict(done[-1])) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+            bar.update()
+    return PlantedRecall(done[1:], done[0], plan.nowhere, plan.settings, plan.refit.steps)
+
+
+def _round(plan: PlantPlan, plants: Sequence[Plant], folder: Path) -> Round:
+    started, run = time.monotonic(), plan.run
+    planted = PlantedPairs(plants, len(run.store))
+    if plants or not plan.refit.from_zero:
+        crosscoder = train_planted(run, planted, plan.refit, folder)
+    else:
+        crosscoder = run.crosscoder
+    found = planted_list(run, crosscoder, planted, plan.filter)
+    rows = [looked_up(found, one) for one in plants or plan.plants]
+    seconds = time.monotonic() - started
+    return Round(bool(plants), rows, len(found.findings), seconds)
+
+
+def planted_list(
+    run: PlantedRun, crosscoder: Crosscoder, planted: PlantedPairs, config: FilterConfig
+) -> Differences:
+    """The list of differences of a crosscoder on a run's pairs with plants, whatever their KL."""
+    settings, seed = DifferenceConfig.of(config), run.config.shuffle_seed
+    stream = PlantedStream(StoreStream(run.store, seed=seed), planted)
+    noted = planted.noted(stored_pairs(run.store, settings.pairs, seed))
+    filtered = filter_crosscoder(crosscoder, stream, config)
+    return differences_of(crosscoder, noted, filtered, settings)
+
+
+def looked_up(found: Differences, plant: Plant) -> PlantFound:
+    """The first entry of a list that has a plant's direction."""
+    nearest = 0.0
+    row = PlantFound(
+        *plant.cell,
+        plant.replicate,
+        plant.source,
+        len(plant.pairs),
+        plant.token,
+        finding=False,
+        rank=None,
+        entry=None,
+        verdict=None,
+        score=None,
+        cosine=0.0,
+    )
+    for one in found.entries:
+        cosine = _likeness(one, plant)
+        nearest = max(nearest, cosine)
+        if cosine >= LIKE:
+            return replace(
+                row,
+                finding=one.finding,
+                rank=one.rank,
+                entry=one.kind,
+                verdict=one.verdict,
+                score=one.score,
+                cosine=cosine,
+            )
+    return replace(row, cosine=nearest)
+
+
+def _likeness(one: Difference, plant: Plant) -> float:
+    """Cosine with a plant: of what its source has more of, or another of its basis less of."""
+    if len(one.direction) != len(plant.direction):
+        return 0.0
+    sign = 1 if one.source == plant.source else -1
+    return sign * float(F.cosine_similarity(one.direction.float(), plant.direction, dim=0))
+
+
+def _read_rounds(out: Path) -> list[Round]:
+    """The rounds that a folder holds; a last line that was cut off is removed."""
+    file = out / ROUNDS
+    rows = read_lines(file, Round, f"Restore it, or delete '{out}': all is then done again.")
+    if file.exists():
+        data = file.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        if whole != data:
+            with atomic_path(file) as temporary:
+                temporary.write_bytes(whole)
+            rows = rows[: whole.count(b"\n")]
+    return [
+        Round(**row | {"plants": [PlantFound(**plant) for plant in row["plants"]]}) for row in rows
+    ]
+
+
+def _check_settings(settings: dict[str, Any], out: Path) -> None:
+    settings = json.loads(json.dumps(settings))
+    file = out / SETTINGS
+    if not file.exists():
+        return atomic_write_json(file, settings)
+    found = read_json(file, dict, f"Restore it, or delete '{out}': all is then done again.")
+    different = sorted(
+        name if kind == "crosscoder" else f"{kind}: {name}"
+        for kind in settings
+        for name in _differing(kind, settings[kind], found.get(kind))
+    )
+    if different:
+        raise ValueError(
+            f"'{out}' holds plants of other settings ({', '.join(different)}). Choose another "
+            f"--out, or delete the folder."
+        )
+
+
+def _differing(kind: str, now: Any, before: Any) -> list[str]:
+    if not isinstance(now, dict) or not isinstance(before, dict):
+        return [] if now == before else [kind]
+    return [name for name in now if now[name] != before.get(name)]
