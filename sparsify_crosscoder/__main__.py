@@ -30,6 +30,11 @@ COMMANDS = {
         "main",
         "drop exclusive latents that all models have",
     ),
+    "null": (
+        f"{_COMMANDS}.null",
+        "main",
+        "train where nothing is to be found: error rates for filter",
+    ),
     "stability": (
         f"{_COMMANDS}.stability",
         "main",

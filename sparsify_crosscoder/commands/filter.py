@@ -11,6 +11,7 @@ from ..command_line import run_command
 from ..command_options import group, option
 from ..evaluation.differences import crosscoder_differences, differences_text
 from ..evaluation.filter import FilterOptions, filter_text
+from ..evaluation.nulls.lists import with_nulls
 from ..hardware import pick_device
 from ..harvest.model_identity import source_names
 from ..interventions.difference_causes import prompts_kept_out, verify_differences
@@ -38,6 +39,13 @@ class Options:
     same pairs: lists how far the fine-tune is from it; otherwise what is there as well is left
     out"""
 
+    nulls: list[Path] = option([])
+    """run folders over pairs without what is looked for, beside those that `null` made of this run:
+    what is listed of them tells which share of the list is false"""
+
+    q: float | None = None
+    """largest q value of a finding, such as .1: by the nulls, and not by its least score"""
+
     all: bool = False
     """also list differences that are beyond chance, but too small for a finding"""
 
@@ -62,11 +70,18 @@ def show(options: Options) -> dict[str, Any]:
     usual = options.filter.usual
     if options.verify < 0:
         raise ValueError(f"--verify is a number of findings, not {options.verify}.")
+    if options.q is not None and not 0 < options.q <= 1:
+        raise ValueError(f"--q is a share of findings above 0, not {options.q}.")
+    if options.reference is not None and (options.nulls or options.q is not None):
+        raise ValueError("What nulls list is no measure of a list with --reference; leave one off.")
     run = Run.open(options.run, **usual.hub.access)
+    nulls = [Run.open(null, **usual.hub.access) for null in options.nulls]
     crosscoder = run.crosscoder(options.seed, pick_device(usual.device))
     config = options.filter.config(run.config)
     kept_out = prompts_kept_out(run, crosscoder) if options.verify else {}
     found = crosscoder_differences(run, crosscoder, config, options.reference, [*kept_out])
+    if options.reference is None:
+        found = with_nulls(found, run, nulls, options.q)
     names, told = source_names(crosscoder.sources), found.to_dict()
     directions = [one for one in found.findings if one.kind not in UNTESTED][: options.verify]
     verified = verify_differences(run, crosscoder, directions, kept_out)

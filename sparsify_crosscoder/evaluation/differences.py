@@ -56,7 +56,13 @@ class DifferenceConfig:
     """Least mean KL of the next tokens where a finding is present, nats, where it is known."""
 
     largest_q: float = LARGEST_Q
-    """Largest q value of what is in the list at all."""
+    """Largest `chance_q` of what is in the list at all."""
+
+    by_maps: bool = False
+    """Whether sources that share a basis are told from each other by maps, as others are."""
+
+    use_kl: bool = True
+    """Whether the KL of the next tokens counts where it is known."""
 
     @classmethod
     def of(cls, config: FilterConfig) -> DifferenceConfig:
@@ -94,7 +100,10 @@ class Difference:
     score: float
     """See `difference_score`."""
 
-    q_value: float
+    chance_q: float
+    """The q value of its t, over everything that was looked at (Benjamini and Hochberg 1995): that
+    it is no difference at all."""
+
     effect: float
     """Mean shift of the white residual where it is present, in standard deviations; of a linear
     change the share of the variance along what it writes that it explains."""
@@ -145,6 +154,13 @@ class Difference:
     component: int | None = None
     """Which of those of `difference_components` it is, if it is one."""
 
+    q_value: float | None = None
+    """Share of the list down to it that is false, by what the nulls list; None without nulls, and
+    of what next tokens do not tell of."""
+
+    q_interval: tuple[float, float] | None = None
+    """95% interval of that share."""
+
     def to_dict(self) -> dict[str, Any]:
         """All but the vectors."""
         row = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -170,6 +186,17 @@ class Compared(NamedTuple):
         return cls(made.source, made.reference, made.why, residual.left)
 
 
+class NullCount(NamedTuple):
+    """What was listed of a pair without what is looked for."""
+
+    name: str
+    findings: int
+    """Entries with the least score of a finding of this list, or more."""
+
+    tested: int
+    """Latents, shifts and linear changes that could have been in its list."""
+
+
 @dataclass(frozen=True)
 class Differences:
     """The differences of a run, the highest score first."""
@@ -193,6 +220,12 @@ class Differences:
     found: CodedPairs
     """The pairs, and where latents and components are present on them."""
 
+    tested: int
+    """Latents, shifts and linear changes that could have been in the list."""
+
+    nulls: tuple[NullCount, ...] = ()
+    """What the q values are from."""
+
     @property
     def findings(self) -> list[Difference]:
         """What is listed unless all is asked for."""
@@ -211,6 +244,8 @@ class Differences:
             "difference_pairs": self.pairs,
             "difference_texts": self.texts,
             "mean_kl": self.mean_kl,
+            "tested": self.tested,
+            "nulls": [null._asdict() for null in self.nulls],
             "differences": asdict(self.config),
             **self.filtered.to_dict(),
         }
@@ -246,15 +281,19 @@ def crosscoder_differences(
     config: FilterConfig,
     reference: str | Path | None = None,
     leave_out: Sequence[int] = (),
+    settings: DifferenceConfig | None = None,
 ) -> Differences:
     """As `list_differences`, with one of the run's crosscoders on its device.
 
     The list does not read the texts with the numbers `leave_out`, by which it may then be tested.
+    Its `settings` go with the filter's if they are left out.
     """
-    others, settings = None, DifferenceConfig.of(config)
+    others, settings = None, settings or DifferenceConfig.of(config)
     stream, noted = run_pairs(run, settings.pairs, crosscoder.device, config.memory)
     if leave_out:
         noted = noted.at(~torch.isin(noted.texts, torch.tensor(leave_out)))
+    if not settings.use_kl:
+        noted = replace(noted, kl=None)
     if reference is not None:
         others = reference_pairs(Path(reference), crosscoder.d_sources, settings.pairs)
         store = run_store(run.config)
@@ -277,7 +316,7 @@ def differences_of(
     Shifts of the mean and linear changes are left out beside a reference of other pairs.
     """
     found = coded(crosscoder, pairs, config.outlier_multiple)
-    predicted = predictions(crosscoder, found.moments, config.ridge)
+    predicted = predictions(crosscoder, found.moments, config.ridge, config.by_maps)
     if pairs.beside is not None:
         reference, predicted = None, [beside_prediction(crosscoder, pairs.beside.source)]
     fitted = fit_residuals(found, predicted)
@@ -317,6 +356,7 @@ def differences_of(
         None if kl is None else float(kl.double().mean()),
         config,
         found,
+        len(candidates),
     )
 
 
@@ -369,11 +409,10 @@ def _difference(
     one: Candidate,
     members: Sequence[Member],
     where: Mapping[int | None, _Where],
-    q_value: float,
+    chance_q: float,
     config: DifferenceConfig,
 ) -> Difference:
     here = where[one.latent]
-    told = here.kl is None or here.kl >= config.least_kl
     factors = found.crosscoder.factors.cpu()
     reads = one.reads
     if reads is not None and one.reference is not None:
@@ -388,9 +427,9 @@ def _difference(
         latent,
         tuple(members),
         one.verdict,
-        told and one.score >= config.least_score,
+        one.score >= config.least_score and told_by_next_tokens(here.kl, config),
         one.score,
-        q_value,
+        chance_q,
         one.effect,
         one.error,
         one.share,
@@ -410,6 +449,11 @@ def _difference(
     )
 
 
+def told_by_next_tokens(kl: float | None, config: DifferenceConfig) -> bool:
+    """Whether the next tokens tell of something that is present where their KL is so large."""
+    return kl is None or kl >= config.least_kl
+
+
 def differences_text(
     found: Mapping[str, Any], names: Sequence[str], everything: bool = False
 ) -> str:
@@ -424,11 +468,19 @@ def differences_text(
         lines = ["no difference between the models reaches the score of a finding"]
     for row in rows if everything else rows[:LISTED]:
         lines += _row_lines(row, names, found["mean_kl"])
+    lines += _null_lines(found.get("nulls", ()))
     if not everything and len(rows) > LISTED:
         lines.append(f"  and {len(rows) - LISTED:,} more")
     if smaller:
         lines.append(f"{smaller:,} smaller ones are beyond chance; --all lists them")
     return "\n".join(lines)
+
+
+def _null_lines(nulls: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not nulls:
+        return ["no error rate is known; `null` makes pairs without a difference"]
+    found = ", ".join(f"{n['name']} {n['findings']:,} of {n['tested']:,}" for n in nulls)
+    return [f"findings where nothing is to be found: {found}"]
 
 
 def _row_lines(row: Mapping[str, Any], names: Sequence[str], mean_kl: float | None) -> list[str]:
@@ -443,6 +495,9 @@ def _row_lines(row: Mapping[str, Any], names: Sequence[str], mean_kl: float | No
     }[row["kind"]]
     line = f"{row['rank']:>4}  score {row['score']:.3f}  {names[row['source']]}: {what}"
     told = []
+    if row.get("q_value") is not None:
+        low, high = row["q_interval"]
+        told.append(f"q {row['q_value']:.2f} ({low:.2f} to {high:.2f})")
     if row["kind"] not in ("mean", "map"):
         dense = ", dense" if row["dense"] else ""
         told.append(

@@ -98,16 +98,19 @@ def beside_prediction(crosscoder: Crosscoder, source: int) -> Prediction:
     return Prediction(source, None, weights, 1.0, why, columns, slice(d_in, d_in + width))
 
 
-def predictions(crosscoder: Crosscoder, moments: Moments, ridge: float) -> list[Prediction]:
+def predictions(
+    crosscoder: Crosscoder, moments: Moments, ridge: float, by_maps: bool = False
+) -> list[Prediction]:
     """What predicts each source, from the moments of normalised pairs.
 
     Two sources that share a basis are compared as they are, and the second of them alone: the
-    first's residual is the same one, turned round. Raises ValueError for fewer than two sources.
+    first's residual is the same one, turned round. With `by_maps` all are predicted by ridge maps.
+    Raises ValueError for fewer than two sources.
     """
     columns, covariance = crosscoder.columns, moments.covariance
     if len(columns) < 2:
         raise ValueError("A difference needs two sources; the crosscoder has one.")
-    references = _references(crosscoder, covariance)
+    references = {} if by_maps else _references(crosscoder, covariance)
     found = []
     for s, own in enumerate(columns):
         if any(r == s for r, _ in references.values()) and s not in references:

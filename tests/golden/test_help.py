@@ -8,7 +8,7 @@ import delphi_adapters.__main__
 import sparsify_crosscoder.__main__
 
 ARCHITECTURES = ("crosscoder", "dfc", "dsf", "rdfc")
-OURS = ("store", "top", "filter", "stability", "plant", "stitch", "steer", "persona")
+OURS = ("store", "top", "filter", "null", "stability", "plant", "stitch", "steer", "persona")
 OURS += ("transfer", "toy")
 ADAPTERS = ("audit", "explain", "rubric", "reliability")
 OVERVIEW = "crosscoders over several models"

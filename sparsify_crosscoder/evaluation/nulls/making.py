@@ -1,0 +1,209 @@
+"""Making a null of a run: the same texts, options and training over a pair without the difference.
+
+    RUN/nulls/KIND/
+        texts.jsonl   the run's texts, with the answers that it read
+        partner/      of `rounded` the model, of `fine-tune` the adapter
+        store/        the pairs, of a run with a store
+        run/          a run folder like any other
+
+A null that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...crosscoders import Crosscoder
+from ...files import atomic_path, atomic_write_json
+from ...harvest.adapter_name import parts_of
+from ...harvest.model_name import ModelName
+from ...runs.config import RunConfig
+from ...runs.pairs import run_store
+from ...runs.provenance import is_begun
+from ...runs.run import Run
+from ...runs.texts import load_windows, text_options
+from ...runs.train import train
+from ...store.manifest import column_names
+from ...text.roles import NO_WRITER, WRITERS
+from ...training.run_folder import SCHEDULE
+from .fine_tune import FineTune, relative_distance, save_fine_tune
+from .kinds import FINE_TUNE, LAYER, NULL_KINDS, ROUNDED, kinds_for
+from .rounded_model import save_rounded
+
+DISTANCE = 0.1
+"""Of a fine-tune from its base, for models of which no distance is known."""
+
+_DISTANCE_PAIRS = 8_192
+
+
+@dataclass(frozen=True)
+class NullConfig:
+    """Which null is made, of which of a run's models."""
+
+    kind: str
+    """One of `NULL_KINDS`, or the name of a model that differs from the source's in nothing that is
+    looked for."""
+
+    source: int = 0
+    seed: int = 0
+    """Of a fine-tune, and of the crosscoder's start."""
+
+    steps: int | None = None
+    """Of training; as many as the run's if None."""
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        kind = self.kind if self.kind in NULL_KINDS else Path(self.kind).name
+        parts = [kind, f"source{self.source}" * bool(self.source), f"seed{self.seed}"]
+        return "-".join(part for part in parts if part)
+
+
+def nulls_of(run: Run) -> tuple[str, ...]:
+    """The kinds of null that go with a run."""
+    return kinds_for(run.crosscoder().sources)
+
+
+def null_folder(run: Run, config: NullConfig) -> Path:
+    """Where a null of a run is, or will be."""
+    return run.path / "nulls" / config.name
+
+
+def made_nulls(run: Run) -> list[Run]:
+    """The nulls of a run that are there and trained to the end, by their names."""
+    found = sorted(run.path.glob("nulls/*/run/summary.json"))
+    access = {
+        "token": run.config.hf_token,
+        "trust_remote_code": run.config.trust_remote_code,
+    }
+    return [Run.open(summary.parent, **access) for summary in found]
+
+
+def make_null(run: Run, config: NullConfig, device: torch.device) -> Run:
+    """Harvest and train a null; what is there of it already is kept.
+
+    Raises ValueError for a source that the run does not have, a kind that it cannot be, an adapter
+    whose weights are to be changed, and where models or texts of the run have changed.
+    """
+    folder = null_folder(run, config)
+    crosscoder = run.crosscoder()
+    if not 0 <= config.source < len(crosscoder.sources):
+        raise ValueError(
+            f"A null of model {config.source} cannot be made: the run has models 0 to "
+            f"{len(crosscoder.sources) - 1}."
+        )
+    options = _options(run, config, crosscoder, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = folder / "texts.jsonl"
+    if not texts.is_file():
+        with atomic_path(texts) as temporary, temporary.open("w", encoding="utf-8") as out:
+            for row in map(dict, run.texts()):
+                kept = {name: row[name] for name in ("messages", "text") if name in row}
+                out.write(json.dumps(kept, ensure_ascii=False) + "\n")
+    place = folder / "run"
+    if not (place / "summary.json").is_file():
+        options.partners, options.partner_revisions = _partner(run, config, folder)
+        options.resume = is_begun(place)
+        train(options, device)
+    return Run.open(
+        place, token=run.config.hf_token, trust_remote_code=run.config.trust_remote_code
+    )
+
+
+def _options(run: Run, config: NullConfig, crosscoder: Crosscoder, folder: Path) -> RunConfig:
+    """Options of the null's training, but for its partner."""
+    own, harvested = run.config, text_options(run.config)
+    options: Any = copy.deepcopy(own)
+    for name in ("chat_format", "ctx_len", "template_tokens", "exclude_tokens"):
+        setattr(options, name, copy.copy(getattr(harvested, name)))
+    plain = RunConfig(model="", dataset="")
+    for name in ("split", "data_args", "text_column", "extra_datasets", "dataset_weights"):
+        setattr(options, name, getattr(plain, name))
+    for name in ("answers", "chat_template_from", "max_examples", "append", "pairs", "json"):
+        setattr(options, name, getattr(plain, name))
+    name, revision, hookpoint, _ = run.ends[config.source]
+    options.dataset, options.model, options.revision = str(folder / "texts.jsonl"), name, revision
+    options.devices, options.layers = [], []
+    options.hookpoints = [hookpoint, hookpoint]
+    if config.kind == LAYER:
+        options.hookpoints = [hookpoint, next_layer(hookpoint)]
+    options.save_dir, options.run_name = str(folder), "run"
+    options.trained_on, options.finetune, options.log_to_wandb = None, None, False
+    options.init_seeds = [config.seed]
+    store = run_store(own)
+    options.cache = None if store is None else str(folder / "store")
+    if store is not None:
+        # The next tokens of one model at two places are the same: there is no KL to compare.
+        with_kl = bool(column_names(store.manifest["parts"][0])) and config.kind != LAYER
+        options.kl, options.dtype = "on" if with_kl else "off", store.dtype
+    if "predicted_by" in crosscoder.fitted():
+        options.sae = replace(options.sae, predict_by=crosscoder.fitted()["predicted_by"])
+    if config.steps is not None:
+        options.max_steps = config.steps
+        options.lr_decay_steps = min(options.lr_decay_steps, config.steps // 3)
+        for name in SCHEDULE:
+            setattr(options, name, None)  # what fits so many steps
+    return options
+
+
+def next_layer(hookpoint: str) -> str:
+    """The same place one layer on: `layers.15` becomes `layers.16`."""
+    found = re.fullmatch(r"(.*?)(\d+)(\D*)", hookpoint)
+    if found is None:
+        raise ValueError(
+            f"The hookpoint '{hookpoint}' names no layer, so that there is no next one; choose "
+            f"another kind of null than `{LAYER}`."
+        )
+    return f"{found[1]}{int(found[2]) + 1}{found[3]}"
+
+
+def _partner(run: Run, config: NullConfig, folder: Path) -> tuple[list[str], list[str]]:
+    """The name of what stands beside the source's model, and its revision if it needs one."""
+    name, revision, hookpoint, _ = run.ends[config.source]
+    model = ModelName(name, revision, run.config.hf_token, run.config.trust_remote_code)
+    if config.kind == LAYER:
+        return [name], [revision] if revision else []
+    if config.kind not in NULL_KINDS:
+        return [config.kind], []
+    if parts_of(model).adapter is not None:
+        raise ValueError(
+            f"'{name}' is an adapter; a null of the kind `{config.kind}` is made of a whole model. "
+            "Name the source that is its base."
+        )
+    partner = folder / "partner"
+    if config.kind == ROUNDED:
+        save_rounded(model, partner)
+        return [str(partner)], []
+    if not partner.is_dir():
+        how = FineTune(_distance(run), hookpoint, seed=config.seed)
+        reached = save_fine_tune(model, _own_windows(run, config.source), how, partner)
+        told = {"reached": reached, "asked": how.distance, "seed": how.seed}
+        atomic_write_json(folder / "fine_tune.json", told)
+    return [f"{name}+{partner}"], [f"{revision}+"] if revision else []
+
+
+def _distance(run: Run) -> float:
+    """How far apart the run's first two models are, where they share a basis."""
+    if FINE_TUNE not in nulls_of(run):
+        return DISTANCE
+    first, second, *_ = run.pairs("cpu").sample(_DISTANCE_PAIRS)
+    return relative_distance(second, first)
+
+
+def _own_windows(run: Run, source: int) -> list[list[int]]:
+    """Token ids of the run's windows, for one source, that no other model wrote."""
+    store = run_store(run.config)
+    windows = load_windows(run.config, run.sources("cpu"))[0] if store is None else store.windows
+    ids = windows[f"input_ids_{source}"]
+    if WRITERS not in windows.column_names:
+        return ids
+    mine = [bool(np.isin(w, [NO_WRITER, source]).all()) for w in windows[WRITERS]]
+    return [window for window, kept in zip(ids, mine, strict=True) if kept]
