@@ -137,7 +137,7 @@ def _options(run: Run, config: NullConfig, crosscoder: Crosscoder, folder: Path)
         options.hookpoints = [hookpoint, next_layer(hookpoint)]
     options.save_dir, options.run_name = str(folder), "run"
     options.trained_on, options.finetune, options.log_to_wandb = None, None, False
-    options.init_seeds = [config.seed]
+    options.init_seeds, options.order_seed = [config.seed], None
     store = run_store(own)
     options.cache = None if store is None else str(folder / "store")
     if store is not None:
