@@ -42,7 +42,8 @@ from sparsify_crosscoder.evaluation.false_exclusives import (
     judge_exclusives,
 )
 from sparsify_crosscoder.evaluation.latent_scaling import Kind, calibrated
-from sparsify_crosscoder.evaluation.stability import FoundClusters, stability
+from sparsify_crosscoder.evaluation.matching import FoundClusters
+from sparsify_crosscoder.evaluation.stability import stability
 from sparsify_crosscoder.registry import get_architecture
 from sparsify_crosscoder.store.tensor_stream import TensorStream
 from sparsify_crosscoder.training.allocator import keep_freed_memory

@@ -102,6 +102,30 @@ def test_the_same_run_twice_finds_the_same_differences_and_another_seed_others(i
     assert len(in_all) < len(three["differences"])
 
 
+def test_the_seeds_of_one_run_are_compared_and_null_runs_are_of_the_same_texts(inputs, capsys):
+    train.main(command(inputs, "--init_seeds", "0", "1", "--cache", "store", arch="dfc"))
+    itself = {"partners": str(inputs / "llama"), "hookpoints": "layers.1 layers.2"}
+    train.main(command(inputs, "--cache", "own", arch="dfc", run_name="null", **itself))
+    capsys.readouterr()
+    main(["stability", str(RUN), *LENIENT, "--json", "seeds.json"])
+    found = json.loads(Path("seeds.json").read_text(encoding="utf-8"))
+    assert list(found["runs"]) == ["run/seed0", "run/seed1"]
+    assert found["same_order"] == [["run/seed0", "run/seed1"]] and found["same_seed"] == []
+    assert found["matching"]["cosine"] == 0.7 and found["own_run"]["of"] > 2
+    printed = capsys.readouterr().out
+    assert "Data order: the same for run/seed0, run/seed1." in printed
+    assert "Initial seed: another for every run." in printed
+    null = str(RUN.parent / "null")
+    with pytest.raises(SystemExit):
+        main(["stability", str(RUN), "--nulls", null, *LENIENT])
+    assert "was not trained on the texts of" in capsys.readouterr().err
+    layer = {"hookpoints": "layers.2 h.2", "run_name": "layer"}
+    train.main(command(inputs, "--cache", "layer", arch="dfc", **layer))
+    main(["stability", str(RUN), "--nulls", "checkpoints/layer", *LENIENT, "--json", "null.json"])
+    assert json.loads(Path("null.json").read_text(encoding="utf-8"))["nulls"]["layer"]["of"] > 2
+    assert "that match one of the null run layer: " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "runs, complaint", [(["run"], "two runs or more"), (["run", "nowhere"], "holds no run")]
 )

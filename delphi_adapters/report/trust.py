@@ -369,6 +369,14 @@ def sample_sizes(scored: int, nulls: Mapping[str, int]) -> Statement:
     return Statement("Exclusivity scores", level, ", ".join(parts), meaning)
 
 
+def _chance_matches(found: Mapping[str, Any]) -> float | None:
+    """How often clusters match that are different things: those of one run, and of null runs."""
+    if "own_run" not in found:  # an earlier version did not count them
+        return None
+    counted = [found["own_run"], *found["nulls"].values(), found["between_nulls"]]
+    return max((one["matched"] / one["of"] for one in counted if one and one["of"]), default=None)
+
+
 def stability(found: Mapping[str, Any] | None) -> Statement:
     """Whether other runs find the same differences."""
     about = "Stability"
@@ -384,6 +392,13 @@ def stability(found: Mapping[str, Any] | None) -> Statement:
     total, again = times.total(), sum(n for runs, n in times.items() if runs > 1)
     number = f"{again:,} of {total:,} differences in two of {len(found['runs'])} runs or more"
     level: Level = "caution" if not total else graded(again / total, 0.5, 0.2)
+    chance, low = _chance_matches(found), found.get("next_run", {}).get("low", 1.0)
+    if chance is not None:
+        number += f"; of clusters that are different things up to {chance:.0%} match"
+        if total and low <= chance:
+            return Statement(
+                about, "bad", number, "Differences come back no more often than different things."
+            )
     meaning = {
         "good": "Most differences come back in other runs; quote those that do.",
         "caution": "Many differences are found by one run only; quote those that come back.",

@@ -21,7 +21,12 @@ class Options:
     run finds may be an accident of its training."""
 
     runs: list[Path] = option(positional=True, metavar="RUN")
-    """run folders"""
+    """run folders; one with several --init_seeds counts as several runs"""
+
+    nulls: list[Path] = option([], metavar="RUN")
+    """runs over the same texts whose clusters are no differences of these models, such as a model
+    and itself in another precision: how many clusters match one of theirs is how often different
+    things match"""
 
     filter: FilterOptions = group(FilterOptions)
 
@@ -34,7 +39,11 @@ def main(argv: Sequence[str]) -> None:
 def show(options: Options) -> dict[str, Any]:
     """Compare the runs, print what they found and return it."""
     usual = options.filter.usual
-    runs = [Run.open(path, **usual.hub.access) for path in options.runs]
-    compared = compare_runs(runs, options.filter.config(runs[0].config), device=usual.device)
+    runs, nulls = (
+        [Run.open(path, **usual.hub.access) for path in paths]
+        for paths in (options.runs, options.nulls)
+    )
+    config = options.filter.config(runs[0].config)
+    compared = compare_runs(runs, config, nulls=nulls, device=usual.device)
     print(compared.text())
     return compared.to_dict()

@@ -1,11 +1,19 @@
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 
 from sparsify_crosscoder import DedicatedFeatureCrosscoder, DFCConfig
 from sparsify_crosscoder.evaluation.clusters import clusters
-from sparsify_crosscoder.evaluation.stability import FoundClusters, stability
+from sparsify_crosscoder.evaluation.matching import (
+    LEAST_CORRELATION,
+    LEAST_COSINE,
+    Criterion,
+    FoundClusters,
+    Matched,
+)
+from sparsify_crosscoder.evaluation.stability import NullRun, stability
 from sparsify_crosscoder.store.tensor_stream import TensorStream
 from tests.support.clusters import PAIRS, copied_latents, filtered
 
@@ -86,12 +94,69 @@ def test_the_same_times_in_another_direction_are_another_difference(three_runs):
     assert max(len(one.members) for one in result.differences) == 1
 
 
+def test_different_things_that_look_alike_match_in_their_own_run(three_runs):
+    first = three_runs[0]
+    copied, other = first.clusters
+    halves = copy.copy(copied), copy.copy(copied)  # copies that the run takes for two things
+    halves[0].latents, halves[1].latents = copied.latents[:1], copied.latents[1:]
+    crowded = FoundClusters("crowded", first.crosscoder, [halves[0], other, halves[1]])
+    result = stability([first, crowded], events())
+    assert result.own_run == Matched(2, 5)
+    assert result.next_run == Matched(5, 5)
+    assert result.criterion == Criterion(LEAST_COSINE, LEAST_CORRELATION)
+    text = result.text()
+    assert f"cosine of {LEAST_COSINE} of" in text and f"correlation of {LEAST_CORRELATION}" in text
+    assert "a different thing: 2 of 5 (40%, 95% interval 12% to 77%)" in text
+
+
+def test_the_readme_says_what_makes_two_clusters_one_difference():
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    said = f"from a cosine of {LEAST_COSINE} of their directions and a correlation of "
+    said += f"{LEAST_CORRELATION} of their activations"
+    assert said in " ".join(readme.split())
+
+
+def test_a_run_finds_in_the_next_one_only_what_that_has(three_runs):
+    result = stability(three_runs, events())
+    # a finds both in b, b one of two in c, c its one in a.
+    assert result.next_run == Matched(4, 5) and result.own_run == Matched(0, 5)
+
+
+def test_clusters_of_null_runs_are_matched_with_the_runs_and_with_each_other(three_runs):
+    first, second = three_runs[:2]
+    layers, precision = (copy.deepcopy(first.crosscoder) for _ in "ab")
+    layers.sources = [{"name": "m", "hookpoint": f"layers.{n}"} for n in (1, 2)]
+    precision.sources = [{"name": name, "hookpoint": "layers.1"} for name in ("m", "m-int8")]
+    found_too = NullRun(FoundClusters("layers", layers, first.clusters[:1]), events())
+    same_pair = NullRun(FoundClusters("seed", layers, first.clusters[:1]), events())
+    result = stability([first, second], events(), nulls=[found_too, same_pair])
+    assert result.nulls == {"layers": Matched(2, 4), "seed": Matched(2, 4)}
+    assert result.between_nulls is None  # both are of one pair
+    other = NullRun(FoundClusters("other", precision, first.clusters), events())
+    result = stability([first, second], events(), nulls=[found_too, other])
+    assert result.between_nulls == Matched(2, 3)
+    assert "the null run layers: 2 of 4" in result.text()
+    assert "null runs that match one of another pair: 2 of 3" in result.text()
+    assert result.to_dict()["nulls"]["layers"]["matched"] == 2
+
+
+def test_null_runs_are_compared_by_sources_of_one_width(three_runs):
+    wide = DedicatedFeatureCrosscoder([6, 7], DFCConfig(num_latents=20, k=4))
+    null = NullRun(FoundClusters("wide", wide, []), events())
+    result = stability(three_runs[:2], events(), nulls=[null])
+    assert result.nulls["wide"] == Matched(0, 2)  # those of the second source are left out
+    both = DedicatedFeatureCrosscoder([7, 7], DFCConfig(num_latents=20, k=4))
+    with pytest.raises(ValueError, match=r"widths \[7, 7\], none of which"):
+        stability(three_runs[:2], events(), nulls=[NullRun(FoundClusters("w", both, []), events())])
+
+
 def test_runs_without_clusters_are_compared_as_well(three_runs):
     result = stability(
         [three_runs[0], FoundClusters("none", three_runs[0].crosscoder, [])], events()
     )
     assert [one.members for one in result.differences] == [{"a": 0}, {"a": 1}]
     assert result.null_correlation == 0
+    assert str(result.own_run) == "0 of 2 (0%, 95% interval 0% to 66%)"
 
 
 def test_runs_over_other_sources_and_single_runs_are_refused(three_runs):

@@ -170,6 +170,18 @@ def test_one_run_says_nothing_of_stability():
     assert trust.stability({"runs": runs, "differences": []}).level == "caution"
 
 
+def test_differences_that_match_no_more_often_than_different_things_are_no_evidence():
+    runs, twice = {"0": "", "1": ""}, {"members": {"0": 0, "1": 0}}
+    found = {
+        **{"runs": runs, "differences": [twice] * 9, "next_run": {"low": 0.5}},
+        **{"own_run": {"matched": 1, "of": 10}, "nulls": {}, "between_nulls": None},
+    }
+    one = trust.stability(found)
+    assert one.level == "good" and one.number.endswith("different things up to 10% match")
+    crowded = trust.stability({**found, "nulls": {"null": {"matched": 6, "of": 10}}})
+    assert crowded.level == "bad" and "no more often than different things" in crowded.meaning
+
+
 def test_a_report_makes_all_its_statements_bad_ones_first():
     found = statements(small_report())
     assert [one.level for one in found] == sorted(
