@@ -12,6 +12,7 @@ from ..command_options import group, option
 from ..evaluation.differences import crosscoder_differences, differences_text
 from ..evaluation.filter import FilterOptions, filter_text
 from ..evaluation.nulls.lists import with_nulls
+from ..evaluation.power import power_text
 from ..hardware import pick_device
 from ..harvest.model_identity import source_names
 from ..interventions.difference_causes import prompts_kept_out, verify_differences
@@ -88,7 +89,10 @@ def show(options: Options) -> dict[str, Any]:
     for row in told["rows"]:
         if row["rank"] in verified:
             row["verification"] = verified[row["rank"]].to_dict()
-    print(f"{differences_text(told, names, options.all)}\n\n{filter_text(told, names)}")
+    print(differences_text(told, names, options.all))
+    if not found.findings:
+        print(power_text(run))
+    print(f"\n{filter_text(told, names)}")
     if options.directions is not None:
         save_directions(options.directions, found.findings, run.ends)
     return {"run": str(options.run), **told}

@@ -10,8 +10,9 @@ from typing import Any
 from ..command_line import run_command
 from ..command_options import group, option
 from ..evaluation.filter import FilterOptions
+from ..evaluation.plant_files import default_folder
 from ..evaluation.plants import KINDS, Directions, Kind
-from ..evaluation.power import PlantConfig, PlantPlan, carry_out, default_folder
+from ..evaluation.power import PlantConfig, PlantPlan, carry_out
 from ..hardware import pick_device
 from ..runs.run import Run
 

@@ -7,9 +7,8 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any, NamedTuple
 
+from ..intervals import rate_interval
 from .plants import Cell
-
-CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -78,12 +77,7 @@ class Recall(NamedTuple):
     @property
     def interval(self) -> tuple[float, float]:
         """Wilson's, of 95%; all of it where nothing was planted."""
-        if not self.of:
-            return 0.0, 1.0
-        from scipy.stats import binomtest
-
-        of = binomtest(self.found, self.of).proportion_ci(CONFIDENCE, method="wilson")
-        return float(of.low), float(of.high)
+        return rate_interval(self.found, self.of)
 
     def to_dict(self) -> dict[str, Any]:
         return {**self._asdict(), "recall": self.rate, "interval": list(self.interval)}
@@ -145,6 +139,7 @@ class PlantedRecall:
                 | {"listed": self._of(cell, listed=True).found}
                 for cell in cells
             ],
+            "nowhere": [cell._asdict() for cell in self.nowhere],
             "plants": [asdict(one) for one in self.plants],
             "without": [asdict(one) for one in self.nothing.plants],
         }

@@ -74,7 +74,8 @@ def train_planted(run: PlantedRun, planted: PlantedPairs, refit: Refit, folder: 
     """Train as the run was, on its pairs with plants; `folder` is emptied before and after."""
     config = _options(run.config, refit, folder)
     train, _ = split_run_windows(config, run.store.windows)
-    stream = StoreStream(run.store, window_rows=train, seed=config.shuffle_seed)
+    assert config.order_seed is not None
+    stream = StoreStream(run.store, window_rows=train, seed=config.order_seed)
     data = PairedData(PlantedStream(stream, planted), None, run.crosscoder.sources)
     shutil.rmtree(folder, ignore_errors=True)
     architecture = get_architecture(config.arch)
@@ -91,6 +92,7 @@ def train_planted(run: PlantedRun, planted: PlantedPairs, refit: Refit, folder: 
 
 def _options(config: RunConfig, refit: Refit, folder: Path) -> RunConfig:
     options = copy.deepcopy(config)
+    options.resolve_order()
     options.save_dir, options.run_name, options.resume = str(folder.parent), folder.name, False
     options.log_to_wandb, options.save_best = False, False
     options.init_seeds, options.max_steps = options.init_seeds[:1], refit.steps

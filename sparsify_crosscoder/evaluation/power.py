@@ -7,8 +7,6 @@ with the same plants left out, the same directions are looked up once more.
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,11 +20,8 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from ..crosscoders import Crosscoder
-from ..crosscoders.checkpoints import WEIGHTS, own_crosscoders
-from ..files import atomic_path, atomic_write_json
+from ..files import atomic_write_json
 from ..hardware import pick_device
-from ..hashing import hash_file
-from ..records import read_json, read_lines
 from ..runs.run import Run
 from ..scorability import FILTER_PAIRS
 from ..store.store_stream import StoreStream
@@ -34,12 +29,20 @@ from .differences import Difference, DifferenceConfig, Differences, differences_
 from .false_exclusives import FilterConfig
 from .filter import filter_crosscoder
 from .noted_pairs import stored_pairs
+from .plant_files import (
+    RECALL,
+    check_settings,
+    crosscoder_digest,
+    default_folder,
+    kept_recall,
+    read_rounds,
+    write_round,
+)
 from .plant_places import Placed, StorePlaces, Wanted, pack, random_of
 from .planted_recall import PlantedRecall, PlantFound, Round
 from .planted_training import PlantedRun, Refit, train_planted
 from .plants import KINDS, Cell, Directions, Kind, Plant, PlantedPairs, PlantedStream, SourceScale
 
-ROUNDS, SETTINGS = "rounds.jsonl", "settings.json"
 DIRECTIONS = 7  # what random numbers are for, beside those of `plant_places`
 ORDER = 8
 
@@ -146,7 +149,7 @@ class PlantPlan:
         settings = {
             "plants": asdict(config),
             "filter": asdict(filtered),
-            "crosscoder": hash_file(run.path / own_crosscoders(run.path)[0] / WEIGHTS),
+            "crosscoder": crosscoder_digest(run),
         }
         summary = run.summary()
         looked_at = LOOKING * min(filtered.pairs or FILTER_PAIRS, len(opened.store))
@@ -163,9 +166,9 @@ class PlantPlan:
         """What it will cost."""
         start = "zero" if self.refit.from_zero else "where the run ended"
         return (
-            f"{len(self.plants):,} differences, planted in {len(self.rounds):,} copies of the "
-            f"pairs: {len(self.rounds) + 1:,} trainings of {self.refit.steps:,} steps from "
-            f"{start}, some {self.seconds / 60:,.0f} minutes at the rate of the run's own training"
+            f"{len(self.plants):,} differences are planted: {len(self.rounds) + 1:,} trainings of "
+            f"{self.refit.steps:,} steps from {start}, some {self.seconds / 60:,.0f} minutes "
+            f"at the rate of the run's own training"
         )
 
 
@@ -202,26 +205,28 @@ def planted_recall(
     return carry_out(plan, default_folder(run) if out is None else Path(out))
 
 
-def default_folder(run: Run) -> Path:
-    """Where a run's plants are kept."""
-    return run.path / "plants"
-
-
 def carry_out(plan: PlantPlan, out: Path) -> PlantedRecall:
     """Train and look up what a folder does not hold yet; see `planted_recall`."""
     out.mkdir(parents=True, exist_ok=True)
-    _check_settings(plan.settings, out)
-    done = _read_rounds(out)
+    check_settings(plan.settings, out)
+    done = read_rounds(out)
     todo = [[], *plan.rounds]  # the first with nothing planted
-    bar = tqdm(total=len(todo), initial=len(done), desc="Plants", unit="training")
-    with bar, (out / ROUNDS).open("a", encoding="utf-8") as file:
+    with tqdm(total=len(todo), initial=len(done), desc="Plants", unit="training") as bar:
         for plants in todo[len(done) :]:
             done.append(_round(plan, plants, out / "training"))
-            file.write(json.dumps(asdict(done[-1])) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+            write_round(out, done[-1])
             bar.update()
-    return PlantedRecall(done[1:], done[0], plan.nowhere, plan.settings, plan.refit.steps)
+    found = PlantedRecall(done[1:], done[0], plan.nowhere, plan.settings, plan.refit.steps)
+    atomic_write_json(out / RECALL, found.to_dict())
+    return found
+
+
+def power_text(run: Run) -> str:
+    """What the list of a run would have found, if that is kept with it, or how to learn it."""
+    kept = kept_recall(run)
+    if kept is None:
+        return f"what would have been found: `sparsify-crosscoder plant {run.path}`"
+    return kept.text()
 
 
 def _round(plan: PlantPlan, plants: Sequence[Plant], folder: Path) -> Round:
@@ -286,43 +291,3 @@ def _likeness(one: Difference, plant: Plant) -> float:
         return 0.0
     sign = 1 if one.source == plant.source else -1
     return sign * float(F.cosine_similarity(one.direction.float(), plant.direction, dim=0))
-
-
-def _read_rounds(out: Path) -> list[Round]:
-    """The rounds that a folder holds; a last line that was cut off is removed."""
-    file = out / ROUNDS
-    rows = read_lines(file, Round, f"Restore it, or delete '{out}': all is then done again.")
-    if file.exists():
-        data = file.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if whole != data:
-            with atomic_path(file) as temporary:
-                temporary.write_bytes(whole)
-            rows = rows[: whole.count(b"\n")]
-    return [
-        Round(**row | {"plants": [PlantFound(**plant) for plant in row["plants"]]}) for row in rows
-    ]
-
-
-def _check_settings(settings: dict[str, Any], out: Path) -> None:
-    settings = json.loads(json.dumps(settings))
-    file = out / SETTINGS
-    if not file.exists():
-        return atomic_write_json(file, settings)
-    found = read_json(file, dict, f"Restore it, or delete '{out}': all is then done again.")
-    different = sorted(
-        name if kind == "crosscoder" else f"{kind}: {name}"
-        for kind in settings
-        for name in _differing(kind, settings[kind], found.get(kind))
-    )
-    if different:
-        raise ValueError(
-            f"'{out}' holds plants of other settings ({', '.join(different)}). Choose another "
-            f"--out, or delete the folder."
-        )
-
-
-def _differing(kind: str, now: Any, before: Any) -> list[str]:
-    if not isinstance(now, dict) or not isinstance(before, dict):
-        return [] if now == before else [kind]
-    return [name for name in now if now[name] != before.get(name)]

@@ -27,7 +27,7 @@ from sparsify_crosscoder.evaluation.plants import (
     SourceScale,
     pair_tokens,
 )
-from sparsify_crosscoder.evaluation.power import PlantConfig, planted_recall
+from sparsify_crosscoder.evaluation.power import PlantConfig, planted_recall, power_text
 from sparsify_crosscoder.store.store_stream import StoreStream
 
 PLANTED = "--kinds random --sizes 1 --frequencies 0.02 --replicates 3 --together 1 --refit 0.5"
@@ -164,6 +164,8 @@ def test_what_is_large_is_found_nothing_is_without_it_and_a_stopped_command_goes
     assert "trainings of 30 steps" in printed and "3 of 3 (44% to 100%)" in printed
     assert not (residual / "plants" / "training").exists()
 
+    assert power_text(Run.open(residual)) in printed
+
     # As a kill leaves it: a round short, and a part of a line.
     shutil.copytree(residual / "plants", tmp_path / "plants")
     rounds = tmp_path / "plants" / "rounds.jsonl"
@@ -179,6 +181,14 @@ def test_what_is_large_is_found_nothing_is_without_it_and_a_stopped_command_goes
     assert stop.value.code == 1
     said = capsys.readouterr().err
     assert "holds plants of other settings (plants: seed)" in said and "--out" in said
+
+
+def test_a_list_without_findings_says_how_to_learn_what_it_would_have(twins, capsys):
+    assert power_text(Run.open(twins)).endswith(f"`sparsify-crosscoder plant {twins}`")
+    main(["filter", str(twins), "--pairs", "6000", "--min_firings", "100000", "--device", "cpu"])
+    printed = capsys.readouterr().out
+    empty = printed.startswith("no difference between")
+    assert empty is (f"`sparsify-crosscoder plant {twins}`" in printed)
 
 
 def test_from_zero_and_from_python_the_run_itself_has_nothing(residual, tmp_path):
