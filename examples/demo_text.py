@@ -110,7 +110,8 @@ def docstrings(source: bytes) -> list[str]:
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             found.append(ast.get_docstring(node) or "")
         for child in ast.iter_child_nodes(node):
-            visit(child)
+            if not isinstance(child, ast.expr):  # which has none
+                visit(child)
 
     visit(tree)
     return [text for text in found if text]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from .command_line import dispatch
+from .registry import refuse_unknown_architecture
 
 _HERE = "sparsify_crosscoder"
 _COMMANDS = f"{_HERE}.commands"
@@ -71,6 +73,9 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a subcommand; the process exits with 0, 1 (failed) or 2 (wrong use)."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] in (["train"], ["harvest"]):
+        refuse_unknown_architecture(argv)
     dispatch("sparsify-crosscoder", COMMANDS, argv)
 
 

@@ -43,8 +43,8 @@ def _is_sparsify() -> bool:
 class SparsifyMainFinder:
     """Finds `sparsify.__main__` with `run` replaced, where the command line asks for it.
 
-    The module of sparsify that prints as it is imported is then silent, and OpenMP's threads share
-    their cores.
+    The module of sparsify that prints as it is imported is then silent, OpenMP's threads share
+    their cores, and an architecture that nobody offers is refused before anything is imported.
     """
 
     def find_spec(
@@ -52,7 +52,9 @@ class SparsifyMainFinder:
     ) -> "ModuleSpec | None":
         if fullname == "sparsify" and _is_sparsify() and _asked_for():
             from .hardware import share_cores
+            from .registry import refuse_unknown_architecture
 
+            refuse_unknown_architecture(sys.argv[1:])
             share_cores()  # sparsify imports torch
         if fullname == "sparsify.utils" and _is_sparsify() and _asked_for():
             from .surroundings import SilentImport

@@ -6,11 +6,14 @@ A package offers one through an entry point in the group `sparsify.trainers` who
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
+
+from .endings import WRONG_USE
 
 ENTRY_POINT_GROUP = "sparsify.trainers"
 
@@ -85,6 +88,27 @@ def get_architecture(name: str) -> Architecture:
 def architecture_names() -> list[str]:
     """Names of all known architectures, sorted; imports none of them."""
     return sorted({*_registered, *(entry.name for entry in _entry_points())})
+
+
+def asked_architecture(argv: Sequence[str]) -> str | None:
+    """The name that a command line gives with `--arch`."""
+    for i, arg in enumerate(argv):
+        if arg.startswith("--arch="):
+            return arg.removeprefix("--arch=")
+        if arg == "--arch" and i + 1 < len(argv):
+            return argv[i + 1]
+    return None
+
+
+def refuse_unknown_architecture(argv: Sequence[str]) -> None:
+    """Exit with 2 where a command line asks for an architecture that nobody offers.
+
+    Needs nothing of torch, whose import takes seconds.
+    """
+    name = asked_architecture(argv)
+    if name is not None and not _holders(name):
+        print(f"sparsify: error: {_unknown(name)}", file=sys.stderr)
+        raise SystemExit(WRONG_USE)
 
 
 def _entry_points(name: str | None = None) -> list[EntryPoint]:

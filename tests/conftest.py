@@ -1,16 +1,20 @@
 """What tests of several packages share: a small trained run, a finished demo, installed plugins."""
 
+import gc
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from sparsify_crosscoder.commands import train
-from tests.support.demo import DemoRun, run_demo
-from tests.support.models import save_tiny_model, save_twins
+from tests.support.demo import DemoRun, convert_models, lend_models, once, run_demo
 from tests.support.plugins import modules_of, write_plugin
-from tests.support.tokenizers import SENTENCES, byte_level_tokenizer, metaspace_tokenizer
+
+# What loads torch is imported where it is used: xdist's first process reads this file too.
+
+_MANY_MODULES = 100
+_modules_when_frozen = 0
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -20,13 +24,43 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(1800))
 
 
+def pytest_runtest_setup() -> None:
+    """Modules stay, so that collecting garbage need not look through theirs again and again."""
+    global _modules_when_frozen
+    if len(sys.modules) >= _modules_when_frozen + _MANY_MODULES:
+        gc.collect()
+        gc.freeze()
+        _modules_when_frozen = len(sys.modules)
+
+
 @pytest.fixture(scope="session")
-def finished_demo(tmp_path_factory) -> tuple[Path, DemoRun]:
+def of_all_workers(tmp_path_factory) -> Path:
+    """The folder for what one worker of xdist makes for the others too."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def converted(of_all_workers) -> tuple[Path, DemoRun]:
+    """The folder of the demo's two models, and how they were converted."""
+    return once(of_all_workers / "demo-models", convert_models)
+
+
+@pytest.fixture(scope="session")
+def demo_models(converted) -> Path:
+    """The folder of the demo's two models."""
+    return converted[0]
+
+
+@pytest.fixture(scope="session")
+def finished_demo(demo_models, of_all_workers) -> tuple[Path, DemoRun]:
     """The folder of a finished demo, and how it ran."""
-    folder = tmp_path_factory.mktemp("runs")
-    done = run_demo(folder, "--no_audit")
-    assert done.returncode == 0, done.stderr[-4000:]
-    return folder, done
+
+    def run(folder: Path) -> DemoRun:
+        lend_models(demo_models, folder)
+        return run_demo(folder, "--no_audit")
+
+    return once(of_all_workers / "demo", run)
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +73,10 @@ def demo(finished_demo) -> tuple[Path, str]:
 @pytest.fixture(scope="session")
 def run(tmp_path_factory):
     """A trained DFC over two tiny models with tokenizers of different kinds, and its store."""
+    from sparsify_crosscoder.commands import train
+    from tests.support.models import save_tiny_model
+    from tests.support.tokenizers import SENTENCES, byte_level_tokenizer, metaspace_tokenizer
+
     folder = tmp_path_factory.mktemp("run")
     save_tiny_model(folder / "llama", "llama", byte_level_tokenizer(), width=24)
     save_tiny_model(folder / "gpt2", "gpt2", metaspace_tokenizer(bos=True), width=32)
@@ -55,6 +93,10 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="session")
 def twins(tmp_path_factory):
     """A trained DFC over a tiny model and its fine-tune, and its store."""
+    from sparsify_crosscoder.commands import train
+    from tests.support.models import save_twins
+    from tests.support.tokenizers import SENTENCES
+
     folder = tmp_path_factory.mktemp("twins")
     save_twins(folder)
     words = sorted({word for sentence in SENTENCES for word in sentence.split()})

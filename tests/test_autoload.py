@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sparsify_crosscoder._autoload import SparsifyMainFinder
+from tests.support.fresh import run_fresh
 
 SPARSIFY = importlib.util.find_spec("sparsify")
 assert SPARSIFY is not None and SPARSIFY.submodule_search_locations
@@ -76,12 +77,20 @@ def test_the_finder_is_silent_on_every_other_module(name, monkeypatch):
     assert find(name, "--arch", "dfc", monkeypatch=monkeypatch) is None
 
 
+@pytest.mark.parametrize("argv", [["--arch", "dcf"], ["model", "--arch=dcf"]])
+def test_an_unknown_architecture_is_refused_before_sparsify_is_found(argv, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        find("sparsify", *argv, monkeypatch=monkeypatch)
+    assert stopped.value.code == 2
+    assert "unknown architecture 'dcf'. Did you mean" in capsys.readouterr().err
+
+
 def test_a_missing_sparsify_stays_missing(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["sparsify", "--arch", "dfc"])
     assert SparsifyMainFinder().find_spec("sparsify.__main__", [str(tmp_path)]) is None
 
 
-def test_without_arch_the_command_imports_sparsifys_own_run():
+def test_without_arch_the_command_imports_sparsifys_own_run(tmp_path):
     code = (
         "import sys; from sparsify.__main__ import run; main = sys.modules['sparsify.__main__'];"
         "print(run.__code__.co_filename, main.__file__, type(main.__loader__).__name__,"
@@ -89,10 +98,10 @@ def test_without_arch_the_command_imports_sparsifys_own_run():
         " for m in sys.modules))"
     )
     expected = f"{SPARSIFY_MAIN} {SPARSIFY_MAIN} SourceFileLoader False"
-    assert python(code, "model", "dataset") == expected
+    assert run_fresh(code, tmp_path, "model", "dataset").out.strip() == expected
 
 
-def test_with_arch_the_rest_of_sparsify_main_stays_and_run_is_ours():
+def test_with_arch_the_rest_of_sparsify_main_stays_and_run_is_ours(tmp_path):
     code = (
         "from sparsify.__main__ import RunConfig, load_artifacts, run;"
         "from sparsify_crosscoder.commands.train import SparsifyRunConfig;"
@@ -100,7 +109,7 @@ def test_with_arch_the_rest_of_sparsify_main_stays_and_run_is_ours():
         "run.__module__)"
     )
     expected = f"True {SPARSIFY_MAIN} sparsify_crosscoder._autoload"
-    assert python(code, "--arch", "dfc") == expected
+    assert run_fresh(code, tmp_path, "--arch", "dfc").out.strip() == expected
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from sparsify_crosscoder.runs.config import run_config_class
 from sparsify_crosscoder.runs.options import parse_run_config
 from sparsify_crosscoder.runs.summary import RunSummary
 from tests.support.command_line import CODER, RUN, command, save_inputs
+from tests.support.fresh import run_fresh
 from tests.support.models import save_tiny_model
 from tests.support.tokenizers import byte_level_tokenizer, metaspace_tokenizer
 
@@ -596,11 +597,9 @@ def test_a_new_process_reads_the_options_of_a_run(arch, tmp_path):
         "from pathlib import Path; from sparsify_crosscoder.runs.config import load_run_config; "
     )
     script += f"print(load_run_config(Path({str(tmp_path)!r})).arch)"
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, encoding="utf-8"
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[-1] == arch
+    done = run_fresh(script, tmp_path / "said")
+    assert done.code == 0, done.err
+    assert done.out.split()[-1] == arch
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from sparsify_crosscoder.registry import (
     get_architecture,
     register_architecture,
 )
+from tests.support.fresh import run_fresh
 from tests.support.models import save_tiny_model
 from tests.support.tokenizers import SENTENCES, byte_level_tokenizer
 
@@ -192,8 +193,10 @@ def plugin_site(tmp_path_factory) -> Path:
 def test_a_package_of_others_adds_an_architecture_that_encodes_saves_and_loads(
     plugin_site, tmp_path
 ):
-    code = """
-import sys, torch
+    code = f"""
+import sys
+sys.path.insert(0, {str(plugin_site)!r})
+import torch
 from sparsify_crosscoder import Crosscoder
 from sparsify_crosscoder.registry import architecture_names, get_architecture
 print(architecture_names())
@@ -205,15 +208,9 @@ again = Crosscoder.load_from_disk(sys.argv[1])
 x = torch.randn(3, 10)
 print(type(again).__name__, torch.equal(again(x).sae_out, coder.eval()(x).sae_out))
 """
-    out = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "checkpoint")],
-        env={**os.environ, "PYTHONPATH": str(plugin_site)},
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-    )
-    assert out.returncode == 0, out.stderr
-    assert out.stdout.splitlines()[-3:] == [
+    out = run_fresh(code, tmp_path / "said", str(tmp_path / "checkpoint"))
+    assert out.code == 0, out.err
+    assert out.out.splitlines()[-3:] == [
         str(sorted([*OURS, "one_sided"])),
         "range(0, 16) 0.0",
         "OneSidedCrosscoder True",

@@ -23,6 +23,7 @@ from sparsify_crosscoder.runs.texts import load_own_texts
 from sparsify_crosscoder.text.answers import wanted_texts
 from sparsify_crosscoder.text.lent_templates import lend_template
 from sparsify_crosscoder.text.roles import NO_WRITER
+from sparsify_crosscoder.text.window_numbers import window_numbers
 from sparsify_crosscoder.text.windows import prepare_windows
 
 from ..clients.machine_speed import bytes_per_second, operations_per_second
@@ -121,7 +122,7 @@ class Quantities:
             template_tokens=config.template_tokens,
             exclude_tokens=config.exclude_tokens,
         )
-        return round(sum(windows["num_pairs"]) * len(texts) / len(probe))
+        return round(int(window_numbers(windows, "num_pairs").sum()) * len(texts) / len(probe))
 
     @cached_property
     def _configs(self) -> Sequence[Any]:

@@ -90,6 +90,8 @@ class CrosscoderLatentCache:
         self.folder = Path(folder)
         self.outlier_multiple = options.outlier_multiple
         self.num_windows = min(options.windows or len(text.windows), len(text.windows))
+        self._columns = [f"input_ids_{source}", f"pairs_{source}"]
+        self._windows = text.windows.select_columns(self._columns)
         layout = CacheLayout(
             text.hookpoints[source], coder.num_latents, options.ctx_len, options.n_splits
         )
@@ -147,9 +149,8 @@ class CrosscoderLatentCache:
 
     def _add(self, start: int, stop: int) -> None:
         """Encode windows start..stop as one part."""
-        columns = [f"input_ids_{self.source}", f"pairs_{self.source}"]
-        rows = self.text.windows.select_columns(columns)[start:stop]
-        ids, pairs = rows[columns[0]], rows[columns[1]]
+        rows = self._windows[start:stop]
+        ids, pairs = (rows[column] for column in self._columns)
         counts = np.array([len(p) for p in pairs])
         firsts = np.cumsum([0, *(len(i) for i in ids)])
         positions = np.concatenate(pairs) + np.repeat(firsts[:-1], counts)

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparsify_crosscoder.text.window_numbers import window_numbers
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -65,7 +67,7 @@ class RunText:
         ]
         store = run_store(args)
         if store is not None:
-            ends = np.cumsum([0, *store.windows["num_pairs"]])
+            ends = np.cumsum([0, *window_numbers(store.windows, "num_pairs")])
 
             def from_store(start: int, stop: int) -> list[Tensor]:
                 rows = torch.arange(int(ends[start]), int(ends[stop]))

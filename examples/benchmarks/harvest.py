@@ -83,6 +83,7 @@ from sparsify_crosscoder.harvest.source import Source
 from sparsify_crosscoder.harvest.sources import load_language_model, load_sources
 from sparsify_crosscoder.store.store import ActivationStore
 from sparsify_crosscoder.text.texts import load_texts
+from sparsify_crosscoder.text.window_numbers import window_numbers
 from sparsify_crosscoder.text.windows import prepare_windows
 from sparsify_crosscoder.training.allocator import keep_freed_memory
 
@@ -158,7 +159,7 @@ def first_windows(texts: Path, sources: Sequence[Source], num_pairs: int) -> Dat
     windows = prepare_windows(
         load_texts(str(texts), max_examples=440), [s.tokenizer for s in sources], ctx_len=CTX_LEN
     )
-    ends = torch.tensor(windows["num_pairs"][:]).cumsum(0)
+    ends = torch.from_numpy(window_numbers(windows, "num_pairs")).cumsum(0)
     return windows.select(range(int((ends < num_pairs).sum()) + 1))
 
 
@@ -282,7 +283,7 @@ def measure_harvest(
         ]
 
     ways = {HARVEST: harvest, ALONE: lambda: forwards_alone(sources, batches), FULL: full}
-    pairs = sum(windows["num_pairs"][:])
+    pairs = int(window_numbers(windows, "num_pairs").sum())
     rates, cpu_rates = in_turns(ways, rounds, pairs)
     stored = ActivationStore.open(store).rows(torch.arange(pairs))
     cosines = [
@@ -342,7 +343,7 @@ def measure_forwards(
     batches = recorded_batches(sources, windows, batch_size)
     numbered = list(enumerate(sources))
     traced = [by_nnsight(one.model, one.hookpoint, windows, s, batch_size) for s, one in numbered]
-    pairs = sum(windows["num_pairs"][:])
+    pairs = int(window_numbers(windows, "num_pairs").sum())
     rates: Rates = {}
     cpu_rates: Rates = {}
     fixed: list[float] = []

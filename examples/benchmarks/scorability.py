@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from step_report import table
@@ -44,6 +43,7 @@ from sparsify_crosscoder.evaluation.verdicts import Verdict
 from sparsify_crosscoder.files import atomic_write_json
 from sparsify_crosscoder.store.normalization import estimate_normalization, within_norm
 from sparsify_crosscoder.store.tensor_stream import TensorStream
+from sparsify_crosscoder.text.window_numbers import window_numbers
 
 EDGES = (10, 15, 25, 45, 90, 180, 500)
 SIZES = (0.5, 0.25, 0.125)
@@ -71,7 +71,7 @@ def read(store: ActivationStore, most: int | None) -> Pairs:
     rows = torch.arange(min(len(store), most or len(store)))
     raw = store.rows(rows)
     windows, places = store.provenance(rows)
-    texts = torch.from_numpy(np.asarray(store.windows["text_id"], dtype=np.int64))[windows]
+    texts = torch.from_numpy(window_numbers(store.windows, "text_id"))[windows]
     ids, used = store.windows["input_ids_0"][:], store.windows["pairs_0"][:]
     tokens = torch.tensor(
         [ids[w][used[w][p]] for w, p in zip(windows.tolist(), places.tolist(), strict=True)]

@@ -25,6 +25,7 @@ from sparsify_crosscoder.store.shard_notes import shard_name
 from sparsify_crosscoder.store.shards import write_shard
 from sparsify_crosscoder.store.store import ActivationStore
 from sparsify_crosscoder.store.store_stream import StoreStream
+from sparsify_crosscoder.text.window_numbers import window_numbers
 from sparsify_crosscoder.training.metrics import ErrorStatistics, fve
 
 EXACT = "float32"
@@ -48,9 +49,9 @@ def encode_again(
     part = new_part(windows, settings, None, before=[]) | {"complete": True}
     path.mkdir(parents=True)
     windows.save_to_disk(path / windows_name(0))
-    num_pairs = np.asarray(windows["num_pairs"], dtype=np.int64)
+    num_pairs = window_numbers(windows, "num_pairs")
     ends = np.cumsum(num_pairs)
-    for start, stop in shard_bounds(num_pairs, np.asarray(windows["text_id"]), shard_pairs):
+    for start, stop in shard_bounds(num_pairs, window_numbers(windows, "text_id"), shard_pairs):
         numbers = torch.arange(ends[start] - num_pairs[start], ends[stop - 1]) % len(store)
         file = path / shard_name(len(part["shards"]))
         part["shards"].append(write_shard(file, store.rows(numbers), dtype))

@@ -29,6 +29,7 @@ from ..store.store_stream import StoreStream
 from ..store.stream import ActivationStream
 from ..store.tensor_stream import TensorStream
 from ..text.roles import Role
+from ..text.window_numbers import window_numbers
 from .latent_moments import BATCH_PAIRS
 from .text_divergence import divergence_of_likelihoods
 
@@ -104,7 +105,7 @@ def held_pairs(
 def stored_pairs(store: ActivationStore, count: int, seed: int = 0) -> NotedPairs:
     """Some `count` pairs of a store, whole windows of it drawn at random."""
     windows = store.windows
-    counts = np.asarray(windows["num_pairs"], dtype=np.int64)
+    counts = window_numbers(windows, "num_pairs")
     rows = _some_windows(counts, count, seed)
     chosen = zip((np.cumsum(counts) - counts)[rows].tolist(), counts[rows].tolist(), strict=True)
     numbers = torch.from_numpy(np.concatenate([f + np.arange(n) for f, n in chosen]))
@@ -150,7 +151,7 @@ def run_pairs(run: Run, count: int, device: torch.device, memory: float) -> RunP
         return RunPairs(StoreStream(store, seed=seed), stored_pairs(store, count, seed))
     sources = load_run_sources(run.config, device)
     windows, _ = load_windows(run.config, sources)
-    counts = np.asarray(windows["num_pairs"], dtype=np.int64)
+    counts = window_numbers(windows, "num_pairs")
     bytes_each = sum(source.width * source.model.dtype.itemsize for source in sources)
     rows = _some_windows(counts, min(count, int(memory // bytes_each)), seed)
     size = run.config.batch_size

@@ -10,6 +10,7 @@ import torch
 from ..runs.pairs import run_store
 from ..runs.run import Run
 from ..store.store import ActivationStore
+from ..text.window_numbers import window_numbers
 
 _PAIRS_AT_ONCE = 2**16
 
@@ -81,8 +82,8 @@ def text_divergence(
             for numbers in torch.arange(len(store)).split(_PAIRS_AT_ONCE)
         ]
     ).numpy()
-    counts = np.asarray(store.windows["num_pairs"], dtype=np.int64)
-    text_of = np.repeat(np.asarray(store.windows["text_id"], dtype=np.int64), counts)
+    counts = window_numbers(store.windows, "num_pairs")
+    text_of = np.repeat(window_numbers(store.windows, "text_id"), counts)
     texts, text, pairs = np.unique(text_of, return_inverse=True, return_counts=True)
     means = np.bincount(text, values.astype(np.float64)) / pairs
     by_text = np.lexsort((-values, text))  # each text's pairs together, the largest first

@@ -6,7 +6,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +13,7 @@ from ..crosscoders import Crosscoder
 from ..evaluation.top import Occurrences, check_latents, collect_occurrences
 from ..runs.run import Run
 from ..text.messages import normalize_messages
+from ..text.window_numbers import window_numbers
 from .answer_likelihood import Answered
 from .cause import Behaviour
 from .generation import Answering, Sampling, generate
@@ -101,7 +101,7 @@ class ActiveTexts:
         """On `pairs` pairs, with one of the run's crosscoders on its device."""
         first = run.first_pairs(pairs, crosscoder.device)
         found = collect_occurrences(crosscoder, first.chunks, run.config.outlier_multiple)
-        text_ids = torch.from_numpy(np.asarray(first.windows["text_id"], dtype=np.int64))
+        text_ids = torch.from_numpy(window_numbers(first.windows, "text_id"))
         return cls(found, text_ids[found.windows])
 
     def strongest(self, latents: Sequence[int]) -> list[int]:

@@ -20,6 +20,7 @@ from ..runs.provenance import source_of_run
 from ..runs.run import Run
 from ..store.tensor_stream import TensorStream
 from ..text.texts import load_texts
+from ..text.window_numbers import window_numbers
 from .stitching import Stitching, StitchingConfig, check_folder, fit_stitching
 from .unseen_text import unseen_text
 
@@ -122,7 +123,7 @@ def _harvested(
     sources: Sequence[Source], windows: Dataset, rows: Tensor, batch_size: int
 ) -> list[Tensor]:
     """Activations at all pairs of some windows, `[n, D_s]` per source, in memory."""
-    counts = torch.tensor(windows["num_pairs"][:])[rows]
+    counts = torch.from_numpy(window_numbers(windows, "num_pairs"))[rows]
     with tqdm(total=int(counts.sum()), desc="Harvesting", unit="pair") as bar:
         harvest = run_harvest(
             sources, windows, rows.tolist(), batch_size=batch_size, progress=bar.update

@@ -26,6 +26,7 @@ from ..runs.texts import (
 )
 from ..store.order import split_windows
 from ..text.overlap import SPAN, contents, overlap
+from ..text.window_numbers import window_numbers
 
 
 class _Alignment(TypedDict):
@@ -95,7 +96,7 @@ def unseen_text(
         found = overlap(texts, trained)
         texts = texts.select(np.flatnonzero(~found.any))
         windows = align_texts(run.config, texts, sources) if len(texts) else None
-        total = 0 if windows is None else sum(windows["num_pairs"][:])
+        total = 0 if windows is None else int(window_numbers(windows, "num_pairs").sum())
         if total >= wanted or count == len(candidates):
             break
         count *= 2
@@ -109,7 +110,7 @@ def unseen_text(
     if windows is not None and total >= least_pairs + held_out_pairs:
         fitted, held_out = split_windows(windows, held_out_pairs, HELD_OUT_SEED)
         fitted, near = _apart(texts, windows, fitted, held_out)
-        counts = torch.tensor(windows["num_pairs"][:])[fitted]
+        counts = torch.from_numpy(window_numbers(windows, "num_pairs"))[fitted]
         fitted = fitted[counts.cumsum(0) - counts < pairs]
         num_fitted = int(counts.sum())
     if windows is None or num_fitted < least_pairs:
@@ -150,7 +151,7 @@ def _texts_of_run(run: Run, sources: list[Source]) -> tuple[Dataset, Dataset, fl
         more = load_run_texts(replace(config, max_examples=None))
         behind = more.select(range(len(texts), len(more)))
     others = concatenate_datasets([texts.select(_text_ids(windows, held_out)), behind])
-    mean = sum(windows["num_pairs"][:]) / len(texts)
+    mean = int(window_numbers(windows, "num_pairs").sum()) / len(texts)
     return texts.select(_text_ids(windows, train)), others, mean
 
 
@@ -184,13 +185,13 @@ def _apart(
     are."""
     ids = _text_ids(windows, fitted)
     near = overlap(texts.select(ids), texts.select(_text_ids(windows, held_out))).any
-    of_row = np.asarray(windows["text_id"])[fitted.numpy()]
+    of_row = window_numbers(windows, "text_id")[fitted.numpy()]
     return fitted[torch.from_numpy(~np.isin(of_row, ids[near]))], int(near.sum())
 
 
 def _text_ids(windows: Dataset, rows: Tensor) -> np.ndarray:
     """The texts of some windows, ascending."""
-    return np.unique(np.asarray(windows["text_id"], dtype=np.int64)[rows.numpy()])
+    return np.unique(window_numbers(windows, "text_id")[rows.numpy()])
 
 
 def _fingerprint(texts: Dataset, rows: Sequence[int] | np.ndarray) -> str:

@@ -43,6 +43,7 @@ from ..text.answers import (
 from ..text.lent_templates import lend_template
 from ..text.roles import LETTERS
 from ..text.texts import rows_of
+from ..text.window_numbers import window_numbers
 from ..world import current_world
 from .config import RunConfig, run_folder
 from .models import run_revisions
@@ -322,4 +323,4 @@ def _num_pairs(asking: _Asking, count: int) -> int:
     wanted = wanted_texts(texts, config.answers, len(asking.names), range(count))
     answered = answered_texts(texts, wanted, _texts_of(answers_folder(config)))
     windows = windows_of(config, answered, asking.tokenizers)
-    return sum(windows["num_pairs"][:])
+    return int(window_numbers(windows, "num_pairs").sum())

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from simple_parsing import ArgumentParser
 
 from ..endings import WRONG_USE, prepare, unknown_options
-from ..registry import ArchitectureError, get_architecture
+from ..registry import ArchitectureError, asked_architecture, get_architecture
 from .config import RunConfig, resolved, run_config_class
 
 
@@ -16,7 +16,8 @@ def parse_run_config(argv: Sequence[str]) -> RunConfig:
     """The options of a command line. Exits with 2, saying why, if they do not make sense."""
     parser = ArgumentParser(prog="sparsify")
     try:
-        cls = run_config_class(get_architecture(_asked_architecture(argv)))
+        asked = asked_architecture(argv)
+        cls = run_config_class(get_architecture(RunConfig.arch if asked is None else asked))
         parser.add_arguments(cls, dest="run")
         prepare(parser)
         return resolved(parser.parse_args(list(argv)).run)
@@ -26,12 +27,3 @@ def parse_run_config(argv: Sequence[str]) -> RunConfig:
             parser.error(f"unrecognized arguments: {' '.join(unknown)}")
         print(f"sparsify: error: {error}", file=sys.stderr)
         raise SystemExit(WRONG_USE) from None
-
-
-def _asked_architecture(argv: Sequence[str]) -> str:
-    for i, arg in enumerate(argv):
-        if arg.startswith("--arch="):
-            return arg.removeprefix("--arch=")
-        if arg == "--arch" and i + 1 < len(argv):
-            return argv[i + 1]
-    return RunConfig.arch

@@ -26,6 +26,7 @@ from ..store.store import ActivationStore
 from ..store.store_stream import StoreStream
 from ..store.stream import ActivationStream
 from ..text.alignment_report import alignment_report
+from ..text.window_numbers import window_numbers
 from ..training.data import PairedData, check_length
 from ..world import current_world
 from .answers import make_answers
@@ -78,7 +79,7 @@ def load_artifacts(config: RunConfig, device: torch.device) -> PairedData:
     if store is None:
         windows, facts = _first_rank_first(lambda: load_windows(config, sources))
     train, held_out = split_run_windows(config, windows)
-    counts = torch.tensor(windows["num_pairs"][:])
+    counts = torch.from_numpy(window_numbers(windows, "num_pairs"))
     config.resolve_schedule(check_length(config, int(counts[train].sum())))
     config.resolve_order()
     assert config.order_seed is not None
@@ -185,7 +186,7 @@ def _num_texts(store: ActivationStore) -> int:
     origins = [part["origin"] for part in store.manifest["parts"]]
     if len(origins) == 1 and origins[0] is not None:
         return origins[0]["texts"]
-    return len(np.unique(store.windows["text_id"]))
+    return len(np.unique(window_numbers(store.windows, "text_id")))
 
 
 def _of_harvest(store: ActivationStore, *names: str) -> dict[str, Any]:
@@ -253,7 +254,7 @@ def first_pairs(config: RunConfig, count: int, device: torch.device) -> FirstPai
 
     sources = load_run_sources(config, device)
     windows, _ = load_windows(config, sources)
-    counts = torch.tensor(windows["num_pairs"][:])
+    counts = torch.from_numpy(window_numbers(windows, "num_pairs"))
     chosen = (counts.cumsum(0) - counts < count).nonzero()[:, 0]
 
     def from_models():

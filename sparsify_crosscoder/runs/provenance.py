@@ -27,6 +27,7 @@ from ..harvest.weight_digests import weights_digest
 from ..store.manifest import describe_source, tokenizer_digest
 from ..store.part_windows import hash_pairs
 from ..store.store import ActivationStore
+from ..text.window_numbers import window_numbers
 from .config import RunConfig
 
 RECORDED = (
@@ -70,7 +71,7 @@ def record(
     sources: Sequence[dict[str, Any]], windows: Dataset, store: ActivationStore | None
 ) -> dict[str, Any]:
     """What a run that begins records."""
-    pairs = int(sum(windows["num_pairs"][:]))
+    pairs = int(window_numbers(windows, "num_pairs").sum())
     recorded: dict[str, Any] = {
         "sources": list(sources),
         "texts": {"sha256": hash_pairs(windows), "pairs": pairs},

@@ -23,6 +23,7 @@ from ..text.templates import TEMPLATE_DATE
 from ..text.text_loss import measure_loss
 from ..text.texts import load_texts
 from ..text.tokenization import source_tokenizers
+from ..text.window_numbers import window_numbers
 from ..world import current_world
 from .answers import answers_report, with_answers
 from .config import RunConfig
@@ -152,9 +153,9 @@ def _enough_windows(
     count = min(_PROBED_TEXTS, len(texts))
     while True:
         windows = align_texts(config, texts.select(range(count)), sources)
-        ends = np.cumsum(np.asarray(windows["num_pairs"], dtype=np.int64))
+        ends = np.cumsum(window_numbers(windows, "num_pairs"))
         if ends[-1] >= pairs:
-            text_ids = np.asarray(windows["text_id"], dtype=np.int64)
+            text_ids = window_numbers(windows, "text_id")
             last = text_ids[np.searchsorted(ends, pairs)]
             return windows.select(range(int(np.searchsorted(text_ids, last, side="right"))))
         if count == len(texts):
@@ -169,5 +170,5 @@ def split_run_windows(
     config: RunConfig, windows: datasets.Dataset
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows of a run's windows that it trains on, and those that it holds out."""
-    num_pairs = sum(windows["num_pairs"][:])
+    num_pairs = int(window_numbers(windows, "num_pairs").sum())
     return split_windows(windows, min(config.held_out_pairs, num_pairs // 10), HELD_OUT_SEED)

@@ -7,10 +7,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from datasets import Dataset
 
 from ..files import atomic_path, atomic_write_json, no_address, remove_leftovers
+from ..text.window_numbers import window_numbers
 from .manifest import MANIFEST, new_part, read_manifest, same_sources
 from .part_windows import hash_windows, load_part_windows, shift_texts, windows_name
 from .plan import check_room, plan_part
@@ -62,7 +62,7 @@ def begin_part(
         part = new_part(windows, settings, origin, before=parts)
         if len(covered) < len(parts):  # other texts, which begin at 0 again
             last = load_part_windows(path, number - 1)
-            part["first_text"] = 1 + int(np.asarray(last["text_id"]).max())
+            part["first_text"] = 1 + int(window_numbers(last, "text_id").max())
         parts.append(part)
     windows = shift_texts(windows, parts[number]["first_text"])
     check_room(path, manifest, plan_part(path, parts[number], windows))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..harvest.harvest import run_harvest
 from ..harvest.source import Source
+from ..text.window_numbers import window_numbers
 from .order import PAIRS, WINDOWS, Rows, block_bounds, random_numbers, windows_used
 from .pair_notes import PairNotes, WindowNotes
 from .stream import ActivationStream
@@ -71,7 +72,7 @@ class LiveStream(ActivationStream):
         self.rank = rank
         self.world_size = world_size
         self._rows, self._num_pairs = windows_used(windows, window_rows)
-        self._counts = np.asarray(windows["num_pairs"], dtype=np.int64)
+        self._counts = window_numbers(windows, "num_pairs")
         self._block: _Block | None = None
         self._notes = WindowNotes(windows)
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
-import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedModel
 
@@ -17,6 +16,7 @@ from ..harvest.source import Source
 from ..harvest.weight_digests import sampled_digest, weights_digest
 from ..hashing import hash_text
 from ..records import check, read_json, reading
+from ..text.window_numbers import window_numbers
 from .part_windows import hash_notes, hash_windows
 from .shard_notes import ShardNote
 
@@ -75,7 +75,7 @@ def new_part(
         "complete": False,
         "windows": {
             "count": len(windows),
-            "pairs": int(np.asarray(windows["num_pairs"], dtype=np.int64).sum()),
+            "pairs": int(window_numbers(windows, "num_pairs").sum()),
             "sha256": hash_windows(windows),
             "notes": hash_notes(windows),
         },

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm.auto import tqdm
 
 from ..files import atomic_path, atomic_write_json, no_address
 from ..hashing import hash_file
+from ..text.window_numbers import window_numbers
 from .beginning import refuse
 from .manifest import MANIFEST, read_manifest, same_sources
 from .part_windows import load_part_windows, shift_texts, windows_name
@@ -65,7 +65,7 @@ def merge_stores(path: Path, stores: Sequence[Path]) -> None:
                     shutil.copyfile(file, temporary / name)
                 made["shards"].append({**shard, "file": name})
             merged["parts"].append(made)
-            texts = 1 + int(np.asarray(windows["text_id"]).max())
+            texts = 1 + int(window_numbers(windows, "text_id").max())
         atomic_write_json(temporary / MANIFEST, merged)
 
 

@@ -13,6 +13,8 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from ..text.window_numbers import window_numbers
+
 Rows = Sequence[int] | np.ndarray | Tensor
 
 # What a random order is for, so that one seed gives unrelated orders.
@@ -33,8 +35,8 @@ def split_windows(windows: Dataset, held_out_pairs: int, seed: int) -> tuple[Ten
     Whole texts, drawn at random, are held out until they have at least `held_out_pairs` pairs.
     Raises ValueError if none would be left for training.
     """
-    text_ids = np.asarray(windows["text_id"], dtype=np.int64)
-    num_pairs = np.asarray(windows["num_pairs"], dtype=np.int64)
+    text_ids = window_numbers(windows, "text_id")
+    num_pairs = window_numbers(windows, "num_pairs")
     _, text = np.unique(text_ids, return_inverse=True)
     pairs_of_text = np.bincount(text, weights=num_pairs).astype(np.int64)
     order = random_numbers(SPLIT, seed).permutation(len(pairs_of_text))
@@ -51,7 +53,7 @@ def split_windows(windows: Dataset, held_out_pairs: int, seed: int) -> tuple[Ten
 
 def windows_used(windows: Dataset, rows: Rows | None) -> tuple[np.ndarray, np.ndarray]:
     """Rows of the windows used, all by default, and how many pairs each has."""
-    num_pairs = np.asarray(windows["num_pairs"], dtype=np.int64)
+    num_pairs = window_numbers(windows, "num_pairs")
     used = np.arange(len(windows)) if rows is None else np.asarray(rows, dtype=np.int64)
     if not num_pairs[used].sum():
         raise ValueError("The windows hold no aligned pair: there is nothing to stream.")
@@ -63,7 +65,7 @@ class PairNumbers:
 
     def __init__(self, windows: Dataset, rows: Rows | None = None):
         used, counts = windows_used(windows, rows)
-        num_pairs = np.asarray(windows["num_pairs"], dtype=np.int64)
+        num_pairs = window_numbers(windows, "num_pairs")
         self._first = (np.cumsum(num_pairs) - num_pairs)[used]
         self._ends = np.cumsum(counts)
         self._starts = self._ends - counts

@@ -12,6 +12,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from ..text.roles import NO_WRITER, ROLES, WRITERS, Role
+from ..text.window_numbers import window_numbers
 
 
 class PairNotes(NamedTuple):
@@ -72,12 +73,12 @@ class WindowNotes:
     @cached_property
     def _first(self) -> np.ndarray:
         """Number of each window's first pair [windows]."""
-        counts = np.asarray(self._windows["num_pairs"], dtype=np.int64)
+        counts = window_numbers(self._windows, "num_pairs")
         return np.cumsum(counts) - counts
 
     @cached_property
     def _text_ids(self) -> np.ndarray:
-        return np.asarray(self._windows["text_id"], dtype=np.int64)
+        return window_numbers(self._windows, "text_id")
 
     @cached_property
     def _columns(self) -> dict[str, np.ndarray]:

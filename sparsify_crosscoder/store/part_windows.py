@@ -13,6 +13,7 @@ from datasets import ClassLabel, Dataset, concatenate_datasets, load_from_disk
 
 from ..files import no_address
 from ..text.roles import NO_WRITER, ROLES, WRITERS, Role
+from ..text.window_numbers import window_numbers
 from .shards import damaged
 
 
@@ -53,7 +54,7 @@ def join_windows(parts: Sequence[Dataset], noted: Sequence[bool]) -> Dataset:
     relabelled = []
     for windows in parts:
         names = np.array([labels.index(name) for name in windows.features["dataset"].names])
-        numbers = names[np.asarray(windows["dataset"], dtype=np.int64)]
+        numbers = names[window_numbers(windows, "dataset")]
         feature = ClassLabel(names=labels)
         windows = windows.remove_columns("dataset").add_column("dataset", numbers, feature=feature)
         relabelled.append(windows)
@@ -79,7 +80,7 @@ def shift_texts(windows: Dataset, by: int) -> Dataset:
     if not by:
         return windows
     columns = windows.column_names
-    texts = np.asarray(windows["text_id"], dtype=np.int64) + by
+    texts = window_numbers(windows, "text_id") + by
     feature = windows.features["text_id"]
     windows = windows.remove_columns("text_id").add_column("text_id", texts, feature=feature)
     return windows.select_columns(columns)

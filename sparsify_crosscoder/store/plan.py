@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from datasets import Dataset
 
+from ..text.window_numbers import window_numbers
 from .manifest import column_names
 from .shard_notes import note_of, shard_name
 from .shards import bytes_per_pair
@@ -31,8 +32,8 @@ class Plan(NamedTuple):
 
 def plan_part(path: Path, part: dict[str, Any], windows: Dataset) -> Plan:
     """How the windows of a part of the store at `path` are divided."""
-    num_pairs = np.asarray(windows["num_pairs"], dtype=np.int64)
-    text_ids = np.asarray(windows["text_id"], dtype=np.int64)
+    num_pairs = window_numbers(windows, "num_pairs")
+    text_ids = window_numbers(windows, "text_id")
     bounds = shard_bounds(num_pairs, text_ids, part["settings"]["shard_pairs"])
     return Plan(
         bounds,

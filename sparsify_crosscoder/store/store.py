@@ -54,6 +54,7 @@ from ..harvest.report import HarvestReport
 from ..harvest.source import Source
 from ..hashing import hash_file
 from ..text.roles import Role
+from ..text.window_numbers import window_numbers
 from .dtypes import get_dtype
 from .manifest import MANIFEST, column_names, read_manifest
 from .merging import drop_unfinished, merge_stores
@@ -119,7 +120,7 @@ class ActivationStore:
         """Who said and wrote what the pairs stand for, by window and position."""
         self._shards: list[dict[str, Any]] = [s for p in manifest["parts"] for s in p["shards"]]
         self._ends = torch.tensor([shard["rows"] for shard in self._shards]).cumsum(0)
-        self._window_ends = np.cumsum(np.asarray(self.windows["num_pairs"], dtype=np.int64))
+        self._window_ends = np.cumsum(window_numbers(self.windows, "num_pairs"))
         self._checked = [np.zeros(num_checked_blocks(s["rows"]), bool) for s in self._shards]
         self._dtype = get_dtype(self.dtype)
         self._open: OrderedDict[int, Shard] = OrderedDict()

@@ -25,6 +25,7 @@ from ..harvest.divergence import divergence_columns
 from ..harvest.harvest import run_harvest
 from ..harvest.report import HarvestReport
 from ..harvest.source import Source
+from ..text.window_numbers import window_numbers
 from ..world import current_world
 from .beginning import begin_part
 from .dtypes import get_dtype
@@ -56,7 +57,7 @@ def harvest_into(
         shard_pairs = default_shard_pairs([source.width for source in sources], dtype)
     if shard_pairs < 1:
         raise ValueError(f"shard_pairs must be at least 1, got {shard_pairs}.")
-    if not sum(windows["num_pairs"][:]):
+    if not window_numbers(windows, "num_pairs").any():
         raise ValueError("The windows hold no pair: there is nothing to harvest.")
     wanted = new_manifest(sources)
     settings: dict[str, Any] = {

@@ -14,6 +14,7 @@ from .messages import REASONING, extras, normalize_messages, pieces
 from .text_batch import IS_SPACE, cumulative
 from .texts import rows_of
 from .tokenization import SourceTokenizer
+from .window_numbers import window_numbers
 
 LEAST_SHARE = 0.5
 """Below this share of a data set's, or of one role's, characters in pairs, a warning is due."""
@@ -79,7 +80,7 @@ def measure_loss(
     paired: Counter[tuple[str, str]] = Counter()
     loss = TextLoss()
     found: Counter[str] = Counter()
-    text_ids = np.asarray(windows.with_format("numpy")["text_id"], dtype=np.int64)
+    text_ids = window_numbers(windows, "text_id")
     first = 0
     for batch in texts.with_format(None).iter(_TEXTS_AT_ONCE):
         rows: Any = batch

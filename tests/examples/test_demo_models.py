@@ -49,10 +49,12 @@ def test_a_failed_conversion_says_why_and_leaves_nothing_behind(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_both_models_convert_reload_and_model_english(tmp_path):
+def test_both_models_convert_reload_and_model_english(converted):
     transformers = pytest.importorskip("transformers")
-    folders = demo_models.ensure_demo_models(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(p.name for p in folders)
+    place, done = converted
+    assert done.stdout.count("converting") == 2
+    folders = (place / "smollm2-135m-instruct", place / "gemma-3-270m")
+    assert sorted(path.name for path in place.iterdir()) == sorted(p.name for p in folders)
     for folder, (width, layers) in zip(folders, [(576, 30), (640, 18)], strict=True):
         config = transformers.AutoConfig.from_pretrained(folder)
         assert (config.hidden_size, config.num_hidden_layers) == (width, layers)
@@ -68,6 +70,6 @@ def test_both_models_convert_reload_and_model_english(tmp_path):
     assert "<|im_start|>" in smollm2.chat_template
     assert gemma.chat_template is None  # the base model
     assert gemma("a").input_ids[0] == gemma.bos_token_id
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    assert demo_models.ensure_demo_models(tmp_path) == folders
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    before = {path: path.stat().st_mtime_ns for path in place.rglob("*")}
+    assert demo_models.ensure_demo_models(place) == folders
+    assert {path: path.stat().st_mtime_ns for path in place.rglob("*")} == before

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.support.demo import run_whole_demo
+from tests.support.demo import lend_models, run_whole_demo
 
 pytestmark = [
     pytest.mark.slow,
@@ -14,8 +14,10 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("runs")
+def folder(demo_models, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    lend_models(demo_models, folder)
+    return folder
 
 
 @pytest.fixture(scope="module")

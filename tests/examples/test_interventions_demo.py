@@ -12,22 +12,18 @@ import torch
 ROOT = Path(__file__).parents[2]
 benchmark = importlib.import_module("steering")
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(3600),
-    pytest.mark.xdist_group("demo"),  # one worker makes what they share
-]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 @pytest.mark.parametrize("name", benchmark.MODELS)
-def test_batches_are_what_hooks_written_by_hand_give_one_by_one(demo, name):
+def test_batches_are_what_hooks_written_by_hand_give_one_by_one(demo_models, name):
     """Prompts of unequal lengths at several strengths, by hooks and by nnsight."""
-    models = demo[0] / "demo-data" / "models"
-    found = benchmark.measure(models / name, "float32", torch.device("cpu"), 1, [0, 2, 6], 32)
+    found = benchmark.measure(demo_models / name, "float32", torch.device("cpu"), 1, [0, 2, 6], 32)
     assert found["differ"] == 0
     assert found["answers"] == 9
 
 
+@pytest.mark.xdist_group("demo")
 def test_sentiment_moves_to_the_other_model_by_shared_latents(demo, tmp_path):
     command = [sys.executable, str(ROOT / "examples" / "transfer_a_vector.py")]
     command += ["--run", str(demo[0] / "demo"), "--out", str(tmp_path)]

@@ -51,8 +51,8 @@ def test_the_demos_audit_has_options_that_there_are():
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("demo")
-@pytest.mark.timeout(1800)
+@pytest.mark.xdist_group("in the demo's store")
+@pytest.mark.timeout(3600)
 def test_what_was_planted_is_the_most_exclusive(demo, judge, tmp_path, monkeypatch):
     folder, _ = demo
     options = ["--data", str(folder / "demo-data"), "--out", str(tmp_path / "planted")]
@@ -87,16 +87,14 @@ def test_what_was_planted_is_the_most_exclusive(demo, judge, tmp_path, monkeypat
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("demo")
 @pytest.mark.timeout(1800)
-def test_a_model_audited_against_itself_keeps_next_to_nothing(demo, tmp_path):
-    folder, _ = demo
-    data = folder / "demo-data"
-    model = str(data / "models" / "smollm2-135m-instruct")
+def test_a_model_audited_against_itself_keeps_next_to_nothing(demo_models, tmp_path):
+    model, texts = str(demo_models / "smollm2-135m-instruct"), tmp_path / "texts.jsonl"
+    demo_script.write_demo_texts(texts)
     training = "--num_latents 4096 --k 32 --pairs_per_step 512 --max_steps 150 --epochs 4"
     training += " --arch dfc --lr 2e-3 --max_examples 100 --ctx_len 256 --log_to_wandb False"
     out = tmp_path / "itself"
-    places = ["--dataset", str(data / "texts.jsonl"), "--out", str(out), "--until", "filter"]
+    places = ["--dataset", str(texts), "--out", str(out), "--until", "filter"]
     main([model, model, *places, *training.split()])
     record = json.loads((out / "filter" / "stage.json").read_text(encoding="utf-8"))
     verdicts = record["result"]["verdicts"]

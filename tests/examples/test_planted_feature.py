@@ -88,7 +88,7 @@ def test_another_direction_is_not_taken_for_the_planted_one(small):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("demo")
+@pytest.mark.xdist_group("in the demo's store")
 def test_a_planted_feature_of_the_demos_models(demo, tmp_path):
     folder, _ = demo
     command = [sys.executable, str(ROOT / "examples" / "planted_feature.py")]

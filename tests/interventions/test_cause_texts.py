@@ -1,6 +1,6 @@
 """Answers for causes: where latents of a run are most active, by both models."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -23,11 +23,12 @@ def activity(opened):
     found = collect_occurrences(opened.crosscoder(), first.chunks, 2.0)
     ids = first.windows["text_id"][:]
     texts = [ids[window] for window in found.windows.tolist()]
+    pairs = Counter(texts)
     sums: dict[int, dict[int, float]] = defaultdict(lambda: defaultdict(float))
     for act, latent, row in zip(
         found.acts.tolist(), found.latents.tolist(), found.rows.tolist(), strict=True
     ):
-        sums[latent][texts[row]] += act / texts.count(texts[row])
+        sums[latent][texts[row]] += act / pairs[texts[row]]
     return sums
 
 

@@ -1,10 +1,11 @@
 import dataclasses
 import hashlib
 import json
+import multiprocessing
 import os
 import shutil
-import subprocess
-import sys
+from multiprocessing.connection import Connection
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from sparsify_crosscoder.harvest.source import Source
 from sparsify_crosscoder.store.plan import default_shard_pairs, shard_bounds
 from sparsify_crosscoder.store.shards import bytes_per_pair
 from sparsify_crosscoder.store.store import ActivationStore
+from sparsify_crosscoder.store.writing import writing
 from sparsify_crosscoder.text.roles import Role
 from sparsify_crosscoder.text.texts import load_texts
 from sparsify_crosscoder.text.windows import prepare_windows
@@ -702,23 +704,23 @@ def test_a_model_with_other_weights_is_another_source(whole):
         ActivationStore.create(whole, sources, WINDOWS, **SETTINGS)
 
 
+def hold(path: Path, held: Connection) -> None:
+    """Write to a store until the other end says that it is enough."""
+    with writing(path):
+        held.send("locked")
+        held.recv()
+
+
 def test_a_second_writer_is_refused(tmp_path):
     path = tmp_path / "s"
-    script = (
-        "import sys; from pathlib import Path\n"
-        "from sparsify_crosscoder.store.writing import writing\n"
-        "with writing(Path(sys.argv[1])):\n"
-        "    print('locked', flush=True)\n"
-        "    sys.stdin.read()\n"
-    )
-    other = subprocess.Popen(
-        [sys.executable, "-c", script, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
+    here, there = multiprocessing.Pipe()
+    other = multiprocessing.get_context("fork").Process(target=hold, args=(path, there))
+    other.start()
     try:
-        assert any(b"locked" in line for line in other.stdout)
+        assert here.recv() == "locked"
         with pytest.raises(ValueError, match="Another process is writing to"):
             ActivationStore.create(path, SOURCES, WINDOWS, **SETTINGS)
     finally:
         other.kill()
-        other.communicate()
+        other.join()
     ActivationStore.create(path, SOURCES, WINDOWS, **SETTINGS)

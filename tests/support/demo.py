@@ -1,13 +1,17 @@
-"""Running the demo."""
+"""Running the demo, once for all that look at what it leaves."""
 
+import json
 import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-DEMO = Path(__file__).parents[2] / "examples" / "demo.py"
+from filelock import FileLock
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,37 @@ def run_demo(folder: Path, *options: str) -> DemoRun:
 
 def run_whole_demo(folder: Path, *options: str) -> DemoRun:
     """Run what the options say of the demo."""
-    command = [sys.executable, str(DEMO), "--folder", str(folder), *options]
+    return _run("demo.py", "--folder", str(folder), *options)
+
+
+def convert_models(folder: Path) -> DemoRun:
+    """Convert the demo's two models into a folder."""
+    return _run("demo_models.py", str(folder))
+
+
+def lend_models(models: Path, folder: Path) -> None:
+    """Let a demo in a folder that is new find its models converted."""
+    (folder / "demo-data").mkdir(parents=True)
+    (folder / "demo-data" / "models").symlink_to(models)
+
+
+def once(place: Path, run: Callable[[Path], DemoRun]) -> tuple[Path, DemoRun]:
+    """Run something into a folder at `place`, unless a process beside this one has or does so.
+
+    Returns the folder, and how it ran.
+    """
+    place.mkdir(exist_ok=True)
+    told = place / "told.json"
+    with FileLock(place / "lock"):
+        if not told.exists():
+            done = run(place / "folder")
+            assert done.returncode == 0, done.stderr[-4000:]
+            told.write_text(json.dumps(asdict(done)), encoding="utf-8")
+    return place / "folder", DemoRun(**json.loads(told.read_text(encoding="utf-8")))
+
+
+def _run(script: str, *arguments: str) -> DemoRun:
+    command = [sys.executable, str(EXAMPLES / script), *arguments]
     # The quick tests run on one thread each; the demo has all cores to itself.
     env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:

@@ -1,11 +1,11 @@
-"""One rank of distributed runs: torchrun distributed_run.py FOLDER ARCH [ARCH ...]."""
+"""Two ranks that train."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.multiprocessing
 
 from sparsify_crosscoder.world import current_world
 from tests.support.crosscoders import fitting_widths
@@ -32,13 +32,15 @@ def train(arch: str, folder: Path) -> dict[str, Any]:
     }
 
 
-def main(folder: Path, arches: list[str]) -> None:
-    dist.init_process_group("gloo")
+def train_in_two_ranks(folder: Path, arches: list[str]) -> None:
+    """Train every architecture; each rank leaves what it came to in `folder`."""
+    torch.multiprocessing.start_processes(_rank, (folder, arches), nprocs=2, start_method="fork")
+
+
+def _rank(rank: int, folder: Path, arches: list[str]) -> None:
+    meeting = f"file://{folder}/meeting"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
     for arch in arches:
         result = train(arch, folder / arch)
-        torch.save(result, folder / f"{arch}-rank{dist.get_rank()}.pt")
+        torch.save(result, folder / f"{arch}-rank{rank}.pt")
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])

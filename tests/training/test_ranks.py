@@ -1,12 +1,10 @@
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from sparsify_crosscoder.registry import architecture_names
+from tests.support.fresh import run_fresh
 from tests.support.training import assert_same
 from tests.training.distributed_run import train
 
@@ -19,14 +17,15 @@ ROOT = Path(__file__).parents[2]
 def two_ranks(tmp_path_factory) -> Path:
     """Where two ranks left what they trained, one run for each architecture."""
     folder = tmp_path_factory.mktemp("ranks")
-    script = ROOT / "tests" / "training" / "distributed_run.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    subprocess.run(
-        [*command, "--nproc-per-node", "2", str(script), str(folder), *architecture_names()],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        check=True,
-        timeout=240,
-    )
+    code = f"""
+        import sys
+        from pathlib import Path
+        sys.path.insert(0, {str(ROOT)!r})
+        from tests.training.distributed_run import train_in_two_ranks
+        train_in_two_ranks(Path(sys.argv[1]), sys.argv[2:])
+    """
+    done = run_fresh(code, folder / "said", str(folder), *architecture_names())
+    assert done.code == 0, done.err
     return folder
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -157,7 +158,7 @@ def _results(
         for row in rows:
             yield run_row(preset, row, out, device)
         return
-    context = multiprocessing.get_context("spawn")
+    context = _starting()
     with ProcessPoolExecutor(jobs, context, _start_worker) as pool:
         waiting = [pool.submit(run_row, preset, row, out, device) for row in rows]
         try:
@@ -169,6 +170,15 @@ def _results(
                 worker.terminate()
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _starting() -> BaseContext:
+    """How workers begin: forked from a process that has imported this module, where that can be."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 def _start_worker() -> None:

@@ -1,9 +1,6 @@
 """The kernels of numba against plain torch."""
 
 import importlib.util
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -14,6 +11,7 @@ from sparsify_crosscoder import Crosscoder, CrosscoderConfig, DedicatedFeatureCr
 from sparsify_crosscoder.crosscoders import SparseCode, kernels
 from sparsify_crosscoder.crosscoders.batch_topk import select_largest
 from sparsify_crosscoder.crosscoders.kernels import numba_kernels
+from tests.support.fresh import run_fresh
 
 kernels.start(torch.device("cpu"))
 untimed = settings(deadline=None)
@@ -286,17 +284,11 @@ print("serve", numba_kernels.is_ready())
     ],
     ids=["installed", "switched off", "not installed"],
 )
-def test_numba_is_imported_when_training_begins(switch, before, serve):
-    environment = {**os.environ, "SPARSIFY_CROSSCODER_NUMBA": switch}
-    run = subprocess.run(
-        [sys.executable, "-c", PROBE.format(before=before)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-    )
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.endswith(f"serve {serve}\n")
+def test_numba_is_imported_when_training_begins(switch, before, serve, tmp_path):
+    environment = {"SPARSIFY_CROSSCODER_NUMBA": switch}
+    run = run_fresh(PROBE.format(before=before), tmp_path, env=environment)
+    assert run.code == 0, run.err
+    assert run.out.endswith(f"serve {serve}\n")
 
 
 @needs_numba

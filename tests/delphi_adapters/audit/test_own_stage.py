@@ -63,6 +63,7 @@ def frequent(plugin):
     plugin("frequent-stage", {"frequent_stage.py": FREQUENT}, offer)
 
 
+@pytest.mark.xdist_group("audits")  # whose finished one it goes on with
 def test_a_stage_of_another_package_is_done_once(frequent, options, audit, server, capsys):
     main([*options, "--dry_run"])
     said = capsys.readouterr().out

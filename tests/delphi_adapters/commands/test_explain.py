@@ -1,5 +1,6 @@
 """`python -m delphi_adapters explain` on a trained run, by delphi's pipeline and the real SDK."""
 
+import io
 import json
 import os
 import random
@@ -8,8 +9,10 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow.parquet as pq
 import pytest
@@ -46,9 +49,18 @@ def options(run, server, tmp_path, monkeypatch):
     return ["explain", str(run), *judge, *places, *SHORT, "--latents", "all"]
 
 
+class Finished(NamedTuple):
+    """A run whose every latent has been asked about."""
+
+    out: Path
+    said: str
+    result: dict
+    """What `--json` wrote."""
+    requests: int
+
+
 @pytest.fixture(scope="module")
-def finished(run, tmp_path_factory):
-    """The folder of a run whose every latent has been asked about."""
+def finished(run, tmp_path_factory) -> Finished:
     folder = tmp_path_factory.mktemp("explained")
     (folder / "prices.json").write_text(json.dumps(PRICES), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch, MessagesServer() as server:
@@ -59,14 +71,24 @@ def finished(run, tmp_path_factory):
         server.answer = ScriptedJudge()
         places = ["--out", str(folder / "out"), "--prices", str(folder / "prices.json")]
         judge = ["--judge", "claude-test", "--max_cost", "100"]
-        main([str(run), *judge, *places, *SHORT, "--latents", "all"])
-    return folder / "out"
+        places += ["--json", str(folder / "result.json")]
+        with redirect_stdout(io.StringIO()) as said:
+            main([str(run), *judge, *places, *SHORT, "--latents", "all"])
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    return Finished(folder / "out", said.getvalue(), result, len(server.bodies))
+
+
+@pytest.fixture
+def cached(options, finished, tmp_path):
+    """`options` of a run whose latents are cached already."""
+    shutil.copytree(finished.out / "latents", tmp_path / "out" / "latents")
+    return options
 
 
 @pytest.fixture
 def explained(options, finished, tmp_path):
     """`options` of a run that is finished."""
-    shutil.copytree(finished, tmp_path / "out")
+    shutil.copytree(finished.out, tmp_path / "out")
     return options
 
 
@@ -85,9 +107,8 @@ def contents(folder):
     return {str(f.relative_to(folder)): f.read_bytes() for f in files}
 
 
-def test_every_alive_latent_is_explained_flagged_and_scored(options, run, server, tmp_path, capsys):
-    explain(options, "--json", str(tmp_path / "result.json"))
-    out = tmp_path / "out"
+def test_every_alive_latent_is_explained_flagged_and_scored(finished, run):
+    out, said, result, requests = finished
     rows = table(out).to_pylist()
     crosscoder = Crosscoder.load_one(run)
     statistics = LatentStatistics.load(out / "latents" / MODULE / "statistics/latents.safetensors")
@@ -111,16 +132,14 @@ def test_every_alive_latent_is_explained_flagged_and_scored(options, run, server
         )
         assert (row["filter_verdict"] is not None) == (row["source"] is not None)
     assert any(row["filter_verdict"] for row in rows)
-    result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
     assert result == json.loads((out / "summary.json").read_text(encoding="utf-8"))
     assert result["explained"] == len(alive)
     assert result["harmful"] == sum(row["harmful"] for row in alive)
     sorted_latents = sum(c["count"] for some in result["categories"].values() for c in some)
     assert sorted_latents == result["harmful"]
-    requests = len(server.bodies)
     assert result["estimate"]["requests"] == pytest.approx(requests, rel=0.3)
     assert result["ledger"]["outcomes"] == {"end_turn": requests}
-    assert f"{len(alive):,} alive latents" in capsys.readouterr().out
+    assert f"{len(alive):,} alive latents" in said
 
 
 def test_a_second_start_asks_nothing_and_changes_nothing(explained, server, tmp_path):
@@ -133,7 +152,7 @@ def test_a_second_start_asks_nothing_and_changes_nothing(explained, server, tmp_
 
 
 def test_the_parquet_file_says_what_its_columns_mean(finished):
-    schema = table(finished).schema
+    schema = table(finished.out).schema
     assert schema.names == list(COLUMNS)
     assert all(field.metadata[b"meaning"] for field in schema)
 
@@ -170,9 +189,7 @@ def test_delphis_own_log_reads_the_results(explained, tmp_path, capsys):
     assert (out / "visualize" / "detection_accuracy.pdf").stat().st_size > 1000
 
 
-def test_whatever_the_server_does_ends_in_a_recorded_outcome(
-    options, server, tmp_path, monkeypatch
-):
+def test_whatever_the_server_does_ends_in_a_recorded_outcome(cached, server, tmp_path, monkeypatch):
     monkeypatch.setattr(RetryPolicy, "delay", lambda *_: 0.0)
     judge, chance = ScriptedJudge(), random.Random(1)
 
@@ -192,7 +209,7 @@ def test_whatever_the_server_does_ends_in_a_recorded_outcome(
     troubles = [error(429, "rate_limit_error", retry_after="0"), error(529, "overloaded_error")]
     troubles += [CUT, Reply(b"{not json"), error(500), error(400, "invalid_request_error")]
     server.next(*(one for _ in range(40) for one in (*troubles, None, None)))
-    explain(options)
+    explain(cached)
     rows = [row for row in table(tmp_path / "out").to_pylist() if not row["dead"]]
     statuses = {row["flag_status"] for row in rows}
     assert statuses <= {"ok", "unparsable", "failed"} and len(statuses) > 1
@@ -206,20 +223,20 @@ def test_whatever_the_server_does_ends_in_a_recorded_outcome(
         assert row["detection_score"] <= 1 - row["unanswered"] / 20
 
     server.answer, server.script = judge, {}
-    explain(options)
+    explain(cached)
     again = [row for row in table(tmp_path / "out").to_pylist() if not row["dead"]]
     assert "failed" not in {row["flag_status"] for row in again}
 
 
-def test_a_budget_stops_the_run_and_more_of_it_goes_on(options, server, tmp_path, capsys):
+def test_a_budget_stops_the_run_and_more_of_it_goes_on(cached, server, tmp_path, capsys):
     with pytest.raises(SystemExit) as exit:
-        explain(options, "--max_cost", "0.05")
+        explain(cached, "--max_cost", "0.05")
     assert exit.value.code == 1
     assert "used up" in capsys.readouterr().err
     part = table(tmp_path / "out").to_pylist()
     asked = {text for text, _ in server.sent().items()}
     assert 0 < sum(row["explanation"] is not None for row in part) < len(part)
-    explain(options)
+    explain(cached)
     rows = table(tmp_path / "out").to_pylist()
     assert all(row["flag_status"] == (None if row["dead"] else "ok") for row in rows)
     assert max(server.sent().values()) == 1 and asked < set(server.sent())
@@ -307,8 +324,8 @@ def test_wrong_options_are_refused_before_anything_is_asked(options, server, cap
 KEPT = ["--latents", "kept", "--predictability", "9", "--shadow", "99", "--min_firings", "4000"]
 
 
-def test_latents_that_the_filter_keeps_are_explained(options, tmp_path):
-    explain(options, *KEPT)
+def test_latents_that_the_filter_keeps_are_explained(cached, tmp_path):
+    explain(cached, *KEPT)
     rows = table(tmp_path / "out").to_pylist()
     kept = {row["latent"] for row in rows if row["filter_verdict"] == "kept"}
     assert kept and any(row["filter_verdict"] not in (None, "kept") for row in rows)
@@ -318,8 +335,8 @@ def test_latents_that_the_filter_keeps_are_explained(options, tmp_path):
     assert settings["settings"]["filter"]["shadow"] == 99
 
 
-def test_latents_of_listed_differences_are_explained_beside_exclusive_ones(options, tmp_path):
-    explain(options, "--latents", "listed")
+def test_latents_of_listed_differences_are_explained_beside_exclusive_ones(cached, tmp_path):
+    explain(cached, "--latents", "listed")
     rows = table(tmp_path / "out").to_pylist()
     filtered = FilterRecord.read(tmp_path / "out" / "filter.json", "")
     listed = {row["latent"] for row in filtered.findings}
@@ -349,11 +366,10 @@ def test_a_claude_model_needs_a_budget_and_a_key(options, capsys, monkeypatch):
     assert "ANTHROPIC_API_KEY" in capsys.readouterr().err
 
 
-def test_a_folder_of_other_questions_is_refused(options, tmp_path, capsys):
-    explain(options, "--latents", "3")
+def test_a_folder_of_other_questions_is_refused(explained, tmp_path, capsys):
     before = contents(tmp_path / "out")
     with pytest.raises(SystemExit):
-        explain(options, "--latents", "3", "--example_ctx_len", "8")
+        explain(explained, "--latents", "3", "--example_ctx_len", "8")
     assert "example_ctx_len" in capsys.readouterr().err
     assert contents(tmp_path / "out") == before
 
@@ -364,8 +380,8 @@ def test_a_run_that_is_none_is_named(tmp_path, capsys):
     assert exit.value.code == 1 and "nothing" in capsys.readouterr().err
 
 
-def test_flags_are_kept_by_latent(options, tmp_path):
-    explain(options, "--latents", "3", "5", "7")
+def test_flags_are_kept_by_latent(cached, tmp_path):
+    explain(cached, "--latents", "3", "5", "7")
     flags = flagging.load_flags(tmp_path / "out")
     assert set(flags) <= {f"{MODULE}_latent{i}" for i in (3, 5, 7)}
     for name, flag in flags.items():

@@ -86,7 +86,8 @@ def test_differences_on_the_same_prompts_cover_and_are_narrower_than_unpaired_on
     first, second = sample(SAMPLES)
     found = [difference(a, b) for a, b in zip(first, second, strict=True)]
     assert 0.93 <= coverage(found, mean) <= 0.97
-    mixed = [difference(random.permutation(a), b) for a, b in zip(first, second, strict=True)]
+    some = zip(first[:200], second[:200], strict=True)
+    mixed = [difference(random.permutation(a), b) for a, b in some]
     assert np.mean([one.high - one.low for one in found]) < 0.75 * np.mean(
         [one.high - one.low for one in mixed]
     )

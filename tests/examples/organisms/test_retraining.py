@@ -11,8 +11,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 @pytest.fixture(scope="module")
-def base(demo):
-    return demo[0] / "demo-data" / "models" / "smollm2-135m-instruct"
+def base(demo_models):
+    return demo_models / "smollm2-135m-instruct"
 
 
 def test_an_organism_that_is_trained_again_shows_its_behaviour_again(base, tmp_path):
