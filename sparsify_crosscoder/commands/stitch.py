@@ -68,7 +68,9 @@ def main(argv: Sequence[str]) -> None:
 
 def show(options: Options) -> dict[str, Any]:
     """Stitch two of a run's models together, write and print the outcome and return it."""
+    run = Run.open(options.run, **options.usual.hub.access)
     config = StitchingConfig(
+        outlier_multiple=run.config.outlier_multiple,
         sources=options.sources,
         inversion_weight=options.inversion_weight,
         steps=options.steps,
@@ -83,7 +85,6 @@ def show(options: Options) -> dict[str, Any]:
         options.pairs,
         options.held_out_pairs,
     )
-    run = Run.open(options.run, **options.usual.hub.access)
     stitching = stitch(run, config, text, out=options.out, device=options.usual.device)
     print(stitching_text(stitching))
     return {

@@ -76,12 +76,13 @@ def stitch(
 ) -> Stitching:
     """Fit an affine map from each of two of a run's models to the other.
 
-    What shares a passage with text that the run trained on is left out. With `out`, a folder, the
+    Without `config`, outliers are those of the run's training. What shares a passage with text that
+    the run trained on is left out. With `out`, a folder, the
     stitching is saved there. Raises ValueError for sources that the run has not and for a folder
     that holds something else, TooLittleText where too little unseen text is left.
     """
-    cfg, text = config or StitchingConfig(), text or StitchText()
-    options = run.config
+    options, text = run.config, text or StitchText()
+    cfg = config or StitchingConfig(outlier_multiple=options.outlier_multiple)
     names = [options.model, *options.partners]
     if max(cfg.sources) >= len(names):
         raise ValueError(f"The run has sources 0 to {len(names) - 1}, not {list(cfg.sources)}.")

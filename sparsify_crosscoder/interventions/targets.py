@@ -164,9 +164,9 @@ def latent_targets(
         stitching.check_sources(crosscoder.sources)
     ends = ends_of(run.config, crosscoder.sources)
     identity = _identity(asked, crosscoder, ends, source, away)
-    fit = (
-        None if identity is None or asked.map == "identity" else IdentityFit(*identity.cfg.sources)
-    )
+    multiple, fit = run.config.outlier_multiple, None
+    if identity is not None and asked.map != "identity":
+        fit = IdentityFit(*identity.cfg.sources, multiple)
 
     if asked.s_max is not None:
         largest = torch.full((len(latents),), asked.s_max)
@@ -177,8 +177,7 @@ def latent_targets(
     else:
         chunks = run.first_pairs(asked.pairs, device).chunks
         watched = chunks if fit is None else fit.watch(chunks)
-        wanted, multiple = torch.tensor(latents), run.config.outlier_multiple
-        largest = largest_activations(crosscoder, watched, wanted, multiple)
+        largest = largest_activations(crosscoder, watched, torch.tensor(latents), multiple)
     if fit is not None and fit.r2() < LEAST_R2:
         raise _different_bases(ends, *fit.sources, f"the identity has an R2 of {fit.r2():.2f}")
 

@@ -109,6 +109,19 @@ def test_a_run_is_stitched_on_the_texts_that_it_was_not_trained_on(run, tmp_path
     assert stitching.direction(torch.zeros(32), 1).shape == (24,)
 
 
+def test_outliers_of_a_stitching_are_those_of_the_runs_training(run, tmp_path):
+    (tmp_path / "run").mkdir()
+    for path in run.iterdir():
+        (tmp_path / "run" / path.name).symlink_to(path)
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "run" / "config.json").unlink()
+    changed = json.dumps({**config, "outlier_multiple": 1.1})
+    (tmp_path / "run" / "config.json").write_text(changed, encoding="utf-8")
+    found = stitch(tmp_path / "run", tmp_path / "stitching", "--steps", "2")
+    assert found["config"]["outlier_multiple"] == 1.1
+    assert found["report"]["outliers"] > 300
+
+
 def test_a_run_from_a_store_is_stitched_on_what_its_harvest_left_out(
     inputs,
     offline,

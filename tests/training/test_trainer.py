@@ -265,6 +265,17 @@ def test_outliers_are_left_out(tmp_path):
     assert kept.mean.abs().max() < 50
 
 
+def test_what_is_held_out_is_judged_by_the_runs_own_outlier_multiple(tmp_path):
+    strict, usual = (
+        make_trainer(tmp_path / name, outlier_multiple=multiple).fit()
+        for name, multiple in (("strict", 1.1), ("usual", 3.0))
+    )
+    assert strict["held_out_outliers"] > usual["held_out_outliers"]
+    assert strict["fve"] != strict["fve_with_outliers"]
+    everything = [one["held_out_pairs"] + one["held_out_outliers"] for one in (strict, usual)]
+    assert everything[0] == everything[1] > 0
+
+
 def test_the_median_norms_of_the_first_pairs_are_kept_outliers_included(tmp_path):
     data = planted_data()
     data.train.data[0][::3] *= 1000
