@@ -41,6 +41,7 @@ from sparsify_crosscoder.evaluation.differences import (
 from sparsify_crosscoder.evaluation.false_exclusives import FilterConfig
 from sparsify_crosscoder.evaluation.filter import filter_crosscoder
 from sparsify_crosscoder.evaluation.noted_pairs import held_pairs
+from sparsify_crosscoder.evaluation.plants import pair_tokens
 from sparsify_crosscoder.store.tensor_stream import TensorStream
 from sparsify_crosscoder.training.allocator import keep_freed_memory
 
@@ -190,10 +191,7 @@ def pairs_of(store: ActivationStore, count: int) -> Pairs:
     """So many random pairs of a store, of its first source."""
     order = torch.randperm(len(store), generator=torch.Generator().manual_seed(PLANT_SEED))
     index = order[:count]
-    windows, places = store.provenance(index)
-    rows = [(w["input_ids_0"], w["pairs_0"]) for w in store.windows]
-    where = zip(windows.tolist(), places.tolist(), strict=True)
-    tokens = torch.tensor([rows[w][0][rows[w][1][place]] for w, place in where])
+    tokens = torch.from_numpy(pair_tokens(store, 0))[index]
     return Pairs(store.rows(index)[0], tokens, store.notes(index).text_id)
 
 

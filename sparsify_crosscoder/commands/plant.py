@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..command_line import run_command
-from ..command_options import group, option
-from ..evaluation.filter import FilterOptions
+from ..command_options import UsualOptions, group, option
 from ..evaluation.plant_files import default_folder
 from ..evaluation.plants import KINDS, Directions, Kind
 from ..evaluation.power import PlantConfig, PlantPlan, carry_out
@@ -62,7 +61,10 @@ class Options:
     out: Path | None = None
     """folder for what is found, from which the same command goes on (RUN/plants)"""
 
-    filter: FilterOptions = group(FilterOptions)
+    pairs: int = PlantConfig.pairs
+    """pairs that each list reads, at most ({default:,})"""
+
+    usual: UsualOptions = group(UsualOptions)
 
     def plants(self) -> PlantConfig:
         """Raises ValueError for what cannot be planted."""
@@ -75,6 +77,7 @@ class Options:
             together=self.together,
             refit=self.refit,
             from_zero=self.from_zero,
+            pairs=self.pairs,
             seed=self.seed,
         )
 
@@ -86,9 +89,9 @@ def main(argv: Sequence[str]) -> None:
 
 def show(options: Options) -> dict[str, Any]:
     """Plant, look up, print the table and return everything."""
-    config, usual = options.plants(), options.filter.usual
+    config, usual = options.plants(), options.usual
     run = Run.open(options.run, **usual.hub.access)
-    plan = PlantPlan.of(run, config, options.filter.config(run.config), pick_device(usual.device))
+    plan = PlantPlan.of(run, config, pick_device(usual.device))
     print(plan.text(), flush=True)
     found = carry_out(plan, options.out or default_folder(run))
     print(found.text())

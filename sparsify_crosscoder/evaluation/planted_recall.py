@@ -35,7 +35,6 @@ class PlantFound:
     entry: str | None
     """That entry's kind, as in the list."""
 
-    verdict: str | None
     score: float | None
     cosine: float
     """Of its direction with what was planted; where there is none, the best of any entry."""

@@ -55,6 +55,9 @@ REFIT = 1 / 3
 LOOKING = 2
 """Pairs of training that a pair of the list takes as long as."""
 
+JUDGED = 8_192
+"""Pairs that exclusive latents are judged on: no verdict says whether an entry is a finding."""
+
 CROWD = 6
 """Exclusive latents of a source for each plant that it has in one copy of the pairs, at least."""
 
@@ -83,6 +86,9 @@ class PlantConfig:
     from_zero: bool = False
     """Train from zero in place of a refit."""
 
+    pairs: int = FILTER_PAIRS
+    """Pairs that each list reads, at most."""
+
     seed: int = 0
 
     def __post_init__(self):
@@ -96,7 +102,7 @@ class PlantConfig:
             raise ValueError(f"--sizes are multiples of a norm, above 0, not {min(self.sizes):g}.")
         if not all(0 < share <= 0.5 for share in self.frequencies):
             raise ValueError("--frequencies are shares of the pairs, above 0 and up to 0.5.")
-        for name in ("replicates", "together"):
+        for name in ("replicates", "together", "pairs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
         if not 0 < self.refit <= 1:
@@ -113,7 +119,7 @@ class PlantPlan:
     """What is planted into a run, round by round, and how it is looked for."""
 
     run: PlantedRun
-    filter: FilterConfig
+    config: PlantConfig
     rounds: list[list[Plant]]
     nowhere: list[Cell]
     """Of each plant that no place of the store is for."""
@@ -124,9 +130,7 @@ class PlantPlan:
     """That it is expected to take, as fast as the run was trained."""
 
     @classmethod
-    def of(
-        cls, run: Run, config: PlantConfig, filtered: FilterConfig, device: torch.device
-    ) -> PlantPlan:
+    def of(cls, run: Run, config: PlantConfig, device: torch.device) -> PlantPlan:
         """Places and directions by the seed; raises ValueError for a run without a store."""
         opened, refit = PlantedRun.of(run, device), Refit.of(run, config.refit, config.from_zero)
         sources = len(opened.crosscoder.d_sources)
@@ -148,15 +152,14 @@ class PlantPlan:
         ]
         settings = {
             "plants": asdict(config),
-            "filter": asdict(filtered),
             "crosscoder": crosscoder_digest(run),
         }
         summary = run.summary()
-        looked_at = LOOKING * min(filtered.pairs or FILTER_PAIRS, len(opened.store))
+        looked_at = LOOKING * min(config.pairs, len(opened.store))
         pairs = refit.steps * opened.config.pairs_per_step + looked_at
         seconds = (len(rounds) + 1) * pairs * summary.wall_seconds / summary.pairs
         nothing = [one.cell for one in nowhere]
-        return cls(opened, filtered, rounds, nothing, refit, settings, seconds)
+        return cls(opened, config, rounds, nothing, refit, settings, seconds)
 
     @property
     def plants(self) -> list[Plant]:
@@ -189,7 +192,6 @@ def _plant(placed: Placed, scale: SourceScale, config: PlantConfig) -> Plant:
 def planted_recall(
     run: Run,
     config: PlantConfig | None = None,
-    filtered: FilterConfig | None = None,
     *,
     out: str | Path | None = None,
     device: str | torch.device | None = None,
@@ -199,9 +201,7 @@ def planted_recall(
     What is done is kept in `out`, the folder `plants` of the run by default, and not done again.
     Raises ValueError where it holds plants of other settings, or the run has no store.
     """
-    config = config or PlantConfig()
-    filtered = filtered or FilterConfig(outlier_multiple=run.config.outlier_multiple)
-    plan = PlantPlan.of(run, config, filtered, pick_device(device))
+    plan = PlantPlan.of(run, config or PlantConfig(), pick_device(device))
     return carry_out(plan, default_folder(run) if out is None else Path(out))
 
 
@@ -236,20 +236,23 @@ def _round(plan: PlantPlan, plants: Sequence[Plant], folder: Path) -> Round:
         crosscoder = train_planted(run, planted, plan.refit, folder)
     else:
         crosscoder = run.crosscoder
-    found = planted_list(run, crosscoder, planted, plan.filter)
+    found = planted_list(run, crosscoder, planted, plan.config.pairs)
     rows = [looked_up(found, one) for one in plants or plan.plants]
     seconds = time.monotonic() - started
     return Round(bool(plants), rows, len(found.findings), seconds)
 
 
 def planted_list(
-    run: PlantedRun, crosscoder: Crosscoder, planted: PlantedPairs, config: FilterConfig
+    run: PlantedRun, crosscoder: Crosscoder, planted: PlantedPairs, pairs: int
 ) -> Differences:
-    """The list of differences of a crosscoder on a run's pairs with plants, whatever their KL."""
-    settings, seed = DifferenceConfig.of(config), run.config.shuffle_seed
+    """The list of differences of a crosscoder on so many of a run's pairs with plants, whatever
+    their KL."""
+    seed, outliers = run.config.shuffle_seed, run.config.outlier_multiple
     stream = PlantedStream(StoreStream(run.store, seed=seed), planted)
-    noted = planted.noted(stored_pairs(run.store, settings.pairs, seed))
-    filtered = filter_crosscoder(crosscoder, stream, config)
+    noted = planted.noted(stored_pairs(run.store, pairs, seed))
+    judged = FilterConfig(pairs=JUDGED, outlier_multiple=outliers)
+    filtered = filter_crosscoder(crosscoder, stream, judged)
+    settings = DifferenceConfig.of(replace(judged, pairs=pairs))
     return differences_of(crosscoder, noted, filtered, settings)
 
 
@@ -265,7 +268,6 @@ def looked_up(found: Differences, plant: Plant) -> PlantFound:
         finding=False,
         rank=None,
         entry=None,
-        verdict=None,
         score=None,
         cosine=0.0,
     )
@@ -278,7 +280,6 @@ def looked_up(found: Differences, plant: Plant) -> PlantFound:
                 finding=one.finding,
                 rank=one.rank,
                 entry=one.kind,
-                verdict=one.verdict,
                 score=one.score,
                 cosine=cosine,
             )

@@ -15,10 +15,14 @@ from sparsify_crosscoder.__main__ import main
 from sparsify_crosscoder.commands import train
 from sparsify_crosscoder.crosscoders import ResidualDedicatedFeatureCrosscoder
 from sparsify_crosscoder.crosscoders.rdfc import RDFCConfig
+from sparsify_crosscoder.evaluation.differences import (
+    DifferenceConfig,
+    crosscoder_differences,
+)
 from sparsify_crosscoder.evaluation.false_exclusives import FilterConfig
 from sparsify_crosscoder.evaluation.plant_places import StorePlaces, Wanted, pack
 from sparsify_crosscoder.evaluation.planted_recall import Recall
-from sparsify_crosscoder.evaluation.planted_training import begin_again
+from sparsify_crosscoder.evaluation.planted_training import PlantedRun, begin_again
 from sparsify_crosscoder.evaluation.plants import (
     Cell,
     Plant,
@@ -27,7 +31,12 @@ from sparsify_crosscoder.evaluation.plants import (
     SourceScale,
     pair_tokens,
 )
-from sparsify_crosscoder.evaluation.power import PlantConfig, planted_recall, power_text
+from sparsify_crosscoder.evaluation.power import (
+    PlantConfig,
+    planted_list,
+    planted_recall,
+    power_text,
+)
 from sparsify_crosscoder.store.store_stream import StoreStream
 
 PLANTED = "--kinds random --sizes 1 --frequencies 0.02 --replicates 3 --together 1 --refit 0.5"
@@ -183,6 +192,22 @@ def test_what_is_large_is_found_nothing_is_without_it_and_a_stopped_command_goes
     assert "holds plants of other settings (plants: seed)" in said and "--out" in said
 
 
+def test_the_list_of_no_plants_is_that_of_the_filter_without_next_tokens(residual):
+    run, config = Run.open(residual), FilterConfig(pairs=6_000)
+    opened = PlantedRun.of(run, torch.device("cpu"))
+    found = planted_list(opened, opened.crosscoder, PlantedPairs([], len(opened.store)), 6_000)
+    settings = DifferenceConfig(pairs=6_000, use_kl=False)
+    usual = crosscoder_differences(run, opened.crosscoder, config, settings=settings)
+    assert len(found.entries) > 5
+    for mine, theirs in zip(found.entries, usual.entries, strict=True):
+        assert (mine.kind, mine.latent, mine.finding) == (
+            theirs.kind,
+            theirs.latent,
+            theirs.finding,
+        )
+        assert mine.score == theirs.score
+
+
 def test_a_list_without_findings_says_how_to_learn_what_it_would_have(twins, capsys):
     assert power_text(Run.open(twins)).endswith(f"`sparsify-crosscoder plant {twins}`")
     main(["filter", str(twins), "--pairs", "6000", "--min_firings", "100000", "--device", "cpu"])
@@ -192,9 +217,8 @@ def test_a_list_without_findings_says_how_to_learn_what_it_would_have(twins, cap
 
 
 def test_from_zero_and_from_python_the_run_itself_has_nothing(residual, tmp_path):
-    config = PlantConfig(("random",), (1.0,), (0.02,), replicates=1, from_zero=True)
-    filtered, out = FilterConfig(pairs=6_000), tmp_path / "plants"
-    found = planted_recall(Run.open(residual), config, filtered, out=out, device="cpu")
+    config = PlantConfig(("random",), (1.0,), (0.02,), 1, from_zero=True, pairs=6_000)
+    found = planted_recall(Run.open(residual), config, out=tmp_path / "plants", device="cpu")
     assert found.steps == 60 and len(found.rounds) == 1
     assert found.recall().found == 1 and found.found_without == 0
     assert found.recall(lambda one: one.source == 1).of == 0
