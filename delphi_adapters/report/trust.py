@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sparsify_crosscoder.intervals import rate_interval
+from sparsify_crosscoder.permutation import BEYOND_CHANCE, group_p
 
 from ..clients.judge import NO_JUDGE
 from .chance import (
@@ -165,8 +166,9 @@ def against_null(
     if min(len(nulls), len(scores)) < ENOUGH_NULLS:
         return Statement(about, "caution", number, "Too few to tell them apart from chance.")
     low, high = difference_interval(scores, nulls)
-    number += f"; difference {difference:+.2f} ({low:+.2f} to {high:+.2f})"
-    if low > 0:
+    p = group_p(scores, nulls)
+    number += f"; difference {difference:+.2f} ({low:+.2f} to {high:+.2f}), p = {p:.2g}"
+    if p <= BEYOND_CHANCE / 2:
         meaning = f"They score higher than {what}, beyond chance; as a group, not each of them."
         return Statement(about, "good", number, meaning)
     meaning = f"The score does not tell them from {what}: a high one is no evidence here."
@@ -193,8 +195,9 @@ def likeness_against_null(
     if min(len(nulls), len(values)) < ENOUGH_NULLS:
         return Statement(about, "caution", number, "Too few to tell them apart from chance.")
     low, high = difference_interval(values, nulls)
-    number += f"; difference {difference:+.2f} ({low:+.2f} to {high:+.2f})"
-    if high < 0:
+    p = group_p(nulls, values)
+    number += f"; difference {difference:+.2f} ({low:+.2f} to {high:+.2f}), p = {p:.2g}"
+    if p <= BEYOND_CHANCE / 2:
         meaning = (
             f"What they do is carried over less than what {what} do, beyond chance; as a group, "
             "not each of them."

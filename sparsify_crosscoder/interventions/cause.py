@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor, nn
 
 from ..harvest.hookpoints import normalize_hookpoint
+from ..permutation import BEYOND_CHANCE, rank_p
 from .answer_likelihood import Answered, GivenAnswers
 from .random_directions import Null, random_directions
 from .steering import Steering
@@ -87,13 +88,14 @@ class Cause:
     @property
     def p(self) -> float:
         """Of the effect among those of random directions."""
-        return (1 + sum(r >= self.effect for r in self.random)) / (1 + len(self.random))
+        return rank_p(self.effect, self.random)
 
     @property
     def verified(self) -> bool:
-        """Whether it is beyond every random direction, above `LEAST_EFFECT`, and its interval above
-        0."""
-        return self.interval[0] > 0 and self.effect > max([LEAST_EFFECT, *self.random])
+        """Whether it is beyond chance among random directions, of which that takes 19, above
+        `LEAST_EFFECT`, and its interval above 0."""
+        large = self.interval[0] > 0 and self.effect > LEAST_EFFECT
+        return large and self.p <= BEYOND_CHANCE
 
     def sentence(self) -> str:
         """What was found, in plain words."""
@@ -104,7 +106,7 @@ class Cause:
             f"log-likelihood of held-out answers that show the behaviour by {self.effect:.2f} nats "
             f"a token more than that of others (95%: {self.interval[0]:.2f} to "
             f"{self.interval[1]:.2f}); {beyond} of {len(self.random)} random directions of equal "
-            "length do less."
+            f"length do less (p = {self.p:.2g})."
         )
 
 

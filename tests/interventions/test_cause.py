@@ -135,10 +135,13 @@ def test_verified_needs_both_the_interval_and_the_random_directions():
     def of(effect, low, random):
         return Cause("adds", effect, (low, 9.0), effect, 0.0, random, 1.0, "hookpoint")
 
-    assert of(1.0, 0.5, (0.2, 0.9)).verified
-    assert not of(1.0, -0.1, (0.2, 0.9)).verified
-    assert not of(1.0, 0.5, (0.2, 1.1)).verified
-    assert not of(0.001, 0.0005, (0.0, 0.0)).verified
+    enough = (0.2, 0.9) * 10
+    assert of(1.0, 0.5, enough).verified
+    assert not of(1.0, -0.1, enough).verified
+    assert not of(1.0, 0.5, (*enough[1:], 1.1)).verified
+    assert not of(0.001, 0.0005, (0.0,) * 20).verified
+    assert not of(1.0, 0.5, enough[:18]).verified  # so few random directions tell nothing
+    assert of(1.0, 0.5, enough).sentence().endswith("of equal length do less (p = 0.048).")
     assert of(1.0, 0.5, (0.2, 1.1)).p == pytest.approx(2 / 3)
 
 
