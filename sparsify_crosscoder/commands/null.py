@@ -22,9 +22,10 @@ class Options:
     list is false. They are kept in the run's folder; the same command goes on with what is there.
 
     layer: a model against itself one layer on. rounded: against itself with its weights rounded to
-    8 bits. fine-tune: against a LoRA adapter that is trained here, on the run's texts, until it is
-    as far from its base as the run's models are from each other. Without --kinds, layer for models
-    of two families, rounded and fine-tune for a model and its fine-tune."""
+    8 bits. fine-tune: against a LoRA adapter that is trained here, on what the model itself answers
+    to prompts of the run's texts, until it is as far from it as the run's models are apart.
+    Without --kinds, layer for models of two families, rounded and fine-tune for a model and its
+    fine-tune."""
 
     run: Path = option(positional=True)
     """run folder"""

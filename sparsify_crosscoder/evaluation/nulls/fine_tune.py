@@ -1,7 +1,7 @@
-"""A fine-tune without an object: a LoRA adapter trained on texts that the models read anyway.
+"""A fine-tune without an object: a LoRA adapter trained on what the base writes itself.
 
-It learns what the texts are like, nothing of what the audited models do otherwise, and stops where
-its activations are as far from the base's as the audited models' are from each other.
+It learns by heart what was sampled, nothing of what the audited models do otherwise, and stops
+where its activations are as far from the base's as the audited models' are from each other.
 """
 
 from __future__ import annotations

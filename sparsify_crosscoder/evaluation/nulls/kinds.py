@@ -12,8 +12,8 @@ LAYER, ROUNDED, FINE_TUNE = "layer", "rounded", "fine-tune"
 NULL_KINDS: dict[str, str] = {
     LAYER: "a model at its layer against itself one layer on: what one block adds",
     ROUNDED: "a model against itself with its weights rounded to 8 bits",
-    FINE_TUNE: "a model against a fine-tune on the run's own texts, as far from it as the models "
-    "of the run are from each other",
+    FINE_TUNE: "a model against a fine-tune on its own answers, as far from it as the run's models "
+    "are from each other",
 }
 """The kinds by their names. `layer` is for models that share no basis: there the step between two
 layers stands for what a linear map leaves of ordinary computing. Of a model and its fine-tune it

@@ -2,6 +2,7 @@
 
     RUN/nulls/KIND/
         texts.jsonl   the run's texts, with the answers that it read
+        own/          of `fine-tune` what the model answers to prompts of the texts
         partner/      of `rounded` the model, of `fine-tune` the adapter
         store/        the pairs, of a run with a store
         run/          a run folder like any other
@@ -12,30 +13,28 @@ A null that was stopped goes on where it was.
 from __future__ import annotations
 
 import copy
-import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from ...crosscoders import Crosscoder
-from ...files import atomic_path, atomic_write_json
+from ...files import atomic_write_json
 from ...harvest.adapter_name import parts_of
 from ...harvest.model_name import ModelName
 from ...runs.config import RunConfig
 from ...runs.pairs import run_store
 from ...runs.provenance import is_begun
 from ...runs.run import Run
-from ...runs.texts import load_windows, text_options
+from ...runs.texts import text_options
 from ...runs.train import train
 from ...store.manifest import column_names
-from ...text.roles import NO_WRITER, WRITERS
 from ...training.run_folder import SCHEDULE
 from .fine_tune import FineTune, relative_distance, save_fine_tune
 from .kinds import FINE_TUNE, LAYER, NULL_KINDS, ROUNDED, kinds_for
+from .own_answers import own_windows, write_texts
 from .rounded_model import save_rounded
 
 DISTANCE = 0.1
@@ -102,15 +101,18 @@ def make_null(run: Run, config: NullConfig, device: torch.device) -> Run:
         )
     options = _options(run, config, crosscoder, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    texts = folder / "texts.jsonl"
-    if not texts.is_file():
-        with atomic_path(texts) as temporary, temporary.open("w", encoding="utf-8") as out:
-            for row in map(dict, run.texts()):
-                kept = {name: row[name] for name in ("messages", "text") if name in row}
-                out.write(json.dumps(kept, ensure_ascii=False) + "\n")
+    write_texts(
+        folder / "texts.jsonl",
+        (
+            {name: row[name] for name in ("messages", "text") if name in row}
+            for row in map(dict, run.texts())
+        ),
+    )
     place = folder / "run"
     if not (place / "summary.json").is_file():
-        options.partners, options.partner_revisions = _partner(run, config, folder)
+        partner = _partner(run, config, folder, device)
+        options.partners = [partner.name]
+        options.partner_revisions = [partner.revision] if partner.revision else []
         options.resume = is_begun(place)
         train(options, device)
     return Run.open(
@@ -165,14 +167,19 @@ def next_layer(hookpoint: str) -> str:
     return f"{found[1]}{int(found[2]) + 1}{found[3]}"
 
 
-def _partner(run: Run, config: NullConfig, folder: Path) -> tuple[list[str], list[str]]:
-    """The name of what stands beside the source's model, and its revision if it needs one."""
+class _Partner(NamedTuple):
+    name: str
+    revision: str | None = None
+
+
+def _partner(run: Run, config: NullConfig, folder: Path, device: torch.device) -> _Partner:
+    """What stands beside the source's model."""
     name, revision, hookpoint, _ = run.ends[config.source]
     model = ModelName(name, revision, run.config.hf_token, run.config.trust_remote_code)
     if config.kind == LAYER:
-        return [name], [revision] if revision else []
+        return _Partner(name, revision)
     if config.kind not in NULL_KINDS:
-        return [config.kind], []
+        return _Partner(config.kind)
     if parts_of(model).adapter is not None:
         raise ValueError(
             f"'{name}' is an adapter; a null of the kind `{config.kind}` is made of a whole model. "
@@ -181,13 +188,14 @@ def _partner(run: Run, config: NullConfig, folder: Path) -> tuple[list[str], lis
     partner = folder / "partner"
     if config.kind == ROUNDED:
         save_rounded(model, partner)
-        return [str(partner)], []
+        return _Partner(str(partner))
     if not partner.is_dir():
+        windows = own_windows(run, config.source, folder, config.seed, device)
         how = FineTune(_distance(run), hookpoint, seed=config.seed)
-        reached = save_fine_tune(model, _own_windows(run, config.source), how, partner)
+        reached = save_fine_tune(model, windows, how, partner)
         told = {"reached": reached, "asked": how.distance, "seed": how.seed}
         atomic_write_json(folder / "fine_tune.json", told)
-    return [f"{name}+{partner}"], [f"{revision}+"] if revision else []
+    return _Partner(f"{name}+{partner}", f"{revision}+" if revision else None)
 
 
 def _distance(run: Run) -> float:
@@ -196,14 +204,3 @@ def _distance(run: Run) -> float:
         return DISTANCE
     first, second, *_ = run.pairs("cpu").sample(_DISTANCE_PAIRS)
     return relative_distance(second, first)
-
-
-def _own_windows(run: Run, source: int) -> list[list[int]]:
-    """Token ids of the run's windows, for one source, that no other model wrote."""
-    store = run_store(run.config)
-    windows = load_windows(run.config, run.sources("cpu"))[0] if store is None else store.windows
-    ids = windows[f"input_ids_{source}"]
-    if WRITERS not in windows.column_names:
-        return ids
-    mine = [bool(np.isin(w, [NO_WRITER, source]).all()) for w in windows[WRITERS]]
-    return [window for window, kept in zip(ids, mine, strict=True) if kept]
