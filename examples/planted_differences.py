@@ -161,6 +161,8 @@ def looked_up(listed: Differences, control: Control, nothing: Found) -> Found:
     for shown in (listed.findings, listed.entries):
         for rank, entry in enumerate(shown, 1):
             cosine = float(F.cosine_similarity(entry.direction.float(), control.direction, dim=0))
+            if entry.kind == "map":  # what it reads and what it writes may both be turned round
+                cosine = abs(cosine)
             best = max(best, cosine)
             if entry.source == 1 and cosine >= LIKE:
                 return replace(

@@ -65,7 +65,7 @@ class Candidate:
 
 def merged(
     found: CodedPairs, candidates: Sequence[Candidate]
-) -> list[tuple[Candidate, list[Member]]]:
+) -> list[tuple[Candidate, list[Candidate]]]:
     """Candidates, the highest score first, with the weaker ones that are the same.
 
     Two latents are the same if their activations correlate, or if they are present on the same
@@ -81,7 +81,7 @@ def merged(
     kinds = np.array([one.kind for one in candidates])
     dense = torch.tensor([one.latent is not None and found.dense[one.latent] for one in candidates])
     free = np.ones(len(candidates), dtype=bool)
-    groups: list[tuple[Candidate, list[Member]]] = []
+    groups: list[tuple[Candidate, list[Candidate]]] = []
     for i, one in enumerate(candidates):
         if not free[i]:
             continue
@@ -100,11 +100,12 @@ def merged(
             for other, alike in zip(candidates, same, strict=True)
             if alike and other is not one
         ]
-        groups.append((one, [_member(m) for m in members]))
+        groups.append((one, members))
     return groups
 
 
-def _member(one: Candidate) -> Member:
+def member(one: Candidate) -> Member:
+    """A candidate as what another entry shows."""
     return Member(one.kind, None if one.kind == "component" else one.latent, one.source)
 
 

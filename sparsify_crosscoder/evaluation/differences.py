@@ -19,8 +19,9 @@ from ..runs.run import Run
 from ..scorability import FILTER_PAIRS
 from ..text.roles import NO_WRITER, Role, role_names
 from .difference_components import with_components
-from .difference_copies import Candidate, Member, merged
+from .difference_copies import Candidate, Member, member, merged
 from .difference_kinds import latent_candidates, linear_candidate
+from .difference_owners import led_by_owners
 from .difference_score import LARGEST_Q, LEAST_KL, LEAST_SCORE, beyond_noise
 from .false_exclusives import FilterConfig
 from .filter import Filtered, filter_crosscoder
@@ -340,11 +341,11 @@ def differences_of(
     ]
     tested.sort(key=lambda pair: -pair[0].score)
     values = {id(one): value for one, value in tested}
-    groups = merged(found, [one for one, _ in tested])
+    groups = led_by_owners(found, fitted, merged(found, [one for one, _ in tested]))
     where = _where(found, [one.latent for one, _ in groups if one.latent is not None])
     entries = [
-        _difference(found, rank, one, members, where, values[id(one)], config)
-        for rank, (one, members) in enumerate(groups, 1)
+        _difference(found, rank, one, [member(m) for m in others], where, values[id(one)], config)
+        for rank, (one, others) in enumerate(groups, 1)
     ]
     kl = found.pairs.kl
     return Differences(

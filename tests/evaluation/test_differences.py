@@ -130,14 +130,17 @@ def test_a_linear_change_of_rank_one_is_one_entry_with_what_it_writes():
     assert all(member.kind != "map" for member in first.members)
 
 
-def test_an_isolated_direction_is_first_and_an_exclusive_latent_of_its_model():
+@pytest.mark.parametrize("owner", [0, 1])
+def test_an_isolated_direction_is_first_and_an_exclusive_latent_of_its_model(owner):
+    """Latents of both sides read it, as what one has and as what the other lacks."""
     world = World()
     tuned = world.changed("isolated")
+    activations = [tuned, world.base] if owner == 0 else [world.base, tuned]
     cfg = RDFCConfig(num_latents=40, k=3, exclusive_fractions=[0.1, 0.1], screening="exact")
     torch.manual_seed(0)
     crosscoder = ResidualDedicatedFeatureCrosscoder([WIDTH, WIDTH], cfg, sources=sources())
-    crosscoder.set_normalization(*estimate_normalization([world.base, tuned]))
-    normalised = crosscoder.normalize([world.base, tuned])
+    crosscoder.set_normalization(*estimate_normalization(activations))
+    normalised = crosscoder.normalize(activations)
     crosscoder.prepare(lambda count: [normalised[:count]])
     adam = torch.optim.Adam(crosscoder.parameters(), lr=3e-3)
     crosscoder.train()
@@ -149,10 +152,10 @@ def test_an_isolated_direction_is_first_and_an_exclusive_latent_of_its_model():
         adam.zero_grad()
         crosscoder.update_threshold(out.cuts, 0.9)
     kl = 0.1 + world.where.float()
-    found = listed(crosscoder.eval(), [world.base, tuned], kl=kl)
+    found = listed(crosscoder.eval(), activations, kl=kl)
     first = found.findings[0]
-    assert (first.kind, first.source) == ("exclusive", 1)
-    assert first.latent in crosscoder.partition.exclusive(1)
+    assert (first.kind, first.source) == ("exclusive", owner)
+    assert first.latent in crosscoder.partition.exclusive(owner)
     assert cosine(first.direction, world.change) > 0.9
     assert first.kl is not None and first.kl == pytest.approx(1.1, abs=0.1)
     expected = (first.kl - float(kl.mean())) * first.firings / PAIRS
