@@ -18,7 +18,11 @@ from organism_trigger import isolation
 from torch import Tensor
 
 from sparsify_crosscoder import Run, list_differences
-from sparsify_crosscoder.evaluation.differences import Difference, Differences
+from sparsify_crosscoder.evaluation.differences import (
+    Difference,
+    Differences,
+    told_by_next_tokens,
+)
 from sparsify_crosscoder.evaluation.false_exclusives import FilterConfig
 from sparsify_crosscoder.evaluation.latent_shifts import CodedPairs
 
@@ -123,6 +127,15 @@ class Row:
     latent: int | None = None
     """Of that entry; not in rows of earlier versions."""
 
+    tested: int = 0
+    """What could have been in the list; 0 in rows of earlier versions, which have no scores."""
+
+    scores: list[float] = field(default_factory=list)
+    """Of the entries that next tokens tell of, which alone can be findings."""
+
+    concerning: list[bool] = field(default_factory=list)
+    """Which of these concern the behaviour."""
+
 
 def row_of(case: Case, harvest: Harvest, run: Run, architecture: str, seed: int) -> Row:
     """What a trained crosscoder lists of a case."""
@@ -140,7 +153,9 @@ def row_of(case: Case, harvest: Harvest, run: Run, architecture: str, seed: int)
     shown = listed.column(first or _strongest(listed)) if listed.entries else None
     ratios = _scaling(listed)
     error, reconstruction = ratios.get(first.latent if first else None, (None, None))
-    summary = run.summary()
+    summary, config = run.summary(), listed.config
+    heard = [one for one in listed.entries if told_by_next_tokens(one.kl, config)]
+    columns = [listed.column(one) for one in heard]
     return Row(
         **case.label,
         architecture=architecture,
@@ -163,6 +178,9 @@ def row_of(case: Case, harvest: Harvest, run: Run, architecture: str, seed: int)
         error_ratios=[one for one, _ in ratios.values()],
         reconstruction_ratios=[one for _, one in ratios.values()],
         latent=first.latent if first else None,
+        tested=listed.tested,
+        scores=[one.score for one in heard],
+        concerning=[c is not None and bool(measured.right[c]) for c in columns],
     )
 
 

@@ -28,6 +28,7 @@ import numpy as np
 from demo_models import ensure_demo_models
 from organism_baselines import Baseline, baselines
 from organism_cause import CauseRow, causes_of
+from organism_error_rates import error_rate_table, false_share
 from organism_runs import harvested, trained
 from organism_scores import Row, row_of
 from organism_settings import (
@@ -209,6 +210,7 @@ def main(argv: Sequence[str]) -> None:
             causes += causes_of(case, here)
     print("\n".join(["", *row_table(rows), "", *baseline_table(simple)]))
     print("\n".join(["", *scaling_table(rows), "", *summary_table(rows, simple)]))
+    print("\n".join(["", *error_rate_table(rows), "", false_share(rows)]))
     print("\nfirst: (n) is beyond chance, but no finding; random: share of latents that would pass")
     if args.causes:
         print("\n".join(["", *cause_table(causes)]))
