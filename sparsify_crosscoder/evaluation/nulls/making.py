@@ -1,7 +1,8 @@
 """Making a null of a run: the same texts, options and training over a pair without the difference.
 
     RUN/nulls/KIND/
-        texts.jsonl   the run's texts, with the answers that it read
+        texts.jsonl   the run's texts, with the answers that it read; of `fine-tune` without those
+                      whose prompts it learns to answer
         own/          of `fine-tune` what the model answers to prompts of the texts
         partner/      of `rounded` the model, of `fine-tune` the adapter
         store/        the pairs, of a run with a store
@@ -34,7 +35,7 @@ from ...store.manifest import column_names
 from ...training.run_folder import SCHEDULE
 from .fine_tune import FineTune, relative_distance, save_fine_tune
 from .kinds import FINE_TUNE, LAYER, NULL_KINDS, ROUNDED, kinds_for
-from .own_answers import own_windows, write_texts
+from .own_answers import learnt, own_windows, write_texts
 from .rounded_model import save_rounded
 
 DISTANCE = 0.1
@@ -101,13 +102,9 @@ def make_null(run: Run, config: NullConfig, device: torch.device) -> Run:
         )
     options = _options(run, config, crosscoder, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_texts(
-        folder / "texts.jsonl",
-        (
-            {name: row[name] for name in ("messages", "text") if name in row}
-            for row in map(dict, run.texts())
-        ),
-    )
+    known = learnt(run).rows if config.kind == FINE_TUNE else set()
+    rows = ({n: row[n] for n in ("messages", "text") if n in row} for row in map(dict, run.texts()))
+    write_texts(folder / "texts.jsonl", (row for i, row in enumerate(rows) if i not in known))
     place = folder / "run"
     if not (place / "summary.json").is_file():
         partner = _partner(run, config, folder, device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,25 +18,53 @@ from ...runs.text_windows import windows_of
 from ...runs.texts import load_own_texts, load_windows
 from ...text.answers import prompt_of
 
-ANSWERED = 96  # prompts
+MOST = 96
 ANSWER_TOKENS = 64
+
+
+class Learnt(NamedTuple):
+    """What of a run's texts a fine-tune learns; its null is read on the others."""
+
+    rows: set[int]
+    """Numbers of texts."""
+
+    prompts: list[Any]
+    """Of those that are conversations, each once."""
+
+
+def learnt(run: Run) -> Learnt:
+    """Half of a run's prompts, or of its texts where none has any; `MOST` at most."""
+    keys = []
+    prompts: dict[str, Any] = {}
+    for row in map(dict, run.texts()):
+        prompt = prompt_of(row["messages"]) if row.get("messages") is not None else None
+        keys.append(None if prompt is None else json.dumps(prompt))
+        if prompt is not None:
+            prompts.setdefault(json.dumps(prompt), prompt)
+    if not prompts:
+        return Learnt(set(range(min(MOST, len(keys) // 2))), [])
+    chosen = dict([*prompts.items()][: min(MOST, len(prompts) // 2)])
+    return Learnt({i for i, key in enumerate(keys) if key in chosen}, [*chosen.values()])
 
 
 def own_windows(
     run: Run, source: int, folder: Path, seed: int, device: torch.device
 ) -> list[list[int]]:
-    """Token ids of what a source's model writes itself, to prompts of the run's texts.
+    """Token ids of what a source's model answers itself to the prompts that are learnt.
 
-    Where these have none, of the texts as the run reads them. The answers are kept in `folder`.
+    Where there are none, of the texts that are. The answers are kept in `folder`.
     """
+    learns = learnt(run)
+    if not learns.prompts:
+        store = run_store(run.config)
+        if store is None:
+            windows, _ = load_windows(run.config, run.sources(device))
+        else:
+            windows = store.windows
+        ids = zip(windows["text_id"][:], windows[f"input_ids_{source}"][:], strict=True)
+        return [window for text, window in ids if text in learns.rows]
     options = _answering(run, source, folder, seed)
-    prompts = _prompts(run)
-    if not prompts:
-        store, column = run_store(run.config), f"input_ids_{source}"
-        if store is not None:
-            return store.windows[column][:]
-        return load_windows(run.config, run.sources(device))[0][column][:]
-    write_texts(Path(options.dataset), [{"messages": prompt} for prompt in prompts])
+    write_texts(Path(options.dataset), [{"messages": prompt} for prompt in learns.prompts])
     texts = load_own_texts(options)
     make_answers(options, texts, device)
     tokenizers = load_text_tokenizers(options)
@@ -60,18 +88,6 @@ def _answering(run: Run, source: int, folder: Path, seed: int) -> RunConfig:
         hf_token=run.config.hf_token,
         trust_remote_code=run.config.trust_remote_code,
     )
-
-
-def _prompts(run: Run) -> list[Any]:
-    """Some prompts of a run's conversations, each once."""
-    found: dict[str, Any] = {}
-    for row in map(dict, run.texts()):
-        prompt = prompt_of(row["messages"]) if row.get("messages") is not None else None
-        if prompt is not None:
-            found.setdefault(json.dumps(prompt), prompt)
-        if len(found) == ANSWERED:
-            break
-    return [*found.values()]
 
 
 def write_texts(file: Path, rows: Iterable[dict[str, Any]]) -> None:

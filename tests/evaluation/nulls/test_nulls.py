@@ -105,6 +105,10 @@ def test_a_fine_tune_goes_as_far_as_the_runs_models_are_apart(nulled):
     its = ActivationStore.open(folder / "store").rows(torch.arange(4000))
     assert 0 < relative_distance(its[1], its[0]) < 3 * asked["asked"]
     assert asked["reached"] > 0
+    # What it learnt is not what it is read on.
+    assert sorted([*null.texts()["text"], *opened.texts()["text"][:96]]) == sorted(
+        opened.texts()["text"]
+    )
 
 
 def test_filter_has_the_q_values_that_the_nulls_give(own_run, tmp_path, capsys):
