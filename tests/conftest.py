@@ -17,9 +17,15 @@ _MANY_MODULES = 100
 _modules_when_frozen = 0
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests share the cores with others, so that a limit for quick ones says nothing."""
+    """A file's tests go to one worker of xdist, which makes what they share.
+
+    Slow ones share the cores with others, so that a limit for quick ones says nothing.
+    """
     for item in items:
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
         if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(1800))
 
