@@ -1,13 +1,12 @@
-"""Does it change what is found that `plant` plants many differences at once, and refits for them?
+"""Does it change what is found that `plant` plants many differences at once, or refits for them?
 
     python examples/benchmarks/plant_shortcuts.py RUN --out runs/plant_shortcuts
 
 The same differences, in the same places, are planted
 
 alone, from zero     one in each copy of the pairs, trained as a user's run is
-together, from zero  many in one copy
-refitted in .33      the same with a refit of the run's crosscoder in a third of its steps, as
-                     `plant` does it
+together, from zero  many in one copy, as `plant` does it
+refitted in .33      the same with `--refit`, here in a third of the run's steps
 
 and looked up in the list of each. Both kinds of direction are asked for, one after the other. A
 run that was stopped goes on where it was. With --quick two plants, one of them alone.
@@ -94,10 +93,9 @@ def compare(
 ) -> Compared:
     """Plant in all ways, at most so many plants alone."""
     plan = PlantPlan.of(run, config, torch.device("cpu"))
-    zero = replace(plan, refit=Refit.of(run, 1, from_zero=True))
+    zero = replace(plan, refit=Refit.of(run))
     ways = {
-        f"refitted in {share:.2g}": replace(plan, refit=Refit.of(run, share, from_zero=False))
-        for share in refits
+        f"refitted in {share:.2g}": replace(plan, refit=Refit.of(run, share)) for share in refits
     }
     ways[TOGETHER] = zero
     ways[ALONE] = replace(zero, rounds=[[plant] for plant in plan.plants][:alone])

@@ -21,8 +21,8 @@ GOES_ON = "the same command goes on where it stopped"
 @dataclass(frozen=True)
 class Options:
     """Say which differences `filter` would have found: known ones are planted into the run's own
-    activations, several at a time, the run's crosscoder is refitted to them, and the list is asked
-    for each. Where the list has nothing, this is what it would have had."""
+    activations, several at a time, a crosscoder is trained on them as the run's was, and the list
+    is asked for each. Where the list has nothing, this is what it would have had."""
 
     run: Path = option(positional=True)
     """run folder, of a run that was trained from an activation store"""
@@ -48,12 +48,9 @@ class Options:
     """plants of each model in one copy of the pairs, at most ({default}); fewer where the run has
     few exclusive latents"""
 
-    refit: float = PlantConfig.refit
-    """steps of each training from where the run ended, as a share of the run's ({default:.2f})"""
-
-    from_zero: bool = PlantConfig.from_zero
-    """train as the run was, from zero, in place of a refit; architectures other than rdfc always
-    are"""
+    refit: float | None = PlantConfig.refit
+    """train from where the run ended, in this share of its steps, and not from zero, as the run
+    was: cheaper, but near the border of what is found less is (rdfc only)"""
 
     seed: int = PlantConfig.seed
     """of places and directions ({default})"""
@@ -76,7 +73,6 @@ class Options:
             directions=self.directions,
             together=self.together,
             refit=self.refit,
-            from_zero=self.from_zero,
             pairs=self.pairs,
             seed=self.seed,
         )

@@ -1,7 +1,8 @@
 """Training a run's crosscoder on its own pairs with plants: from zero, or from where it ended.
 
 From where it ended, only the exclusive blocks begin again, as a new run's do, at what stands out in
-the planted pairs; all else goes on. That takes a fraction of the run's steps.
+the planted pairs; all else goes on. That takes a fraction of the run's steps, and finds somewhat
+less.
 """
 
 from __future__ import annotations
@@ -41,10 +42,10 @@ class Refit(NamedTuple):
     from_zero: bool
 
     @classmethod
-    def of(cls, run: Run, share: float, from_zero: bool) -> Refit:
+    def of(cls, run: Run, share: float | None = None) -> Refit:
         """A share of a run's steps from where it ended, or all of them from zero."""
         steps = run.summary().whole["steps"]
-        if from_zero or run.config.arch not in RESTARTED:
+        if share is None or run.config.arch not in RESTARTED:
             return cls(steps, True)
         return cls(max(round(share * steps), 1), False)
 

@@ -1,8 +1,8 @@
 """What the list of differences finds of what is planted into a run's own activations.
 
 The whole default pipeline is asked: pairs with plants are trained on, filtered and listed as the
-run's were. Many plants share one copy of the pairs, and the run's crosscoder is refitted to them;
-with the same plants left out, the same directions are looked up once more.
+run's were, many plants in one copy of the pairs. With the same plants left out, the same directions
+are looked up once more.
 """
 
 from __future__ import annotations
@@ -49,9 +49,6 @@ ORDER = 8
 LIKE = 0.8
 """Cosine from which an entry's direction is the one that was planted."""
 
-REFIT = 1 / 3
-"""Share of the run's steps that a refit takes."""
-
 LOOKING = 2
 """Pairs of training that a pair of the list takes as long as."""
 
@@ -80,11 +77,9 @@ class PlantConfig:
     together: int = 8
     """Plants of each source in one copy of the pairs, at most."""
 
-    refit: float = REFIT
-    """Share of the run's steps."""
-
-    from_zero: bool = False
-    """Train from zero in place of a refit."""
+    refit: float | None = None
+    """Train from where the run ended, in this share of its steps; None: from zero, as the run was.
+    Near the border of what is found a refit finds less."""
 
     pairs: int = FILTER_PAIRS
     """Pairs that each list reads, at most."""
@@ -105,7 +100,7 @@ class PlantConfig:
         for name in ("replicates", "together", "pairs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
-        if not 0 < self.refit <= 1:
+        if self.refit is not None and not 0 < self.refit <= 1:
             raise ValueError(f"--refit is a share of the run's steps, not {self.refit:g}.")
 
     @property
@@ -132,7 +127,7 @@ class PlantPlan:
     @classmethod
     def of(cls, run: Run, config: PlantConfig, device: torch.device) -> PlantPlan:
         """Places and directions by the seed; raises ValueError for a run without a store."""
-        opened, refit = PlantedRun.of(run, device), Refit.of(run, config.refit, config.from_zero)
+        opened, refit = PlantedRun.of(run, device), Refit.of(run, config.refit)
         sources = len(opened.crosscoder.d_sources)
         wanted = [
             Wanted(cell, replicate, (number + replicate) % sources)

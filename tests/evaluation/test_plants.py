@@ -217,7 +217,7 @@ def test_a_list_without_findings_says_how_to_learn_what_it_would_have(twins, cap
 
 
 def test_from_zero_and_from_python_the_run_itself_has_nothing(residual, tmp_path):
-    config = PlantConfig(("random",), (1.0,), (0.02,), 1, from_zero=True, pairs=6_000)
+    config = PlantConfig(("random",), (1.0,), (0.02,), 1, pairs=6_000)
     found = planted_recall(Run.open(residual), config, out=tmp_path / "plants", device="cpu")
     assert found.steps == 60 and len(found.rounds) == 1
     assert found.recall().found == 1 and found.found_without == 0
