@@ -29,20 +29,19 @@ def test_the_p_of_two_groups_counts_all_divisions():
         group_p([], [1.0])
 
 
-@pytest.mark.parametrize(("many", "few"), [(8, 5), (6, 6)])
-def test_equal_distributions_are_called_different_at_most_as_often_as_meant(many, few):
-    rng, times = np.random.default_rng(many), 200
+def test_equal_distributions_are_called_different_at_most_as_often_as_meant():
+    rng, times, many, few = np.random.default_rng(0), 120, 6, 5
     # Scores of a judge, with ties, and skewed ones.
     for draw in (lambda n: rng.integers(1, 6, n), lambda n: rng.exponential(size=n)):
         called = sum(group_p(draw(many), draw(few)) <= BEYOND_CHANCE / 2 for _ in range(times))
-        # More than 2.5% of 200 give once in 1,000 times.
-        assert called <= 13
+        # More than 2.5% of 120 give once in 1,000 times.
+        assert called <= 9
     ranked = [
         rank_p(rng.normal(), rng.normal(size=few).tolist()) <= BEYOND_CHANCE for _ in range(times)
     ]
     assert not any(ranked)  # so few say nothing
     ranked = [
         rank_p(rng.normal(), rng.normal(size=39).tolist()) <= BEYOND_CHANCE
-        for _ in range(8 * times)
+        for _ in range(12 * times)
     ]
     assert 0.03 < np.mean(ranked) < 0.07

@@ -117,12 +117,16 @@ def detection(scores: Sequence[float]) -> Statement | None:
     middle = median(scores)
     level = graded(middle, 0.7, 0.6)
     meaning = {
-        "good": "Explanations let the judge tell a latent's texts from others.",
+        "good": "Explanations let the judge tell a latent's strongest texts from others; of weaker "
+        "ones, and of texts that the explanation was not written from, this says nothing.",
         "caution": "Many explanations say little of what a latent is active on.",
         "bad": "The judge tells a latent's texts from others hardly better than by chance, so that "
         "explanations, and flags that rest on them, should not be believed.",
     }[level]
-    number = f"median detection score {middle:.2f} of {len(scores):,} latents; chance is 0.50"
+    number = (
+        f"median detection score {middle:.2f} of {len(scores):,} latents, on the passages that "
+        "explanations were written from; chance is 0.50"
+    )
     return Statement("Explanations", level, number, meaning)
 
 
@@ -146,7 +150,11 @@ def null_rate(rate: NullRate) -> Statement:
 def against_null(
     model: str, kind: Literal["shared", "random"], scores: Sequence[float], nulls: Sequence[float]
 ) -> Statement | None:
-    """Whether exclusive latents score higher than what is not exclusive; None without scores."""
+    """Whether exclusive latents score higher than what is not exclusive; None without scores.
+
+    Of either, those are scored that fire and whose effect on their own model is clear to the judge.
+    Only of latents drawn at random is it asked that explanations tell their texts apart (3.2.2).
+    """
     what = {"shared": "shared latents", "random": "random directions"}[kind]
     about = f"Exclusivity of {model}'s latents against {what}"
     if not scores:
@@ -169,7 +177,10 @@ def against_null(
     p = group_p(scores, nulls)
     number += f"; difference {difference:+.2f} ({low:+.2f} to {high:+.2f}), p = {p:.2g}"
     if p <= BEYOND_CHANCE / 2:
-        meaning = f"They score higher than {what}, beyond chance; as a group, not each of them."
+        meaning = (
+            f"They score higher than {what}, beyond chance; as a group, not each of them. All have "
+            f"a clear effect on their own model; of {what} nothing else was asked."
+        )
         return Statement(about, "good", number, meaning)
     meaning = f"The score does not tell them from {what}: a high one is no evidence here."
     return Statement(about, "caution" if difference > 0 else "bad", number, meaning)
