@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("run", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/plant_shortcuts"))
-    parser.add_argument("--kinds", nargs="+", default=list(KINDS))
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--sizes", nargs="+", type=float, default=[0.5, 0.125])
     parser.add_argument("--frequencies", nargs="+", type=float, default=[0.01, 0.001])
     parser.add_argument("--replicates", type=int, default=2)
@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     result = {}
     for directions in args.directions:
         config = PlantConfig(
-            kinds=tuple(args.kinds),
+            kinds=tuple(kind for kind in KINDS if kind in args.kinds),
             sizes=tuple(args.sizes),
             frequencies=tuple(args.frequencies),
             replicates=args.replicates,
