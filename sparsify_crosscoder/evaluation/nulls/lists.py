@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +14,37 @@ from ...harvest.model_identity import source_names
 from ...records import read_json
 from ...runs.run import Run
 from ..differences import (
-    Difference,
     DifferenceConfig,
     Differences,
     NullCount,
     crosscoder_differences,
     told_by_next_tokens,
 )
-from ..error_rates import NullList, error_rates
+from ..error_rates import ErrorRate, NullList, error_rates
 from ..false_exclusives import FilterConfig
 from .making import made_nulls
 
-LARGEST_Q = 0.1
 LIST = "list.json"
 """Beside the run folder of a null that was made for a run: what is listed of it."""
+
+
+@dataclass(frozen=True)
+class ListKind:
+    """Of a list, what the list of a null must have in common with it."""
+
+    num_latents: int
+    settings: DifferenceConfig
+    """The KL counts only where it does in the list, and sources that share a basis are told from
+    each other by maps where those of the list are."""
+
+    @classmethod
+    def of(cls, found: Mapping[str, Any], num_latents: int) -> ListKind:
+        """Of what `Differences.to_dict` gives, and the size of its crosscoder."""
+        by_maps = all(one["reference"] is None for one in found["residuals"])
+        settings = DifferenceConfig(**found["differences"])
+        return cls(
+            num_latents, replace(settings, by_maps=by_maps, use_kl=found["mean_kl"] is not None)
+        )
 
 
 def with_nulls(
@@ -36,12 +53,12 @@ def with_nulls(
     """A run's list with q values by what the run's own nulls and others list.
 
     With `largest_q` the findings are the entries up to it, and not those of the least score.
-    Raises ValueError for nulls of another kind of list: of a crosscoder of another size, or where
-    nothing could have been listed.
+    Raises ValueError for nulls of crosscoders of another size, and for a `largest_q` without nulls.
     """
-    own = made_nulls(run)
-    lists = [_kept_list(null, found) for null in own]
-    lists += [null_list(null, found) for null in nulls]
+    told, crosscoder = found.to_dict(), found.found.crosscoder
+    kind = ListKind.of(told, crosscoder.num_latents)
+    lists = [_kept_list(null, kind, crosscoder.device) for null in made_nulls(run)]
+    lists += [null_list(null, kind, crosscoder.device) for null in nulls]
     if not lists:
         if largest_q is not None:
             raise ValueError(
@@ -49,67 +66,59 @@ def with_nulls(
                 "other runs with --nulls."
             )
         return found
-    return with_error_rates(found, lists, largest_q)
+    entries = []
+    for one, rate in zip(found.entries, rates_of(told, lists), strict=True):
+        if rate is not None:
+            finding = one.finding if largest_q is None else rate.q_value <= largest_q
+            interval = (rate.low, rate.high)
+            one = replace(one, finding=finding, q_value=rate.q_value, q_interval=interval)
+        entries.append(one)
+    return replace(found, entries=entries, nulls=tuple(counts_of(told, lists)))
 
 
-def with_error_rates(
-    found: Differences, nulls: Sequence[NullList], largest_q: float | None = None
-) -> Differences:
-    """A list with q values by what is listed of nulls; see `with_nulls`."""
-    heard = [one for one in found.entries if told_by_next_tokens(one.kl, found.config)]
-    scores = torch.tensor([one.score for one in heard], dtype=torch.float64)
-    rates = dict(zip(map(id, heard), error_rates(scores, found.tested, nulls), strict=True))
+def rates_of(found: Mapping[str, Any], nulls: Sequence[NullList]) -> list[ErrorRate | None]:
+    """The error rate of each row of a list, as `Differences.to_dict` has it.
 
-    def rated(one: Difference) -> Difference:
-        rate = rates.get(id(one))
-        if rate is None:
-            return one
-        finding = one.finding if largest_q is None else rate.q_value <= largest_q
-        return replace(one, finding=finding, q_value=rate.q_value, q_interval=(rate.low, rate.high))
-
-    least = found.config.least_score
-    counts = [
-        NullCount(null.name, int((null.scores >= least).sum()), null.tested) for null in nulls
-    ]
-    return replace(found, entries=[rated(one) for one in found.entries], nulls=tuple(counts))
-
-
-def null_list(null: Run, like: Differences) -> NullList:
-    """What is listed of a null by the same settings as a list.
-
-    The KL counts only where it does in the list, and sources that share a basis are told from each
-    other by maps where those of the list are.
+    None for what next tokens do not tell of, which is no finding.
     """
-    crosscoder = null.crosscoder(device=like.found.crosscoder.device)
-    wanted = like.found.crosscoder.num_latents
-    if crosscoder.num_latents != wanted:
+    config = DifferenceConfig(**found["differences"])
+    heard = [told_by_next_tokens(row["kl"], config) for row in found["rows"]]
+    some = [row["score"] for row, told in zip(found["rows"], heard, strict=True) if told]
+    rates = iter(error_rates(torch.tensor(some, dtype=torch.float64), found["tested"], nulls))
+    return [next(rates) if told else None for told in heard]
+
+
+def counts_of(found: Mapping[str, Any], nulls: Sequence[NullList]) -> list[NullCount]:
+    """How much of each null would be a finding by the least score of a list."""
+    least = found["differences"]["least_score"]
+    return [NullCount(one.name, int((one.scores >= least).sum()), one.tested) for one in nulls]
+
+
+def null_list(null: Run, kind: ListKind, device: torch.device) -> NullList:
+    """What is listed of a null; raises ValueError where its crosscoder is of another size."""
+    crosscoder = null.crosscoder(device=device)
+    if crosscoder.num_latents != kind.num_latents:
         raise ValueError(
             f"The null '{null.path}' has {crosscoder.num_latents:,} latents and the run "
-            f"{wanted:,}: a null is trained as the run was."
+            f"{kind.num_latents:,}: a null is trained as the run was."
         )
-    settings = _settings(like)
-    config = FilterConfig(pairs=settings.pairs, outlier_multiple=null.config.outlier_multiple)
-    found = crosscoder_differences(null, crosscoder, config, settings=settings)
-    scores = [one.score for one in found.entries if told_by_next_tokens(one.kl, settings)]
+    config = FilterConfig(pairs=kind.settings.pairs, outlier_multiple=null.config.outlier_multiple)
+    found = crosscoder_differences(null, crosscoder, config, settings=kind.settings)
+    scores = [one.score for one in found.entries if told_by_next_tokens(one.kl, kind.settings)]
     name = " against ".join(source_names(crosscoder.sources))
     return NullList(name, torch.tensor(scores, dtype=torch.float64), found.tested)
 
 
-def _settings(like: Differences) -> DifferenceConfig:
-    by_maps = all(one.reference is None for one in like.residuals)
-    return replace(like.config, by_maps=by_maps, use_kl=like.mean_kl is not None)
-
-
-def _kept_list(null: Run, like: Differences) -> NullList:
+def _kept_list(null: Run, kind: ListKind, device: torch.device) -> NullList:
     """The list of a null that was made for a run, kept beside it."""
     file: Path = null.path.parent / LIST
-    settings = asdict(_settings(like))
+    settings = asdict(kind.settings)
     if file.is_file():
         kept: dict[str, Any] = read_json(file, dict, "Delete it: it is made again.")
         if kept["settings"] == settings:
             scores = torch.tensor(kept["scores"], dtype=torch.float64)
             return NullList(null.path.parent.name, scores, kept["tested"])
-    made = null_list(null, like)._replace(name=null.path.parent.name)
-    told_of = {"settings": settings, "scores": made.scores.tolist(), "tested": made.tested}
-    atomic_write_json(file, told_of)
+    made = null_list(null, kind, device)._replace(name=null.path.parent.name)
+    told = {"settings": settings, "scores": made.scores.tolist(), "tested": made.tested}
+    atomic_write_json(file, told)
     return made

@@ -24,6 +24,8 @@ import torch
 from ...crosscoders import Crosscoder
 from ...files import atomic_write_json
 from ...harvest.adapter_name import parts_of
+from ...harvest.hookpoints import num_layers_of
+from ...harvest.loading import load_config
 from ...harvest.model_name import ModelName
 from ...runs.config import RunConfig
 from ...runs.pairs import run_store
@@ -72,9 +74,9 @@ def nulls_of(run: Run) -> tuple[str, ...]:
     return kinds_for(run.crosscoder().sources)
 
 
-def null_folder(run: Run, config: NullConfig) -> Path:
-    """Where a null of a run is, or will be."""
-    return run.path / "nulls" / config.name
+def null_folder(run: Run, config: NullConfig, place: Path | None = None) -> Path:
+    """Where a null of a run is, or will be: in `place`, or else in the run's own folder."""
+    return (run.path / "nulls" if place is None else place) / config.name
 
 
 def made_nulls(run: Run) -> list[Run]:
@@ -87,13 +89,13 @@ def made_nulls(run: Run) -> list[Run]:
     return [Run.open(summary.parent, **access) for summary in found]
 
 
-def make_null(run: Run, config: NullConfig, device: torch.device) -> Run:
-    """Harvest and train a null; what is there of it already is kept.
+def make_null(run: Run, config: NullConfig, device: torch.device, place: Path | None = None) -> Run:
+    """Harvest and train a null, see `null_folder`; what is there of it already is kept.
 
     Raises ValueError for a source that the run does not have, a kind that it cannot be, an adapter
     whose weights are to be changed, and where models or texts of the run have changed.
     """
-    folder = null_folder(run, config)
+    folder = null_folder(run, config, place)
     crosscoder = run.crosscoder()
     if not 0 <= config.source < len(crosscoder.sources):
         raise ValueError(
@@ -133,7 +135,8 @@ def _options(run: Run, config: NullConfig, crosscoder: Crosscoder, folder: Path)
     options.devices, options.layers = [], []
     options.hookpoints = [hookpoint, hookpoint]
     if config.kind == LAYER:
-        options.hookpoints = [hookpoint, next_layer(hookpoint)]
+        model = ModelName(name, revision, own.hf_token, own.trust_remote_code)
+        options.hookpoints = [hookpoint, next_layer(hookpoint, num_layers_of(load_config(model)))]
     options.save_dir, options.run_name = str(folder), "run"
     options.trained_on, options.finetune, options.log_to_wandb = None, None, False
     options.init_seeds, options.order_seed = [config.seed], None
@@ -153,15 +156,16 @@ def _options(run: Run, config: NullConfig, crosscoder: Crosscoder, folder: Path)
     return options
 
 
-def next_layer(hookpoint: str) -> str:
-    """The same place one layer on: `layers.15` becomes `layers.16`."""
+def next_layer(hookpoint: str, layers: int) -> str:
+    """The same place one layer on: `layers.15` becomes `layers.16`; of the last one, one before."""
     found = re.fullmatch(r"(.*?)(\d+)(\D*)", hookpoint)
     if found is None:
         raise ValueError(
             f"The hookpoint '{hookpoint}' names no layer, so that there is no next one; choose "
             f"another kind of null than `{LAYER}`."
         )
-    return f"{found[1]}{int(found[2]) + 1}{found[3]}"
+    layer = int(found[2])
+    return f"{found[1]}{layer + 1 if layer + 1 < layers else layer - 1}{found[3]}"
 
 
 class _Partner(NamedTuple):

@@ -170,10 +170,11 @@ def test_what_cannot_be_done_is_said_in_one_line(run, twins, tmp_path, capsys):
 
 
 def test_the_next_layer_is_the_same_place_one_on():
-    assert next_layer("layers.15") == "layers.16"
-    assert next_layer("model.layers.9.mlp") == "model.layers.10.mlp"
+    assert next_layer("layers.15", 30) == "layers.16"
+    assert next_layer("model.layers.9.mlp", 30) == "model.layers.10.mlp"
+    assert next_layer("h.11", 12) == "h.10"
     with pytest.raises(ValueError, match="names no layer"):
-        next_layer("embed_tokens")
+        next_layer("embed_tokens", 12)
 
 
 def test_a_null_that_was_stopped_goes_on(twins, tmp_path, monkeypatch):
