@@ -65,7 +65,7 @@ LARGE = {
 # Sized for two cores and two minutes.
 AUDIT_OPTIONS = {
     "judge": "none",
-    "null_steps": 100,
+    "null_steps": 0,  # a null takes the harvest once more
     "stitch_pairs": 8_000,
     "stitch_held_out_pairs": 1_000,
     "verify": 10,

@@ -56,6 +56,15 @@ def where_present(finding: Mapping[str, Any], names: Sequence[str], searched: Se
     return f"{told}. There the models' next tokens differ by {finding['kl']:.2f} nats{anywhere}."
 
 
+def how_sure(finding: Mapping[str, Any]) -> str:
+    """Which share of the list down to a finding is false, of one for which that is known."""
+    low, high = finding["q_interval"]
+    return (
+        f"Of the list down to this one {finding['q_value']:.0%} ({low:.0%} to {high:.0%}) would be "
+        "there where nothing is to be found."
+    )
+
+
 def latent_lines(
     row: Mapping[str, Any], detail: FeatureDetail | None, source: int, names: Sequence[str]
 ) -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import Any
 from sparsify_crosscoder.scorability import with_interval
 
 from .data import ReportData
-from .finding import latent_lines, what_differs, where_present
+from .finding import how_sure, latent_lines, what_differs, where_present
 from .ranking import ranked
 from .statements import model_names
 from .text import one_line
@@ -53,6 +53,8 @@ def _finding(
     assert data.searched is not None
     yield what_differs(finding, names)
     yield where_present(finding, names, data.searched)
+    if finding.get("q_value") is not None:
+        yield how_sure(finding)
     if row is not None:
         detail = data.details(row["latent"]) if row["latent"] in data.detailed else None
         yield from latent_lines(row, detail, finding["source"], names)

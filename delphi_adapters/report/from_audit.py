@@ -11,7 +11,6 @@ from typing import Any
 
 from sparsify_crosscoder.evaluation.filter import FilterRecord
 from sparsify_crosscoder.evaluation.several_runs import compare_runs
-from sparsify_crosscoder.evaluation.top import source_labels
 from sparsify_crosscoder.files import atomic_write_json
 from sparsify_crosscoder.harvest.model_identity import short_names, source_names
 from sparsify_crosscoder.runs.run import Run
@@ -93,7 +92,7 @@ def report_data(audit: Audit, stability: dict[str, Any] | None) -> ReportData:
         ],
         stitching={} if (maps := audit.output(Stitch)) is None else maps.report,
         filter={"verdicts": filters.verdicts},
-        differences=filters.differences,
+        differences=_rated(audit, filters.differences),
         searched=_searched(filters),
         stability=stability,
         similar=summary.similar,
@@ -259,9 +258,30 @@ def _null_rates(audit: Audit) -> list[NullRate]:
     found = audit.output(Null)
     if found is None:
         return []
-    name = source_labels(audit.crosscoder)[0]
-    what = f"{name} against itself: exclusive latents that the filter keeps"
-    return [NullRate(what, found.kept, found.exclusive)]
+    return [
+        NullRate(f"{one.name}: findings among what could be listed", one.findings, one.tested)
+        for one in found.nulls
+    ]
+
+
+def _rated(audit: Audit, differences: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The list with the error rates that nulls give it."""
+    found = audit.output(Null)
+    rates = {} if found is None else found.rates
+    none = {"q_value": None, "q_interval": None}
+    rated = []
+    for row in differences:
+        rate = rates.get(row["rank"])
+        known = (
+            none
+            if rate is None
+            else {
+                "q_value": rate["q_value"],
+                "q_interval": [rate["low"], rate["high"]],
+            }
+        )
+        rated.append({**row, **known})
+    return rated
 
 
 def _judge(audit: Audit) -> dict[str, Any]:

@@ -109,6 +109,7 @@ def _differences(data: ReportData, names: list[str]) -> Sheet:
                 "-" if latent is None else told.get(latent) or "-",
                 f"{share(one['firings'] / one['pairs'])}{dense}",
                 number(one["score"]),
+                number(one.get("q_value")),
                 number(one["kl"]),
                 number(len(one["members"])),
             ]
@@ -117,9 +118,10 @@ def _differences(data: ReportData, names: list[str]) -> Sheet:
         "What differs",
         "Differences of all kinds, by one score: the share that each accounts for of what the "
         "other models do not tell of its model, along its own direction, beyond noise. Present: "
-        "on how many of the pairs. KL: how far the models' next tokens differ there, in nats. "
+        "on how many of the pairs. q: share of the list down to it that is false by the nulls, if "
+        "there are any. KL: how far the models' next tokens differ there, in nats. "
         "Also: how many other latents and changes show the same.",
-        ["", "kind", "latent", "model", "what was found", "present", "score", "KL", "also"],
+        ["", "kind", "latent", "model", "what was found", "present", "score", "q", "KL", "also"],
         rows,
     )
 

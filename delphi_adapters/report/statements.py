@@ -86,6 +86,8 @@ def _statements(data: ReportData) -> Iterator[Statement]:
     yield trust.judge(data.judge)
     if data.judged:
         yield from filter(None, _of_judging(data))
+    if not data.nulls:
+        yield trust.NO_ERROR_RATE
     yield from map(trust.null_rate, data.nulls)
     compared = _of_exclusivity if data.judged else _of_likeness
     yield from filter(None, compared(data))

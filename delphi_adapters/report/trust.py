@@ -130,6 +130,15 @@ def detection(scores: Sequence[float]) -> Statement | None:
     return Statement("Explanations", level, number, meaning)
 
 
+NO_ERROR_RATE = Statement(
+    "Error rate",
+    "caution",
+    "not known",
+    "No pair without a difference was compared (--null_steps 0), so that nobody knows which share "
+    "of the list is false.",
+)
+
+
 def null_rate(rate: NullRate) -> Statement:
     """What is found where nothing is to be found, and what may be behind the count."""
     about = f"Null: {rate.what}"

@@ -61,6 +61,11 @@ def make(options: Options) -> dict[str, Any]:
     usual = options.usual
     run, device = Run.open(options.run, **usual.hub.access), pick_device(usual.device)
     kinds = options.kinds or ([] if options.models else nulls_of(run))
+    if not kinds and not options.models:
+        raise ValueError(
+            f"No null goes with the models of '{options.run}' at places that are no layers; name a "
+            "model of your own with --models."
+        )
     made = {}
     for kind in [*kinds, *options.models]:
         config = NullConfig(kind, options.source, options.seed, options.steps)

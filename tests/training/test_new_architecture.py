@@ -94,5 +94,5 @@ def test_what_it_prepares_is_what_training_begins_with(last, tmp_path):
     trainer = make_trainer(tmp_path, last, max_steps=1, lr=0.0, sae={"last_fraction": 0.1})
     trainer.fit()
     [crosscoder] = trainer.saes.values()
-    first = next(iter(trainer._first_pairs(crosscoder, 4)))
+    first = next(iter(trainer.first_pairs(crosscoder, 4)))
     assert torch.equal(crosscoder.encoder.weights[-1], first[:4, crosscoder.columns[-1]])

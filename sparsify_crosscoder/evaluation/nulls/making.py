@@ -37,13 +37,14 @@ from ...store.manifest import column_names
 from ...training.run_folder import SCHEDULE
 from .fine_tune import FineTune, relative_distance, save_fine_tune
 from .kinds import FINE_TUNE, LAYER, NULL_KINDS, ROUNDED, kinds_for
-from .own_answers import learnt, own_windows, write_texts
+from .own_answers import OwnAnswers, learnt, own_windows, write_texts
 from .rounded_model import save_rounded
 
 DISTANCE = 0.1
 """Of a fine-tune from its base, for models of which no distance is known."""
 
 _DISTANCE_PAIRS = 8_192
+_LAYER = re.compile(r"(.*?)(\d+)(\D*)")
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,10 @@ class NullConfig:
 
 
 def nulls_of(run: Run) -> tuple[str, ...]:
-    """The kinds of null that go with a run."""
-    return kinds_for(run.crosscoder().sources)
+    """The kinds of null that go with a run; none where these need a layer and it reads another
+    place."""
+    kinds = kinds_for(run.crosscoder().sources)
+    return () if LAYER in kinds and _LAYER.fullmatch(run.ends[0].hookpoint) is None else kinds
 
 
 def null_folder(run: Run, config: NullConfig, place: Path | None = None) -> Path:
@@ -92,8 +95,8 @@ def made_nulls(run: Run) -> list[Run]:
 def make_null(run: Run, config: NullConfig, device: torch.device, place: Path | None = None) -> Run:
     """Harvest and train a null, see `null_folder`; what is there of it already is kept.
 
-    Raises ValueError for a source that the run does not have, a kind that it cannot be, an adapter
-    whose weights are to be changed, and where models or texts of the run have changed.
+    Raises ValueError for a source that the run does not have, a kind that it cannot be, and where
+    models or texts of the run have changed.
     """
     folder = null_folder(run, config, place)
     crosscoder = run.crosscoder()
@@ -130,12 +133,12 @@ def _options(run: Run, config: NullConfig, crosscoder: Crosscoder, folder: Path)
         setattr(options, name, getattr(plain, name))
     for name in ("answers", "chat_template_from", "max_examples", "append", "pairs", "json"):
         setattr(options, name, getattr(plain, name))
-    name, revision, hookpoint, _ = run.ends[config.source]
-    options.dataset, options.model, options.revision = str(folder / "texts.jsonl"), name, revision
+    model, hookpoint = _model(run, config), run.ends[config.source].hookpoint
+    options.dataset = str(folder / "texts.jsonl")
+    options.model, options.revision = model.name, model.revision
     options.devices, options.layers = [], []
     options.hookpoints = [hookpoint, hookpoint]
     if config.kind == LAYER:
-        model = ModelName(name, revision, own.hf_token, own.trust_remote_code)
         options.hookpoints = [hookpoint, next_layer(hookpoint, num_layers_of(load_config(model)))]
     options.save_dir, options.run_name = str(folder), "run"
     options.trained_on, options.finetune, options.log_to_wandb = None, None, False
@@ -158,7 +161,7 @@ def _options(run: Run, config: NullConfig, crosscoder: Crosscoder, folder: Path)
 
 def next_layer(hookpoint: str, layers: int) -> str:
     """The same place one layer on: `layers.15` becomes `layers.16`; of the last one, one before."""
-    found = re.fullmatch(r"(.*?)(\d+)(\D*)", hookpoint)
+    found = _LAYER.fullmatch(hookpoint)
     if found is None:
         raise ValueError(
             f"The hookpoint '{hookpoint}' names no layer, so that there is no next one; choose "
@@ -168,6 +171,13 @@ def next_layer(hookpoint: str, layers: int) -> str:
     return f"{found[1]}{layer + 1 if layer + 1 < layers else layer - 1}{found[3]}"
 
 
+def _model(run: Run, config: NullConfig) -> ModelName:
+    """The model of a null's source; of an adapter whose weights are to be changed its base."""
+    name, revision, *_ = run.ends[config.source]
+    model = ModelName(name, revision, run.config.hf_token, run.config.trust_remote_code)
+    return parts_of(model).base if config.kind in (ROUNDED, FINE_TUNE) else model
+
+
 class _Partner(NamedTuple):
     name: str
     revision: str | None = None
@@ -175,28 +185,23 @@ class _Partner(NamedTuple):
 
 def _partner(run: Run, config: NullConfig, folder: Path, device: torch.device) -> _Partner:
     """What stands beside the source's model."""
-    name, revision, hookpoint, _ = run.ends[config.source]
-    model = ModelName(name, revision, run.config.hf_token, run.config.trust_remote_code)
+    model, hookpoint = _model(run, config), run.ends[config.source].hookpoint
     if config.kind == LAYER:
-        return _Partner(name, revision)
+        return _Partner(model.name, model.revision)
     if config.kind not in NULL_KINDS:
         return _Partner(config.kind)
-    if parts_of(model).adapter is not None:
-        raise ValueError(
-            f"'{name}' is an adapter; a null of the kind `{config.kind}` is made of a whole model. "
-            "Name the source that is its base."
-        )
     partner = folder / "partner"
     if config.kind == ROUNDED:
         save_rounded(model, partner)
         return _Partner(str(partner))
     if not partner.is_dir():
-        windows = own_windows(run, config.source, folder, config.seed, device)
+        windows = own_windows(run, OwnAnswers(model, config.source, folder, config.seed), device)
         how = FineTune(_distance(run), hookpoint, seed=config.seed)
         reached = save_fine_tune(model, windows, how, partner)
         told = {"reached": reached, "asked": how.distance, "seed": how.seed}
         atomic_write_json(folder / "fine_tune.json", told)
-    return _Partner(f"{name}+{partner}", f"{revision}+" if revision else None)
+    revision = f"{model.revision}+" if model.revision else None
+    return _Partner(f"{model.name}+{partner}", revision)
 
 
 def _distance(run: Run) -> float:

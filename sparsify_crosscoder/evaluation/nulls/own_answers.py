@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ...files import atomic_path
+from ...harvest.model_name import ModelName
 from ...runs.answers import load_text_tokenizers, make_answers, with_answers
 from ...runs.config import RunConfig
 from ...runs.pairs import run_store
@@ -47,12 +48,21 @@ def learnt(run: Run) -> Learnt:
     return Learnt({i for i, key in enumerate(keys) if key in chosen}, [*chosen.values()])
 
 
-def own_windows(
-    run: Run, source: int, folder: Path, seed: int, device: torch.device
-) -> list[list[int]]:
-    """Token ids of what a source's model answers itself to the prompts that are learnt.
+class OwnAnswers(NamedTuple):
+    """Who answers, and where the answers are kept."""
 
-    Where there are none, of the texts that are. The answers are kept in `folder`.
+    model: ModelName
+    source: int
+    """Of the run, as which the model reads its texts."""
+
+    folder: Path
+    seed: int
+
+
+def own_windows(run: Run, own: OwnAnswers, device: torch.device) -> list[list[int]]:
+    """Token ids of what a model answers itself to the prompts that are learnt.
+
+    Where there are none, of the texts that are.
     """
     learns = learnt(run)
     if not learns.prompts:
@@ -61,9 +71,9 @@ def own_windows(
             windows, _ = load_windows(run.config, run.sources(device))
         else:
             windows = store.windows
-        ids = zip(windows["text_id"][:], windows[f"input_ids_{source}"][:], strict=True)
+        ids = zip(windows["text_id"][:], windows[f"input_ids_{own.source}"][:], strict=True)
         return [window for text, window in ids if text in learns.rows]
-    options = _answering(run, source, folder, seed)
+    options = _answering(run, own)
     write_texts(Path(options.dataset), [{"messages": prompt} for prompt in learns.prompts])
     texts = load_own_texts(options)
     make_answers(options, texts, device)
@@ -71,19 +81,19 @@ def own_windows(
     return windows_of(options, with_answers(options, texts), tokenizers)["input_ids_0"][:]
 
 
-def _answering(run: Run, source: int, folder: Path, seed: int) -> RunConfig:
-    """Options by which a source's model answers prompts."""
-    name, revision, *_ = run.ends[source]
+def _answering(run: Run, own: OwnAnswers) -> RunConfig:
+    """Options by which a model answers prompts."""
+    name, revision = own.model.name, own.model.revision
     return RunConfig(
         model=name,
-        dataset=str(folder / "prompts.jsonl"),
+        dataset=str(own.folder / "prompts.jsonl"),
         revision=revision,
         partners=[name],
         partner_revisions=[revision] if revision else [],
         answers="A",
         answer_tokens=ANSWER_TOKENS,
-        answer_seed=seed,
-        cache=str(folder / "own"),
+        answer_seed=own.seed,
+        cache=str(own.folder / "own"),
         model_dtype=run.config.model_dtype,
         hf_token=run.config.hf_token,
         trust_remote_code=run.config.trust_remote_code,

@@ -59,6 +59,10 @@ def offline(monkeypatch):
 def test_which_nulls_go_with_a_pair_follows_from_its_models(run, twins):
     assert nulls_of(Run.open(run)) == ("layer",)
     assert nulls_of(Run.open(twins)) == ("rounded", "fine-tune")
+    of = Run.open(run)
+    elsewhere = [end._replace(hookpoint="embed_tokens") for end in of.ends]
+    of.__dict__["ends"] = elsewhere
+    assert nulls_of(of) == ()
 
 
 def test_of_two_families_a_model_stands_against_itself_one_layer_on(own_run):
@@ -153,6 +157,13 @@ def test_a_pair_that_is_its_own_null_has_no_findings(own_run, run, tmp_path):
     found = json.loads(file.read_text(encoding="utf-8"))
     assert found["rows"] and not any(row["finding"] for row in found["rows"])
     assert {row["q_value"] for row in found["rows"]} == {1.0}
+
+
+def test_of_an_adapter_the_base_is_rounded(nulled, tmp_path):
+    null = Run.open(nulled / "nulls" / "fine-tune-seed0" / "run")
+    copied = Run.open(shutil.copytree(null.path, tmp_path / "run"))
+    made = make_null(copied, NullConfig("rounded", source=1, steps=4), CPU)
+    assert made.ends[0].model == copied.ends[0].model
 
 
 def test_what_cannot_be_done_is_said_in_one_line(run, twins, tmp_path, capsys):
