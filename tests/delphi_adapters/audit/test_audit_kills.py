@@ -14,7 +14,8 @@ KILLS = 6
 INSIDE = {"cache", "explain", "score", "exclusivity", "train", "null", "stitch"}
 
 
-def run_audit(options: list[str], output: str) -> None:
+def run_audit(options: list[str], output: str, environment: dict[str, str]) -> None:
+    os.environ.update(environment)  # a server of forks has that of whoever asked it first
     with open(output, "w", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -38,7 +39,7 @@ def test_an_audit_killed_at_random_moments_comes_to_the_same(options, tmp_path, 
 
     def run(folder: Path, seconds: float | None) -> bool:
         """Whether the audit was killed before its end."""
-        argv = ([*options, "--out", str(folder)], str(tmp_path / "output.txt"))
+        argv = ([*options, "--out", str(folder)], str(tmp_path / "output.txt"), {**os.environ})
         process = context.Process(target=run_audit, args=argv)
         process.start()
         process.join(seconds)
