@@ -268,18 +268,11 @@ def _rated(audit: Audit, differences: list[dict[str, Any]]) -> list[dict[str, An
     """The list with the error rates that nulls give it."""
     found = audit.output(Null)
     rates = {} if found is None else found.rates
-    none = {"q_value": None, "q_interval": None}
     rated = []
     for row in differences:
-        rate = rates.get(row["rank"])
-        known = (
-            none
-            if rate is None
-            else {
-                "q_value": rate["q_value"],
-                "q_interval": [rate["low"], rate["high"]],
-            }
-        )
+        rate, known = rates.get(row["rank"]), {"q_value": None, "q_interval": None}
+        if rate is not None:
+            known = {"q_value": rate["q_value"], "q_interval": [rate["low"], rate["high"]]}
         rated.append({**row, **known})
     return rated
 

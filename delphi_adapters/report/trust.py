@@ -134,8 +134,8 @@ NO_ERROR_RATE = Statement(
     "Error rate",
     "caution",
     "not known",
-    "No pair without a difference was compared (--null_steps 0), so that nobody knows which share "
-    "of the list is false.",
+    "No pair without a difference was compared, so that nobody knows which share of the list is "
+    "false.",
 )
 
 

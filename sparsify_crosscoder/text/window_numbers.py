@@ -7,6 +7,6 @@ from datasets import Dataset
 
 
 def window_numbers(windows: Dataset, column: str) -> np.ndarray:
-    """A column of numbers, int64 [windows], read as a whole: row by row takes a thousand times."""
+    """A column of numbers, int64 [windows], read as a whole, not row by row."""
     table: Any = windows.with_format("arrow", columns=[column])[:]
     return table.column(column).to_numpy().astype(np.int64)

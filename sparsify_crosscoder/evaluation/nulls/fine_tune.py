@@ -15,11 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformers import AutoModelForCausalLM
 
 from ...files import atomic_path
 from ...harvest.hookpoints import first_tensor
+from ...harvest.loading import load_pretrained, load_tokenizer
 from ...harvest.model_name import ModelName
-from ...harvest.sources import load_language_model
 
 PROBED = 8  # windows on which the distance is measured
 EVERY = 4  # steps between two measurements
@@ -64,14 +65,10 @@ def save_fine_tune(
     """
     from peft import LoraConfig, get_peft_model
 
-    base, tokenizer = load_language_model(
-        model_name.name,
-        device="cpu",
-        dtype=torch.float32,
-        revision=model_name.revision,
-        token=model_name.token,
-        trust_remote_code=model_name.trust_remote_code,
+    base = load_pretrained(
+        model_name, AutoModelForCausalLM, place=torch.device("cpu"), dtype=torch.float32
     )
+    tokenizer = load_tokenizer(model_name)
     cut = [list(window[: how.tokens]) for window in windows if len(window) > 1]
     padding = tokenizer.pad_token_id or tokenizer.eos_token_id or 0
     generator = torch.Generator().manual_seed(how.seed)

@@ -1,6 +1,7 @@
 """Making a null of a run: the same texts, options and training over a pair without the difference.
 
     RUN/nulls/KIND/
+        null.json     its settings
         texts.jsonl   the run's texts, with the answers that it read; of `fine-tune` without those
                       whose prompts it learns to answer
         own/          of `fine-tune` what the model answers to prompts of the texts
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import copy
 import re
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,8 @@ from ...harvest.adapter_name import parts_of
 from ...harvest.hookpoints import num_layers_of
 from ...harvest.loading import load_config
 from ...harvest.model_name import ModelName
+from ...hashing import hash_text
+from ...records import read_json
 from ...runs.config import RunConfig
 from ...runs.pairs import run_store
 from ...runs.provenance import is_begun
@@ -64,8 +67,10 @@ class NullConfig:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
-        kind = self.kind if self.kind in NULL_KINDS else Path(self.kind).name
+        """Of its folder; models whose names end alike have different ones."""
+        kind = self.kind
+        if kind not in NULL_KINDS:
+            kind = f"{Path(kind).name}-{hash_text(kind)[:8]}"
         parts = [kind, f"source{self.source}" * bool(self.source), f"seed{self.seed}"]
         return "-".join(part for part in parts if part)
 
@@ -106,20 +111,32 @@ def make_null(run: Run, config: NullConfig, device: torch.device, place: Path | 
             f"{len(crosscoder.sources) - 1}."
         )
     options = _options(run, config, crosscoder, folder)
+    _check_settings(config, folder)
     folder.mkdir(parents=True, exist_ok=True)
     known = learnt(run).rows if config.kind == FINE_TUNE else set()
     rows = ({n: row[n] for n in ("messages", "text") if n in row} for row in map(dict, run.texts()))
     write_texts(folder / "texts.jsonl", (row for i, row in enumerate(rows) if i not in known))
-    place = folder / "run"
-    if not (place / "summary.json").is_file():
+    trained = folder / "run"
+    if not (trained / "summary.json").is_file():
         partner = _partner(run, config, folder, device)
         options.partners = [partner.name]
         options.partner_revisions = [partner.revision] if partner.revision else []
-        options.resume = is_begun(place)
+        options.resume = is_begun(trained)
         train(options, device)
     return Run.open(
-        place, token=run.config.hf_token, trust_remote_code=run.config.trust_remote_code
+        trained, token=run.config.hf_token, trust_remote_code=run.config.trust_remote_code
     )
+
+
+def _check_settings(config: NullConfig, folder: Path) -> None:
+    """Keep the settings of a null; raises ValueError where its folder is of other ones."""
+    file, settings = folder / "null.json", asdict(config)
+    if not file.is_file():
+        return atomic_write_json(file, settings)
+    if read_json(file, dict, f"Delete '{folder}': the null is made again.") != settings:
+        raise ValueError(
+            f"'{folder}' holds a null of other settings (--steps); delete it to make it again."
+        )
 
 
 def _options(run: Run, config: NullConfig, crosscoder: Crosscoder, folder: Path) -> RunConfig:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 from ...files import atomic_path
-from ...harvest.loading import load_config
+from ...harvest.loading import load_config, load_pretrained, load_tokenizer
 from ...harvest.model_name import ModelName
-from ...harvest.sources import load_language_model, stored_dtype
+from ...harvest.sources import stored_dtype
 
 LEVELS = 127
 
@@ -30,13 +31,8 @@ def save_rounded(model_name: ModelName, folder: Path) -> None:
     if folder.is_dir():
         return
     stored = stored_dtype(load_config(model_name)) or torch.float32
-    model, tokenizer = load_language_model(
-        model_name.name,
-        device="cpu",
-        dtype=torch.float32,
-        revision=model_name.revision,
-        token=model_name.token,
-        trust_remote_code=model_name.trust_remote_code,
+    model = load_pretrained(
+        model_name, AutoModelForCausalLM, place=torch.device("cpu"), dtype=torch.float32
     )
     head = model.get_output_embeddings()
     with torch.no_grad():
@@ -46,4 +42,4 @@ def save_rounded(model_name: ModelName, folder: Path) -> None:
     nn.Module.to(model, stored)
     with atomic_path(folder) as temporary:
         model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
+        load_tokenizer(model_name).save_pretrained(temporary)

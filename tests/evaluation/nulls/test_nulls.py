@@ -159,6 +159,15 @@ def test_a_pair_that_is_its_own_null_has_no_findings(own_run, run, tmp_path):
     assert {row["q_value"] for row in found["rows"]} == {1.0}
 
 
+def test_a_null_is_never_taken_for_another(own_run):
+    opened = Run.open(own_run)
+    make_null(opened, NullConfig("layer", seed=7, steps=3), CPU)
+    with pytest.raises(ValueError, match="other settings"):
+        make_null(opened, NullConfig("layer", seed=7, steps=4), CPU)
+    names = {NullConfig(kind).name for kind in ("one/base", "other/base", "layer")}
+    assert len(names) == 3 and "layer-seed0" in names
+
+
 def test_of_an_adapter_the_base_is_rounded(nulled, tmp_path):
     null = Run.open(nulled / "nulls" / "fine-tune-seed0" / "run")
     copied = Run.open(shutil.copytree(null.path, tmp_path / "run"))
