@@ -24,6 +24,9 @@ from .interventions.cause_texts import own_answers as own_answers
 from .interventions.effects import dose_response as dose_response
 from .interventions.generation import Answering as Answering
 from .interventions.generation import generate as generate
+from .interventions.graft import GraftConfig as GraftConfig
+from .interventions.graft import Grafted as Grafted
+from .interventions.graft import graft as graft
 from .interventions.persona import Persona as Persona
 from .interventions.persona import persona_vectors as persona_vectors
 from .interventions.steering import Steering as Steering

@@ -57,6 +57,11 @@ COMMANDS = {
         "main",
         "push a model with latents or a vector, and measure it",
     ),
+    "graft": (
+        f"{_COMMANDS}.graft",
+        "main",
+        "put the reconstruction in place of the activation",
+    ),
     "persona": (
         f"{_COMMANDS}.persona",
         "main",

@@ -153,6 +153,7 @@ MISSING = [
     "stability {nowhere} {nowhere}",
     "plant {nowhere}",
     "stitch {nowhere} --out {root}/new",
+    "graft {nowhere}",
     "steer {nowhere} --latents 1",
     "persona {nowhere} {nowhere} --out {root}/new",
     "transfer {nowhere} {nowhere} --out {root}/new",

@@ -49,6 +49,7 @@ def suite(folder: Path, *, relative: bool = False) -> list[list[object]]:
         ["top", run, "--count", "1", "--snippets", "1", "--json", here / "top.json"],
         ["filter", run, "--json", here / "filter.json"],
         ["store", here / "store", "--verify", "--show", "0"],
+        ["graft", run, "--texts", "3", "--json", here / "graft.json"],
         ["stitch", run, *stitch],
         ["steer", run, "--latents", "63", "--s_max", "2", *both, *short, *few],
         [
@@ -97,7 +98,8 @@ def check_results(folder: Path) -> None:
     assert {report["block"] for report in top} <= {"exclusive_0", "exclusive_1", "shared"} and top
     steered = json.loads((folder / "steer.json").read_text(encoding="utf-8"))
     assert Path(steered["models"][0]["model"]).name == "tuned"
-    for name in ("runs/run/summary.json", "store/manifest.json", "filter.json", "steer.png"):
+    files = ("runs/run/summary.json", "store/manifest.json", "filter.json", "graft.json")
+    for name in (*files, "steer.png"):
         assert (folder / name).stat().st_size > 100
     assert (folder / "runs/run/delphi/features.parquet").stat().st_size > 100
 
@@ -109,6 +111,7 @@ def models(tmp_path_factory) -> Path:
     # What the commands import, once for all forks.
     import delphi_adapters.commands.explain  # noqa: F401
     import sparsify_crosscoder.commands.filter
+    import sparsify_crosscoder.commands.graft
     import sparsify_crosscoder.commands.steer
     import sparsify_crosscoder.commands.stitch
     import sparsify_crosscoder.commands.train  # noqa: F401

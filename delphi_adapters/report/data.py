@@ -227,6 +227,9 @@ class ReportData:
     searched: Searched | None = None
     """None by a filter of an earlier version, which had no list of differences."""
 
+    grafted: dict[str, Any] = field(default_factory=dict)
+    """What the models lose by the reconstruction, as `Grafted.to_dict`; empty if not measured."""
+
     stability: dict[str, Any] | None = None
     """What `sparsify-crosscoder stability --json` wrote; None if only one run was looked at."""
 

@@ -23,6 +23,7 @@ from ..audit.stages.describe import Describe
 from ..audit.stages.exclusivity import Exclusivity as ExclusivityStage
 from ..audit.stages.explain import Explain
 from ..audit.stages.filter import Filter, FilterOptions
+from ..audit.stages.graft import Graft
 from ..audit.stages.null import Null
 from ..audit.stages.rubrics import Rated, Rubrics
 from ..audit.stages.stitch import Stitch
@@ -94,6 +95,7 @@ def report_data(audit: Audit, stability: dict[str, Any] | None) -> ReportData:
         filter={"verdicts": filters.verdicts},
         differences=_rated(audit, filters.differences),
         searched=_searched(filters),
+        grafted=audit.output(Graft) or {},
         stability=stability,
         similar=summary.similar,
         provenance={

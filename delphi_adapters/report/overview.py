@@ -63,6 +63,7 @@ def _sheets(data: ReportData) -> Iterator[Sheet]:
     if not data.judged:
         yield _first(data, names)
     yield _crosscoder(data)
+    yield _grafted(data, names)
     yield _judge(data)
     yield _verdicts(data, names)
     yield Sheet(
@@ -178,6 +179,30 @@ def _crosscoder(data: ReportData) -> Sheet:
     ]
     rows: list[list[Cell]] = [[what, str(v)] for what, v in facts if v not in (None, "-")]
     return Sheet("Crosscoder", "", ["", ""], rows)
+
+
+def _grafted(data: ReportData, names: list[str]) -> Sheet:
+    def cell(effect: Mapping[str, Any] | None) -> str:
+        if not effect:
+            return "-"
+        low, value, high = (effect[key] for key in ("low", "value", "high"))
+        return f"{value:+.3f} ({low:+.3f} to {high:+.3f})"
+
+    rows: list[list[Cell]] = []
+    for name, one in zip(names, data.grafted.get("models", []), strict=False):
+        for what, effect in one["effects"].items():
+            rows.append([name, what, "-", cell(effect["loss"]), cell(effect["kl"])])
+        for what, left in one["left_out"].items():
+            label = f"the reconstruction without {what} latents, beside it"
+            effects = cell(left.get("loss")), cell(left.get("kl"))
+            rows.append([name, label, number(left["latents"]), *effects])
+    return Sheet(
+        "The reconstruction in place of the activation",
+        "Change of the cross-entropy of text, and KL of the next token from that of the model as "
+        "it is, nats a token (95%, by text). Activations that are no end of an aligned pair stay.",
+        ["model", "in place of the activation", "latents left out", "loss", "KL"],
+        rows,
+    )
 
 
 def _verdicts(data: ReportData, names: list[str]) -> Sheet:

@@ -164,6 +164,8 @@ def _of_training(data: ReportData) -> Iterator[Statement | None]:
             for key in ("fve_per_source", "fve_without_top5_per_source", "dead_fraction_exclusive")
         )
         yield trust.reconstruction(name, fve, without)
+        if (lost := _at(data.grafted.get("models"), s)) is not None:
+            yield trust.grafted(name, lost)
         yield trust.dead(name, dead)
         verdicts = _at(data.filter.get("verdicts"), s)
         yield trust.not_scorable(name, verdicts) if verdicts else None

@@ -349,6 +349,26 @@ def reconstruction(model: str, fve: float | None, without_top5: float | None) ->
     return Statement(f"Reconstruction of {model}", level, ", ".join(parts), meaning)
 
 
+def grafted(model: str, found: Mapping[str, Any]) -> Statement:
+    """How much of what the model uses at this layer the reconstruction has."""
+    recovered = found["recovered"]["mean"]
+    level = graded(recovered["value"], 0.9, 0.7)
+    meaning = {
+        "good": "The reconstruction has most of what the model uses here for its next tokens.",
+        "caution": "A part of what the model uses here is not in the reconstruction: a difference "
+        "in it cannot be found.",
+        "bad": "Much of what the model uses here is not in the reconstruction: that nothing was "
+        "found says little.",
+    }[level]
+    number = (
+        f"in place of the activation at {found['replaced'] / max(found['tokens'], 1):.0%} of the "
+        f"tokens it loses {found['effects']['reconstruction']['loss']['value']:+.2f} nats a token, "
+        f"and recovers {recovered['value']:.0%} ({recovered['low']:.0%} to "
+        f"{recovered['high']:.0%}) of what the mean loses"
+    )
+    return Statement(f"Next tokens by {model}'s reconstruction", level, number, meaning)
+
+
 def dead(model: str, fraction: float | None) -> Statement | None:
     """How many exclusive latents never fire; None if there are none."""
     if fraction is None:

@@ -154,6 +154,12 @@ class FilterRecord:
         }
 
     @property
+    def kept(self) -> list[list[int]]:
+        """Per source, the latents that stay exclusive to it."""
+        rows = [row for row in self.latents.values() if row.verdict == "kept"]
+        return [[row.latent for row in rows if row.source == s] for s in range(len(self.verdicts))]
+
+    @property
     def listed(self) -> dict[int, float]:
         """Score of the difference that each latent is in, alone or as one of several.
 

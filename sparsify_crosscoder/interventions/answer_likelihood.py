@@ -12,12 +12,13 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..harvest.batched_generation import left_padded
 from ..harvest.hookpoints import first_tensor, normalize_hookpoint
 from ..harvest.limits import check_texts
 from .prompts import Prompt, encode_prompt
+from .resuming import blocks_before, giving
 from .steering import Steering, steered
 
 _MOST_LOGITS = 2**25
@@ -86,7 +87,7 @@ class GivenAnswers:
         self.model = model
         self.hookpoints = [normalize_hookpoint(model, hookpoint) for hookpoint in hookpoints]
         self.batches = _batches(model, tokenizer, answered, chat)
-        self._skipped = _blocks_before(model, self.hookpoints)
+        self._skipped = blocks_before(model, self.hookpoints)
         self._entered: list[Any] = []
         self.unsteered = self._unsteered(len(answered))
 
@@ -164,7 +165,7 @@ class GivenAnswers:
         acting = (
             steered(self.model, steering, strength, batch.prompts) if steering else nullcontext()
         )
-        resumed = _giving(self._skipped, self._entered[number]) if self._entered else nullcontext()
+        resumed = giving(self._skipped, self._entered[number]) if self._entered else nullcontext()
         with acting, resumed:
             output = self.model(**inputs, use_cache=False, logits_to_keep=batch.places + 1)
         logits = output.logits[:, -batch.places - 1 : -1].float()
@@ -212,27 +213,6 @@ def _inputs(model: Any, batch: _Batch) -> dict[str, Tensor]:
     return {name: value.to(model.device) for name, value in inputs.items()}
 
 
-def _blocks_before(model: Any, hookpoints: Sequence[str]) -> list[nn.Module]:
-    """The blocks of a model's list of layers before the first that holds a hookpoint; none where
-    the hookpoints are not in one list."""
-    lists: set[str] = set()
-    first: list[int] = []
-    for hookpoint in hookpoints:
-        parts = hookpoint.split(".")
-        for depth in range(1, len(parts)):
-            name = ".".join(parts[:depth])
-            if isinstance(model.base_model.get_submodule(name), nn.ModuleList):
-                lists.add(name)
-                first.append(int(parts[depth]))
-                break
-        else:
-            return []
-    if len(lists) != 1:
-        return []
-    blocks: Any = model.base_model.get_submodule(lists.pop())
-    return list(blocks)[: min(first)]
-
-
 @contextmanager
 def _keeping(model: Any, kept: dict[str, Residuals]) -> Iterator[None]:
     """Inside, every forward adds what comes out at the hookpoints to `kept`."""
@@ -247,19 +227,3 @@ def _keeping(model: Any, kept: dict[str, Residuals]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def _giving(blocks: Sequence[nn.Module], output: Any) -> Iterator[None]:
-    """Inside, blocks compute nothing and give `output`, so that a forward begins behind them."""
-    own = [vars(block).get("forward") for block in blocks]
-    for block in blocks:
-        block.forward = lambda *args, **options: output
-    try:
-        yield
-    finally:
-        for block, forward in zip(blocks, own, strict=True):
-            if forward is None:
-                del block.forward
-            else:
-                block.forward = forward

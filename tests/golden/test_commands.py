@@ -105,6 +105,12 @@ def test_stability(place, compared):
     compared("stability", out, said, shape=("/clusters", "/matched"))
 
 
+def test_graft(place, compared):
+    out = place / "grafted.json"
+    ours("graft", place / "run", "--texts", "3", "--device", "cpu", "--json", out)
+    compared("graft", out, shape=("/models/.*",))
+
+
 def test_stitch(stitching, place, compared, golden):
     compared("stitch", place / "stitch.json", (place / "stitch.out").read_text(encoding="utf-8"))
     compared("stitch_cfg", stitching / "cfg.json")

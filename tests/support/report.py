@@ -167,6 +167,26 @@ def null_score(kind: str, source: int, score: float | None, **values: Any) -> di
     }
 
 
+def grafted(name: str, recovered: float) -> dict[str, Any]:
+    """What a model loses by the reconstruction, as `GraftedModel.to_dict` has it."""
+
+    def around(value: float) -> dict[str, float]:
+        return {"value": value, "low": value - 0.01, "high": value + 0.01}
+
+    effects = {"loss": around(0.25), "kl": around(0.2)}
+    shared = {"latents": 2, "loss": around(1.5), "kl": around(1.4)}
+    return {
+        "name": name,
+        "tokens": 1_000,
+        "replaced": 750,
+        "outliers": 3,
+        "loss": around(3.0),
+        "effects": {"reconstruction": effects, "zero": effects, "mean": effects},
+        "recovered": {"zero": around(0.99), "mean": around(recovered)},
+        "left_out": {"exclusive": {"latents": 0}, "shared": shared},
+    }
+
+
 def small_report(**changes: Any) -> ReportData:
     """Six latents of two models, two of them with details."""
     values: dict[str, Any] = {
@@ -218,6 +238,12 @@ def small_report(**changes: Any) -> ReportData:
                 {"kept": 1, "predictable": 1, "shadow": 0, "too_rare": 1, "not_linear": 0},
                 {"kept": 1, "predictable": 0, "shadow": 0, "too_rare": 0, "not_linear": 0},
             ]
+        },
+        "grafted": {
+            "texts": 24,
+            "held_out": True,
+            "strength": 1.0,
+            "models": [grafted(name, 0.95) for name in MODELS],
         },
         "stability": {
             "runs": {"seed-0": "runs/0", "seed-1": "runs/1"},

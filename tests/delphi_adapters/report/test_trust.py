@@ -9,6 +9,7 @@ from delphi_adapters.report.statements import prompts_per_score, statements
 from tests.support.report import (
     ROWS,
     detail,
+    grafted,
     null_score,
     row,
     scored,
@@ -158,6 +159,18 @@ def test_dead_latents_and_reconstruction():
     assert trust.reconstruction("a", 0.9, 0.4).level == "bad"  # five dimensions hold most of it
     assert trust.reconstruction("a", 0.9, None).level == "good"
     assert trust.reconstruction("a", None, None) is None
+
+
+def test_what_a_model_loses_by_the_reconstruction():
+    found = about(small_report())["Next tokens by alpha's reconstruction"]
+    assert found.level == "good"
+    assert found.number == (
+        "in place of the activation at 75% of the tokens it loses +0.25 nats a token, and recovers "
+        "95% (94% to 96%) of what the mean loses"
+    )
+    levels = [trust.grafted("a", grafted("a", share)).level for share in (0.8, 0.6, -0.2)]
+    assert levels == ["caution", "bad", "bad"]
+    assert not [what for what in about(small_report(grafted={})) if "Next tokens" in what]
 
 
 def test_one_run_says_nothing_of_stability():
