@@ -53,7 +53,10 @@ def where_present(finding: Mapping[str, Any], names: Sequence[str], searched: Se
     if finding["kl"] is None:
         return f"{told}."
     anywhere = "" if searched.mean_kl is None else f", anywhere by {searched.mean_kl:.2f}"
-    return f"{told}. There the models' next tokens differ by {finding['kl']:.2f} nats{anywhere}."
+    heard = finding.get("kl_heard")
+    answers = "" if heard is None else f", in what is answered there by {heard:.2f}"
+    nats = f"{finding['kl']:.2f} nats{answers}{anywhere}"
+    return f"{told}. There the models' next tokens differ by {nats}."
 
 
 def how_sure(finding: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from organism_scores import Row
 from organisms import NOTHING
 from step_report import table
 
-from sparsify_crosscoder.evaluation.difference_score import LEAST_SCORE
+from sparsify_crosscoder.evaluation.difference_score import LEAST_STRENGTH
 from sparsify_crosscoder.evaluation.error_rates import NullList, error_rates
 from sparsify_crosscoder.intervals import rate_interval
 
@@ -56,23 +56,23 @@ def kept_by_q(row: Row, rows: Sequence[Row]) -> Kept | None:
     return Kept.of(row, [rate.q_value <= LARGEST_Q for rate in rates])
 
 
-def kept_by_score(row: Row) -> Kept:
-    """What is kept at the least score of a finding."""
-    return Kept.of(row, [score >= LEAST_SCORE for score in row.scores])
+def kept_by_default(row: Row) -> Kept:
+    """What is a finding by default."""
+    return Kept.of(row, row.found)
 
 
 def error_rate_table(rows: Sequence[Row]) -> list[str]:
     """Lines of a Markdown table: what both rules keep, the seeds side by side."""
     head = ["organism", "pair", "text", "architecture"]
     head += [f"q <= {LARGEST_Q}: entries", "concerning", "first"]
-    head += [f"score >= {LEAST_SCORE}: entries", "concerning", "first"]
+    head += [f"strength >= {LEAST_STRENGTH}: entries", "concerning", "first"]
     cells = []
     for key in dict.fromkeys((row.organism, row.pair, row.text, row.architecture) for row in rows):
         mine = [r for r in rows if (r.organism, r.pair, r.text, r.architecture) == key]
         by_q = [kept_by_q(row, rows) for row in mine]
         if None in by_q:
             continue
-        told = [[one for one in by_q if one is not None], [kept_by_score(row) for row in mine]]
+        told = [[one for one in by_q if one is not None], [kept_by_default(row) for row in mine]]
         line = [*key]
         for kept in told:
             line.append(", ".join(str(one.entries) for one in kept))

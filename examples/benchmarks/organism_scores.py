@@ -136,6 +136,9 @@ class Row:
     concerning: list[bool] = field(default_factory=list)
     """Which of these concern the behaviour."""
 
+    found: list[bool] = field(default_factory=list)
+    """Which of these are findings."""
+
 
 def row_of(case: Case, harvest: Harvest, run: Run, architecture: str, seed: int) -> Row:
     """What a trained crosscoder lists of a case."""
@@ -180,6 +183,7 @@ def row_of(case: Case, harvest: Harvest, run: Run, architecture: str, seed: int)
         latent=first.latent if first else None,
         tested=listed.tested,
         scores=[one.score for one in heard],
+        found=[one.finding for one in heard],
         concerning=[c is not None and bool(measured.right[c]) for c in columns],
     )
 

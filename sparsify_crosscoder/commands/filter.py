@@ -45,7 +45,7 @@ class Options:
     what is listed of them tells which share of the list is false"""
 
     q: float | None = None
-    """largest q value of a finding, such as .1: by the nulls, and not by its least score"""
+    """largest q value of a finding, such as .1: by the nulls, and not by its least strength"""
 
     all: bool = False
     """also list differences that are beyond chance, but too small for a finding"""

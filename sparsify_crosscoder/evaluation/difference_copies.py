@@ -44,6 +44,7 @@ class Candidate:
 
     verdict: str
     score: float
+    strength: float
     p_value: float
     effect: float
     error: float
@@ -61,6 +62,8 @@ class Candidate:
     growth: float | None = None
     reads: Tensor | None = None
     reference: int | None = None
+    kl_heard: float | None = None
+    """Mean KL of what is said in the texts in which it is present, nats, if known."""
 
 
 def merged(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..crosscoders import Crosscoder
 from .difference_copies import Candidate
-from .difference_score import beyond_noise, score, told
+from .difference_score import beyond_noise, heard, strength
 from .filter import Filtered
 from .latent_moments import PRESENT
 from .latent_shifts import CodedPairs, LatentShifts
@@ -23,9 +23,6 @@ from .verdicts import Verdict
 
 TURNED = 0.97
 """Cosine of two decoders below which a shared latent has turned."""
-
-EVERYWHERE = 0.5
-"""What `told` is of what is present on all pairs."""
 
 GREW = 1.25
 """Ratio of their lengths from which it has grown, or the other way round shrunk."""
@@ -56,20 +53,20 @@ def latent_candidates(
         zip(filtered.judged.latents.tolist(), filtered.judged.verdicts.tolist(), strict=True)
     )
     presence = found.present / len(found)
-    kl = found.kl_where_present()
-    heard = 1.0 if kl is None else told(*kl)
+    kl = found.heard_where_present()
+    loud = torch.ones(columns, dtype=torch.float64) if kl is None else heard(kl)
     best = torch.full((columns,), -1)
     most = torch.full((columns,), -1.0, dtype=torch.float64)
     for v, (one, moved) in enumerate(zip(fitted, shifts, strict=True)):
         own = beyond_noise(moved.explained, presence)
         if elsewhere is not None:
             own = own - elsewhere[v]
-        scores = score(own, moved.tested.t, heard)
+        strengths = strength(own, moved.tested.t)
         told_of = torch.tensor([-1, one.residual.source])
         if (reference := one.residual.prediction.reference) is not None:
             told_of = torch.cat([told_of, torch.tensor([reference])])
-        better = torch.isin(owner, told_of) & (scores > most)
-        best[better], most[better] = v, scores[better]
+        better = torch.isin(owner, told_of) & (strengths > most)
+        best[better], most[better] = v, strengths[better]
     decoders = [
         crosscoder.decoder(s).detach().float().cpu() for s in range(len(crosscoder.d_sources))
     ]
@@ -104,6 +101,7 @@ def latent_candidates(
                 source,
                 latent,
                 verdict,
+                float(most[latent] * loud[latent]),
                 float(most[latent]),
                 float(moved.tested.p_value[latent]),
                 float(moved.tested.effect[latent]),
@@ -114,6 +112,7 @@ def latent_candidates(
                 moved.directions[latent].float(),
                 cosine,
                 growth,
+                kl_heard=None if kl is None else float(kl[latent]),
             )
         )
     return candidates
@@ -142,15 +141,17 @@ def linear_candidate(
 ) -> Candidate:
     """A shift of the mean or a component of a linear change, both present everywhere."""
     residual = fitted[change.residual].residual
-    heard = 1.0 if found.pairs.kl is None else EVERYWHERE
-    value = score(torch.tensor(change.own), torch.tensor(change.t), heard)
+    kl = found.heard_anywhere()
+    everywhere = None if kl is None else kl.mean()
+    strong = float(strength(torch.tensor(change.own), torch.tensor(change.t)))
     white = F.normalize(change.direction.to(residual.whitening) @ residual.whitening, dim=0)
     return Candidate(
         change.kind,
         residual.source,
         None,
         "shifted" if change.kind == "mean" else "changed",
-        float(value),
+        strong if everywhere is None else strong * float(heard(everywhere)),
+        strong,
         change.p_value,
         change.effect,
         change.effect / change.t if change.t > 0 else 0.0,
@@ -160,4 +161,5 @@ def linear_candidate(
         white.cpu(),
         reads=change.reads,
         reference=residual.prediction.reference,
+        kl_heard=None if everywhere is None else float(everywhere),
     )

@@ -22,7 +22,7 @@ from .difference_components import with_components
 from .difference_copies import Candidate, Member, member, merged
 from .difference_kinds import latent_candidates, linear_candidate
 from .difference_owners import led_by_owners
-from .difference_score import LARGEST_Q, LEAST_KL, LEAST_SCORE, beyond_noise
+from .difference_score import LARGEST_Q, LEAST_KL, LEAST_STRENGTH, beyond_noise
 from .false_exclusives import FilterConfig
 from .filter import Filtered, filter_crosscoder
 from .latent_shifts import CodedPairs, coded, explained_along, latent_shifts
@@ -50,8 +50,8 @@ class DifferenceConfig:
     memory: float = 4e9
     """Bytes that all latents' shifts may take; if they need more, there are several passes."""
 
-    least_score: float = LEAST_SCORE
-    """Least score of a finding."""
+    least_strength: float = LEAST_STRENGTH
+    """Least strength of a finding."""
 
     least_kl: float = LEAST_KL
     """Least mean KL of the next tokens where a finding is present, nats, where it is known."""
@@ -64,6 +64,11 @@ class DifferenceConfig:
 
     use_kl: bool = True
     """Whether the KL of the next tokens counts where it is known."""
+
+    @classmethod
+    def kept(cls, values: Mapping[str, Any]) -> DifferenceConfig:
+        """Of a list that was kept, by this version or an earlier one."""
+        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
     @classmethod
     def of(cls, config: FilterConfig) -> DifferenceConfig:
@@ -96,10 +101,13 @@ class Difference:
     "shrank" or "moved" (a shared latent whose decoders agree), "shifted" or "changed"."""
 
     finding: bool
-    """Whether its score, and its KL if known, are those of a finding."""
+    """Whether its strength, and its KL if known, are those of a finding."""
 
     score: float
     """See `difference_score`."""
+
+    strength: float
+    """The same without what is heard of it."""
 
     chance_q: float
     """The q value of its t, over everything that was looked at (Benjamini and Hochberg 1995): that
@@ -141,6 +149,10 @@ class Difference:
 
     kl: float | None
     """Mean KL divergence of the models' next tokens where it is present, nats, if known."""
+
+    kl_heard: float | None
+    """The same over what an assistant says in the texts in which it is present, each text alike;
+    where it is present if none says anything."""
 
     excess_kl: float | None
     """Covariance of presence with that KL, nats a pair."""
@@ -192,7 +204,7 @@ class NullCount(NamedTuple):
 
     name: str
     findings: int
-    """Entries with the least score of a finding of this list, or more."""
+    """Entries that would be findings of this list."""
 
     tested: int
     """Latents, shifts and linear changes that could have been in its list."""
@@ -428,8 +440,9 @@ def _difference(
         latent,
         tuple(members),
         one.verdict,
-        one.score >= config.least_score and told_by_next_tokens(here.kl, config),
+        one.strength >= config.least_strength and told_by_next_tokens(here.kl, config),
         one.score,
+        one.strength,
         chance_q,
         one.effect,
         one.error,
@@ -443,6 +456,7 @@ def _difference(
         here.roles,
         here.writers,
         here.kl,
+        one.kl_heard,
         here.excess_kl,
         one.direction / factors[one.source],
         reads,
@@ -466,7 +480,7 @@ def differences_text(
     smaller = len(found["rows"]) - len(rows)
     lines = [f"{len(rows):,} differences between the models; the strongest first:"]
     if not rows:
-        lines = ["no difference between the models reaches the score of a finding"]
+        lines = ["no difference between the models reaches the strength of a finding"]
     for row in rows if everything else rows[:LISTED]:
         lines += _row_lines(row, names, found["mean_kl"])
     lines += _null_lines(found.get("nulls", ()))
@@ -515,7 +529,7 @@ def _row_lines(row: Mapping[str, Any], names: Sequence[str], mean_kl: float | No
             "written by " + ", ".join(f"{wrote[s]} {n:.0%}" for s, n in row["writers"].items())
         )
     if row["kl"] is not None:
-        told.append(f"next tokens differ by {row['kl']:.2f} nats there ({mean_kl:.2f} anywhere)")
+        told.append(f"next tokens differ by {_nats(row)} ({mean_kl:.2f} anywhere)")
     lines = [line]
     if told:
         lines.append(f"      {'; '.join(told)}")
@@ -524,6 +538,11 @@ def _row_lines(row: Mapping[str, Any], names: Sequence[str], mean_kl: float | No
     if "verification" in row:
         lines += [f"      {sentence}" for sentence in row["verification"]["sentences"]]
     return lines
+
+
+def _nats(row: Mapping[str, Any]) -> str:
+    there, heard = (f"{row[kl]:.2f}" for kl in ("kl", "kl_heard"))
+    return f"{there} nats there" + (f" and {heard} in the answers" if heard != there else "")
 
 
 def _members(members: Sequence[Mapping[str, Any]]) -> str:

@@ -1,7 +1,7 @@
 """How far the residual of each source moves where a latent is present.
 
-N pairs, M latents, V residuals, D width of a source. What is found in one half of the texts is
-tested in the other.
+N pairs, T texts, M latents, V residuals, D width of a source. What is found in one half of the
+texts is tested in the other.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from ..crosscoders import Crosscoder, SparseCode
 from ..crosscoders.kernels import column_sums, entry_dots
 from ..store.normalization import within_norm
 from ..store.order import random_numbers
+from ..text.roles import Role
 from .latent_moments import DENSE_FRACTION, PRESENT, restricted
 from .noted_pairs import NotedPairs
 from .residuals import Moments, Residual
@@ -79,15 +80,47 @@ class CodedPairs:
         acts, columns, rows = (torch.cat(of) for of in zip(*parts, strict=True))
         return acts, columns, rows
 
-    def kl_where_present(self) -> tuple[Tensor, Tensor] | None:
-        """Mean KL where each latent is present `[M]`, and over all pairs, if it is known."""
-        if self.pairs.kl is None:
+    def heard_anywhere(self) -> Tensor | None:
+        """Mean KL of what an assistant says in each text, nats `[T]`, or of all of a text without
+        one; of each pair `[N]` where no text has any. None where the KL is not known."""
+        known, roles = self.pairs.kl, self.pairs.roles
+        if known is None or not self._answered:
+            return None if known is None else known.double()
+        counts = torch.ones_like(self.texts, dtype=torch.float64)
+        said = roles == Role.ASSISTANT
+        answered = torch.zeros(self.num_texts, dtype=torch.bool)
+        answered[self.texts[said]] = True
+        counts[~said & answered[self.texts]] = 0
+        total = torch.zeros(2, self.num_texts, dtype=torch.float64)
+        total.index_add_(1, self.texts, torch.stack([known.double() * counts, counts]))
+        return total[0] / total[1].clamp_min(1)
+
+    def heard_where_present(self) -> Tensor | None:
+        """Mean of the same over the texts, or else the pairs, on which each latent is present,
+        `[M]`."""
+        kl = self.heard_anywhere()
+        if kl is None:
             return None
-        known = self.pairs.kl.double()
-        total = torch.zeros(len(self.level), dtype=torch.float64)
+        columns = len(self.level)
+        of_pair = self.texts if self._answered else torch.arange(len(self))
+        total = torch.zeros(2, columns, dtype=torch.float64)
+        seen = torch.zeros(0, dtype=torch.long)
         for here, code in zip(self.pairs.places(), self.codes, strict=True):
-            total.index_add_(0, code.indices, known[here][code.rows])
-        return total / self.present.clamp_min(1), known.mean()
+            places = of_pair[here]
+            cells = (places[code.rows] * columns + code.indices).unique()
+            fresh = cells[~torch.isin(cells, seen)]
+            heard = kl[fresh // columns]
+            total.index_add_(1, fresh % columns, torch.stack([heard, torch.ones_like(heard)]))
+            # A text may go on in the next chunk.
+            seen = torch.cat([seen, cells])
+            seen = seen[seen // columns == places[-1]]
+        return total[0] / total[1].clamp_min(1)
+
+    @property
+    def _answered(self) -> bool:
+        """Whether an assistant says anything."""
+        roles = self.pairs.roles
+        return roles is not None and bool((roles == Role.ASSISTANT).any())
 
     def batches(self) -> Iterator[tuple[slice, Tensor, SparseCode]]:
         """Places, normalised activations `[n, d_in]` and present latents of all pairs.

@@ -12,7 +12,7 @@ from tests.evaluation.test_differences import TOKEN, World, listed
 
 def candidate(source: int, score: float, direction: torch.Tensor) -> Candidate:
     """A latent that is present where the token is."""
-    of = ("exclusive", source, TOKEN, "kept", score, 0.0, 5.0, 0.1, 0.1)
+    of = ("exclusive", source, TOKEN, "kept", score, score, 0.0, 5.0, 0.1, 0.1)
     return Candidate(*of, direction, 0, torch.nn.functional.normalize(direction, dim=0))
 
 

@@ -87,7 +87,9 @@ def sources() -> list[dict]:
 def listed(crosscoder: Crosscoder, activations: list[Tensor], **options) -> Differences:
     stream = TensorStream(activations)
     filtered = filter_crosscoder(crosscoder, stream, FilterConfig(pairs=PAIRS, min_firings=20))
-    pairs = held_pairs(activations, torch.arange(PAIRS) // TEXT, options.pop("kl", None))
+    texts = options.pop("texts", torch.arange(PAIRS) // TEXT)
+    pairs = held_pairs(activations, texts, options.pop("kl", None))
+    pairs = replace(pairs, roles=options.pop("roles", None))
     return differences_of(crosscoder, pairs, filtered, DifferenceConfig(**options))
 
 
@@ -160,6 +162,49 @@ def test_an_isolated_direction_is_first_and_an_exclusive_latent_of_its_model(own
     assert first.kl is not None and first.kl == pytest.approx(1.1, abs=0.1)
     expected = (first.kl - float(kl.mean())) * first.firings / PAIRS
     assert first.excess_kl == pytest.approx(expected)
+
+
+def test_what_is_read_in_a_prompt_counts_by_what_is_answered():
+    """Of two tokens that move the second model alike, the one before other answers comes first."""
+    world = World()
+    changes = F.normalize(world.normal(2, WIDTH), dim=1) * world.change.norm()
+    read = world.on[:, :2]
+    tuned = world.base + read.float() @ changes + 0.01 * world.normal(PAIRS, WIDTH)
+    texts = torch.arange(PAIRS) // 8
+    loud = torch.zeros(PAIRS // 8, dtype=torch.bool)
+    loud[texts[read[:, 1]]] = True
+    roles = torch.where(read.any(1), Role.USER, Role.ASSISTANT)
+    kl = torch.where(read.any(1), 0.3, 0.02 + loud[texts])
+    crosscoder = world.crosscoder(tuned)
+    found = listed(crosscoder, [world.base, tuned], kl=kl, roles=roles, texts=texts)
+    first, second = found.findings[:2]
+    assert (first.latent, second.latent) == (1, 0)
+    assert first.kl == pytest.approx(0.3) and second.kl == pytest.approx(0.3)
+    assert first.kl_heard == pytest.approx(1.02, abs=0.02)
+    assert (
+        second.kl_heard < 0.4 and first.score / first.strength > 3 * second.score / second.strength
+    )
+    by_pairs = listed(crosscoder, [world.base, tuned], kl=kl, texts=texts)
+    assert all(one.kl_heard == pytest.approx(one.kl) for one in by_pairs.findings)
+
+
+def test_what_is_heard_of_a_latent_is_the_mean_over_its_texts(monkeypatch):
+    """However the pairs are cut into chunks."""
+    world = World()
+    tuned = world.changed("token")
+    generator = torch.Generator().manual_seed(1)
+    kl = torch.rand(PAIRS, generator=generator)
+    roles = torch.where(torch.rand(PAIRS, generator=generator) < 0.5, Role.USER, Role.ASSISTANT)
+    monkeypatch.setattr("sparsify_crosscoder.evaluation.noted_pairs.BATCH_PAIRS", 7 * TEXT // 4)
+    found = listed(world.crosscoder(tuned), [world.base, tuned], kl=kl, roles=roles)
+    numbers, texts = found.found.pairs.numbers, found.found.texts
+    said = roles[numbers] == Role.ASSISTANT
+    answers = {int(t): kl[numbers][said & (texts == t)].mean() for t in texts.unique()}
+    for one in found.entries:
+        if one.latent is not None:
+            rows = found.found.entries(torch.tensor([one.latent]))[2]
+            expected = [answers[int(text)] for text in texts[rows].unique()]
+            assert one.kl_heard == pytest.approx(float(torch.stack(expected).mean()), rel=1e-5)
 
 
 @pytest.mark.parametrize("what", ["nothing", "rotated"])

@@ -57,7 +57,7 @@ class Filter(Stage[FilterOptions, "FilterRecord"]):
     group = TEXTS
 
     def inputs(self, ctx: Context) -> dict[str, Any]:
-        return asdict(self.options)
+        return asdict(self.options) | {"score": "by what is heard"}
 
     def estimate(self, ctx: Context) -> Cost:
         # More are read only where latents cannot be judged on these.

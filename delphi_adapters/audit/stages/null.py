@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -96,9 +96,9 @@ class Null(Stage[NullOptions, "NullFound | None"]):
         for name in kinds:
             config = NullConfig(name, steps=self.options.null_steps)
             null = make_null(ctx.run, config, ctx.device, folder)
-            lists.append(null_list(null, kind, ctx.device)._replace(name=config.name))
+            lists.append(replace(null_list(null, kind, ctx.device), name=config.name))
             made.append(null.path / "summary.json")
-        counts, rates = counts_of(found, lists), rates_of(found, lists)
+        counts, rates = counts_of(lists), rates_of(found, lists)
         rows = zip(found["rows"], rates, strict=True)
         told = {
             "nulls": [one._asdict() for one in counts],

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ...files import atomic_write_json
 from ...harvest.model_identity import source_names
@@ -29,6 +30,27 @@ LIST = "list.json"
 
 
 @dataclass(frozen=True)
+class NullEntries:
+    """What is listed of a null: the entries that could be findings, `[n]`."""
+
+    name: str
+    scores: Tensor
+    strengths: Tensor
+    findings: int
+    tested: int
+    """What could have been an entry."""
+
+    heard: bool
+    """Whether the KL of its next tokens is in its scores."""
+
+    def by(self, measure: str) -> NullList:
+        """With "score" or "strength" as what it is ranked by."""
+        return NullList(
+            self.name, self.scores if measure == "score" else self.strengths, self.tested
+        )
+
+
+@dataclass(frozen=True)
 class ListKind:
     """Of a list, what the list of a null must have in common with it."""
 
@@ -41,7 +63,7 @@ class ListKind:
     def of(cls, found: Mapping[str, Any], num_latents: int) -> ListKind:
         """Of what `Differences.to_dict` gives, and the size of its crosscoder."""
         by_maps = all(one["reference"] is None for one in found["residuals"])
-        settings = DifferenceConfig(**found["differences"])
+        settings = DifferenceConfig.kept(found["differences"])
         return cls(
             num_latents, replace(settings, by_maps=by_maps, use_kl=found["mean_kl"] is not None)
         )
@@ -52,7 +74,7 @@ def with_nulls(
 ) -> Differences:
     """A run's list with q values by what the run's own nulls and others list.
 
-    With `largest_q` the findings are the entries up to it, and not those of the least score.
+    With `largest_q` the findings are the entries up to it, and not those of the least strength.
     Raises ValueError for nulls of crosscoders of another size, and for a `largest_q` without nulls.
     """
     told, crosscoder = found.to_dict(), found.found.crosscoder
@@ -73,28 +95,31 @@ def with_nulls(
             interval = (rate.low, rate.high)
             one = replace(one, finding=finding, q_value=rate.q_value, q_interval=interval)
         entries.append(one)
-    return replace(found, entries=entries, nulls=tuple(counts_of(told, lists)))
+    return replace(found, entries=entries, nulls=tuple(counts_of(lists)))
 
 
-def rates_of(found: Mapping[str, Any], nulls: Sequence[NullList]) -> list[ErrorRate | None]:
+def rates_of(found: Mapping[str, Any], nulls: Sequence[NullEntries]) -> list[ErrorRate | None]:
     """The error rate of each row of a list, as `Differences.to_dict` has it.
 
-    None for what next tokens do not tell of, which is no finding.
+    None for what next tokens do not tell of, which is no finding. By the score, or by the strength
+    where a null has no next tokens of two models, and the list has.
     """
-    config = DifferenceConfig(**found["differences"])
+    config = DifferenceConfig.kept(found["differences"])
     heard = [told_by_next_tokens(row["kl"], config) for row in found["rows"]]
-    some = [row["score"] for row, told in zip(found["rows"], heard, strict=True) if told]
-    rates = iter(error_rates(torch.tensor(some, dtype=torch.float64), found["tested"], nulls))
+    alike = found["mean_kl"] is None or all(null.heard for null in nulls)
+    measure = "score" if alike else "strength"
+    some = [row[measure] for row, told in zip(found["rows"], heard, strict=True) if told]
+    lists = [null.by(measure) for null in nulls]
+    rates = iter(error_rates(torch.tensor(some, dtype=torch.float64), found["tested"], lists))
     return [next(rates) if told else None for told in heard]
 
 
-def counts_of(found: Mapping[str, Any], nulls: Sequence[NullList]) -> list[NullCount]:
-    """How much of each null would be a finding by the least score of a list."""
-    least = found["differences"]["least_score"]
-    return [NullCount(one.name, int((one.scores >= least).sum()), one.tested) for one in nulls]
+def counts_of(nulls: Sequence[NullEntries]) -> list[NullCount]:
+    """How much of each null would be a finding."""
+    return [NullCount(one.name, one.findings, one.tested) for one in nulls]
 
 
-def null_list(null: Run, kind: ListKind, device: torch.device) -> NullList:
+def null_list(null: Run, kind: ListKind, device: torch.device) -> NullEntries:
     """What is listed of a null; raises ValueError where its crosscoder is of another size."""
     crosscoder = null.crosscoder(device=device)
     if crosscoder.num_latents != kind.num_latents:
@@ -104,21 +129,40 @@ def null_list(null: Run, kind: ListKind, device: torch.device) -> NullList:
         )
     config = FilterConfig(pairs=kind.settings.pairs, outlier_multiple=null.config.outlier_multiple)
     found = crosscoder_differences(null, crosscoder, config, settings=kind.settings)
-    scores = [one.score for one in found.entries if told_by_next_tokens(one.kl, kind.settings)]
-    name = " against ".join(source_names(crosscoder.sources))
-    return NullList(name, torch.tensor(scores, dtype=torch.float64), found.tested)
+    some = [one for one in found.entries if told_by_next_tokens(one.kl, kind.settings)]
+    return NullEntries(
+        " against ".join(source_names(crosscoder.sources)),
+        torch.tensor([one.score for one in some], dtype=torch.float64),
+        torch.tensor([one.strength for one in some], dtype=torch.float64),
+        len(found.findings),
+        found.tested,
+        found.mean_kl is not None,
+    )
 
 
-def _kept_list(null: Run, kind: ListKind, device: torch.device) -> NullList:
+def _kept_list(null: Run, kind: ListKind, device: torch.device) -> NullEntries:
     """The list of a null that was made for a run, kept beside it."""
     file: Path = null.path.parent / LIST
-    settings = asdict(kind.settings)
+    name, settings = null.path.parent.name, asdict(kind.settings)
     if file.is_file():
         kept: dict[str, Any] = read_json(file, dict, "Delete it: it is made again.")
         if kept["settings"] == settings:
-            scores = torch.tensor(kept["scores"], dtype=torch.float64)
-            return NullList(null.path.parent.name, scores, kept["tested"])
-    made = null_list(null, kind, device)._replace(name=null.path.parent.name)
-    told = {"settings": settings, "scores": made.scores.tolist(), "tested": made.tested}
+            return NullEntries(
+                name,
+                torch.tensor(kept["scores"], dtype=torch.float64),
+                torch.tensor(kept["strengths"], dtype=torch.float64),
+                kept["findings"],
+                kept["tested"],
+                kept["heard"],
+            )
+    made = replace(null_list(null, kind, device), name=name)
+    told = {
+        "settings": settings,
+        "scores": made.scores.tolist(),
+        "strengths": made.strengths.tolist(),
+        "findings": made.findings,
+        "tested": made.tested,
+        "heard": made.heard,
+    }
     atomic_write_json(file, told)
     return made
