@@ -21,6 +21,11 @@ COMMANDS = {
         "main",
         "fill an activation store and report on the alignment",
     ),
+    "baselines": (
+        f"{_COMMANDS}.baselines",
+        "main",
+        "what the simplest methods see of two models, without training",
+    ),
     "store": (
         f"{_COMMANDS}.store",
         "main",

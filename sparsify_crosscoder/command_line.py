@@ -87,3 +87,28 @@ def execute(
         if args.json is not None:
             atomic_write_json(args.json, result)
     return result
+
+
+def option_groups(tokens: Sequence[str]) -> list[list[str]]:
+    """Each option of a command line with its values."""
+    found: list[list[str]] = []
+    for token in tokens:
+        if token.startswith("--") or token == "-h" or not found:
+            found.append([])
+        found[-1].append(token)
+    return found
+
+
+def split_options(
+    parser: argparse.ArgumentParser, argv: Sequence[str]
+) -> tuple[list[str], list[str], list[str]]:
+    """What stands first and is no option, a parser's own options, and those of other commands."""
+    names: list[str] = []
+    rest = list(argv)
+    while rest and not rest[0].startswith("-"):
+        names.append(rest.pop(0))
+    own, others = [], []
+    known = parser._option_string_actions
+    for group in option_groups(rest):
+        (own if group[0].partition("=")[0] in known else others).extend(group)
+    return names, own, others

@@ -146,7 +146,7 @@ def check(words: list[str], capsys) -> None:
         assert name in table
         arch = ["--arch", rest[rest.index("--arch") + 1]] if "--arch" in rest else []
         known = known_options(capsys, table, name, *(arch if name in TRAINING else []))
-        if name == "audit" and arch:  # takes the options of what it trains
+        if name == "baselines" or (name == "audit" and arch):  # and the options of what it runs
             known |= known_options(capsys, COMMANDS, "harvest", *arch)
         assert options_of(rest) <= known
     else:

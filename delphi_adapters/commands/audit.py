@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsify_crosscoder import command_options
+from sparsify_crosscoder.command_line import option_groups, split_options
 from sparsify_crosscoder.command_options import HubOptions, add_options, heading_of
 from sparsify_crosscoder.endings import ending, prepare, take_debug
 from sparsify_crosscoder.files import atomic_write_json
@@ -20,7 +21,7 @@ from ..audit.stage import BEGINNING, GROUPS, JUDGE
 from ..audit.stage_list import Kind, make_stages, stage_kinds
 from ..clients.stopping import GOES_ON
 from .judge_options import JudgeOrNone
-from .option_files import groups, read_option_file
+from .option_files import read_option_file
 
 PROG = "python -m delphi_adapters audit"
 
@@ -71,16 +72,18 @@ def read_options(argv: Sequence[str]) -> AuditCommand:
     """
     kinds = stage_kinds()
     parser = make_parser(kinds)
-    names, own, train = split(parser, argv)
+    names, own, train = split_options(parser, argv)
     config = parser.parse_args(own).config
     if config is not None:
         of_file = [*read_option_file(parser, config)]
-        file_names, file_own, file_train = split(parser, of_file)
+        file_names, file_own, file_train = split_options(parser, of_file)
         names = names or file_names
         own = [*file_own, *own]
         given = {token.partition("=")[0] for token in train if token.startswith("--")}
-        train = [token for group in groups(file_train) if group[0] not in given for token in group]
-        train += split(parser, argv)[2]
+        train = [
+            token for group in option_groups(file_train) if group[0] not in given for token in group
+        ]
+        train += split_options(parser, argv)[2]
     args = parser.parse_args(own)
     given = vars(args)
     hub = command_options.read_options(HubOptions, given)
@@ -104,21 +107,6 @@ def read_options(argv: Sequence[str]) -> AuditCommand:
     except ValueError as error:
         parser.error(str(error))
     return AuditCommand(config, args.until, judge.dry_run, args.json)
-
-
-def split(
-    parser: argparse.ArgumentParser, argv: Sequence[str]
-) -> tuple[list[str], list[str], list[str]]:
-    """The models' names, which stand first, the audit's own options, and the others."""
-    names: list[str] = []
-    rest = list(argv)
-    while rest and not rest[0].startswith("-"):
-        names.append(rest.pop(0))
-    own, train = [], []
-    known = parser._option_string_actions
-    for group in groups(rest):
-        (own if group[0].partition("=")[0] in known else train).extend(group)
-    return names, own, train
 
 
 def make_parser(kinds: Sequence[Kind]) -> argparse.ArgumentParser:

@@ -3,19 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-
-def groups(tokens: Sequence[str]) -> list[list[str]]:
-    """Each option with its values."""
-    found: list[list[str]] = []
-    for token in tokens:
-        if token.startswith("--") or token == "-h" or not found:
-            found.append([])
-        found[-1].append(token)
-    return found
 
 
 def read_option_file(parser: argparse.ArgumentParser, path: Path) -> Iterator[str]:

@@ -22,12 +22,12 @@ from tqdm.auto import tqdm
 from sparsify_crosscoder.crosscoders import Crosscoder
 from sparsify_crosscoder.evaluation.false_exclusives import called_exclusive
 from sparsify_crosscoder.files import atomic_write_json
+from sparsify_crosscoder.harvest.promoted_tokens import NoUnembedding, Promoted, promoted_tokens
 from sparsify_crosscoder.runs.run import Run
 
 from ..delphi.crosscoder_cache import CrosscoderLatentCache
 from ..judging.results import read_result
 from .characteristic_words import Characteristic, Corpus, Word, characteristic, words
-from .promoted_tokens import NoUnembedding, Promoted, promoted_tokens
 
 FILE = "descriptions.json"
 CORPUS_TOKENS = 2_000_000

@@ -11,7 +11,7 @@ more of them never exist together.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +24,10 @@ from .placement import input_device
 from .source import Source
 
 _POSITIONS_AT_ONCE, _LOGITS_AT_ONCE = 256, 2**24
+
+Watch = Callable[[Tensor, int, Tensor, Tensor], None]
+"""Is shown the numbers of some pairs [n], a source, and the log-probabilities [n, vocabulary] of
+the token behind them by source 0 and by that source, of whatever vocabularies."""
 
 
 def divergence_columns(sources: Sequence[Source]) -> tuple[str, ...]:
@@ -79,10 +83,12 @@ def next_token_columns(
     texts: dict[str, Any],
     counts: np.ndarray,
     last: Sequence[LastStates],
+    watch: Watch | None = None,
 ) -> dict[str, Tensor]:
     """The columns of `divergence_columns`, [P] float32 each on the CPU, for P pairs of windows.
 
-    `texts` are columns of windows, `counts` [windows] their pairs, `last` the states per source.
+    `texts` are columns of windows, `counts` [windows] their pairs, `last` the states per source;
+    `watch` sees the probabilities that they are made of.
     Raises ValueError where one is NaN or infinite.
     """
     num_pairs, compared = int(counts.sum()), _compared(sources)
@@ -108,8 +114,10 @@ def next_token_columns(
         for s in range(1, len(sources)):
             other = log_probabilities(s, tokens[s].pairs[pairs])
             if s in compared:
-                there, back = _divergences(other.to(first.device), first)
+                there, back = divergences(other.to(first.device), first)
                 columns[f"kl_{s}_0"][pairs], columns[f"kl_0_{s}"][pairs] = there, back
+            if watch is not None:
+                watch(pairs, s, first, other.to(first.device))
             del other  # before the next one's logits
     for s, one in enumerate(tokens):
         between = one.owner >= 0
@@ -123,7 +131,7 @@ def next_token_columns(
     return columns
 
 
-def _divergences(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+def divergences(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     """KL(one || other) and KL(other || one) [n] of log-probabilities [n, vocabulary]."""
     difference = one - other
     there = torch.linalg.vecdot(one.exp(), difference)

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .batching import Batch
-from .divergence import LastStates, divergence_columns, next_token_columns
+from .divergence import LastStates, Watch, divergence_columns, next_token_columns
 from .forwards import Kept, run_forward
 from .lanes import lanes_of, most_workers, reading_of
 from .limits import check_window_limits
@@ -67,10 +67,11 @@ def run_harvest(
     batch_size: int,
     stop_early: bool = True,
     progress: Callable[[int], object] = lambda pairs: None,
+    watch: Watch | None = None,
 ) -> Harvest:
     """`harvest_windows` with its report and columns; models with heads run to their end for those.
 
-    `progress` gets pairs as all models have read them.
+    `progress` gets pairs as all models have read them, `watch` all next tokens' probabilities.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size counts windows and must be at least 1, got {batch_size}.")
@@ -106,7 +107,7 @@ def run_harvest(
     run_side_by_side(lanes, run, most_workers(lanes))
     _check_finite(sources, kept, np.repeat(texts["text_id"], counts))
     last = [one.last for one in kept if one.last is not None]
-    columns = next_token_columns(sources, texts, counts, last) if last else {}
+    columns = next_token_columns(sources, texts, counts, last, watch) if last else {}
 
     first = np.cumsum(counts) - counts
     pair_numbers = np.arange(num_pairs) - np.repeat(first, counts)

@@ -32,6 +32,8 @@ class Head:
         embeddings = model.get_output_embeddings()
         if place is None or embeddings is None:
             raise ModelError(f"The model {name!r} has no head that could be used by itself.")
+        self.whole = model
+        """The model that it is of, whose weights it shares."""
         self._device = module_device(embeddings) or input_device(model)
         self._model: Any = copy.copy(model)
         for of_whole in ("forward", "_hf_hook"):  # what accelerate put around the model

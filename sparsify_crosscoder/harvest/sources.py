@@ -160,8 +160,8 @@ def _with_heads(
     headless = [key.name for key, config in configs.items() if not has_head(config)]
     if heads == "on" and headless:
         raise ModelError(
-            f"--kl on needs causal language models, with their heads: {', '.join(headless)} is "
-            "none. Leave --kl off."
+            "Next tokens (--kl on) need causal language models, with their heads: "
+            f"{', '.join(headless)} is none. Leave --kl off."
         )
     wanted = heads == "on" or (heads == "auto" and share_vocabulary([*tokenizers.values()]))
     return wanted and not headless

@@ -137,12 +137,22 @@ class Harvested:
         }
 
 
+def sources_and_windows(
+    config: RunConfig, device: torch.device, heads: Heads
+) -> tuple[list[Source], Dataset, dict[str, Any]]:
+    """The models that the options name, aligned windows of the texts, and what these report.
+
+    What the models are to answer they have answered before.
+    """
+    _have_answers(config, device)
+    sources = load_run_sources(config, device, heads)
+    return sources, *_first_rank_first(lambda: load_windows(config, sources))
+
+
 def harvest_run(config: RunConfig, device: torch.device) -> Harvested:
     """Harvest the texts that the options name into the store of --cache."""
     assert config.cache is not None
-    _have_answers(config, device)
-    sources = load_run_sources(config, device, _heads(config))
-    windows, facts = _first_rank_first(lambda: load_windows(config, sources))
+    sources, windows, facts = sources_and_windows(config, device, _heads(config))
     store = _harvest_store(config, sources, windows, facts)
     return Harvested(facts, config.cache, len(store), store.num_bytes, store.dtype, store.report)
 

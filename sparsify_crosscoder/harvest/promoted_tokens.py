@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from sparsify_crosscoder.harvest.hookpoints import first_tensor, layer_list
+from .hookpoints import first_tensor, layer_list
 
 AT_ONCE = 2**24  # logits
 _NO_WORD = re.compile(r"<\|?(unused|reserved)[\w ]*\|?>")

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertModel
 
-from delphi_adapters.explaining.promoted_tokens import (
+from sparsify_crosscoder.harvest.promoted_tokens import (
     NoUnembedding,
     linear_readout,
     promoted_tokens,
