@@ -154,6 +154,7 @@ MISSING = [
     "plant {nowhere}",
     "stitch {nowhere} --out {root}/new",
     "graft {nowhere}",
+    "baselines {nowhere} {nowhere} --dataset {nowhere}",
     "steer {nowhere} --latents 1",
     "persona {nowhere} {nowhere} --out {root}/new",
     "transfer {nowhere} {nowhere} --out {root}/new",
