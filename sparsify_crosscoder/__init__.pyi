@@ -11,6 +11,8 @@ from .crosscoders import ResidualDedicatedFeatureCrosscoder as ResidualDedicated
 from .crosscoders.partition import Partition as Partition
 from .evaluation.differences import list_differences as list_differences
 from .evaluation.filter import filter_exclusives as filter_exclusives
+from .evaluation.latent_card import LatentCard as LatentCard
+from .evaluation.latent_cards import latent_card as latent_card
 from .evaluation.power import PlantConfig as PlantConfig
 from .evaluation.power import planted_recall as planted_recall
 from .evaluation.several_runs import compare_runs as compare_runs

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from sparsify_crosscoder import __version__
 from sparsify_crosscoder.files import atomic_write_json
@@ -19,8 +19,12 @@ from .runner import Record, bring_up, fingerprint_path, fingerprint_run, state
 from .stage import Context, Stage
 from .stage_list import make_stages
 
+if TYPE_CHECKING:
+    from sparsify_crosscoder.evaluation.latent_card import LatentCard
+
 DONE = "audit.json"
 REPORT = "report.html"
+TABLE = "features.parquet"
 FIRST = "report/first.txt"
 _NOT_ASKED = ("device", "structured", "trust_remote_code")
 
@@ -51,6 +55,15 @@ class AuditResult:
         if self.report is None or not file.exists():  # nor did earlier versions write it
             return None
         return file.read_text(encoding="utf-8")
+
+    def card(self, latent: int) -> LatentCard:
+        """What is known of a latent, once the report is written.
+
+        Raises FileNotFoundError before that, ValueError for a latent that there is none of.
+        """
+        from ..explaining.features import read_card
+
+        return read_card(self.folder / TABLE, latent)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""

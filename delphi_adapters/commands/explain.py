@@ -56,6 +56,10 @@ class Options:
     threshold: float = JudgingConfig.threshold
     """least detection score of an interpretable latent ({default})"""
 
+    no_held_out: bool = False
+    """explanations that pass the detection test are not tested on weaker passages, which they were
+    not written from"""
+
     seed: int | None = None
     """which of several --init_seeds"""
 
@@ -87,6 +91,7 @@ def show(options: Options) -> dict[str, Any]:
             threshold=options.threshold,
         ),
         None if options.no_filter else options.filter.config(run.config),
+        weaker=not options.no_held_out,
     )
     judge = options.judge.config(usual.device, trust_remote_code=usual.hub.trust_remote_code)
     found = explain_run(

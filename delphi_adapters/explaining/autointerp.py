@@ -3,7 +3,7 @@
 ```
 results_dir/
     latents/                delphi's raw directory
-    explanations/ flags/ scores/detection/ interpretability/
+    explanations/ flags/ scores/detection/ interpretability/ held_out/
     log/ run_config.json    what delphi's log_results reads besides
 ```
 """
@@ -36,16 +36,17 @@ from ..clients.judge import NO_JUDGE
 from ..delphi.crosscoder_cache import CrosscoderLatentCache
 from ..judging.ask import Todo, ask_all, settled
 from ..progress import each, progress
-from . import categories, flagging, interpretability
+from . import categories, flagging, held_out, interpretability
 from .categories import Categorized, CategoryJudge
 from .flagging import FlaggedResult, FlaggingExplainer
-from .interpretability import InterpretabilityFilter, InterpretabilityResult
+from .held_out import HeldOut, held_out_detection, kept_passages
+from .interpretability import Interpretability, InterpretabilityFilter, InterpretabilityResult
 
 RAW = "latents"
 _BEHIND_THE_LAST_ROW = (
     "It fires only behind the last whole row of the cache, which delphi leaves out."
 )
-_FOLDERS = ("explanations", "flags", "scores/detection", "interpretability")
+_FOLDERS = ("explanations", "flags", "scores/detection", "interpretability", "held_out")
 
 
 @dataclass(frozen=True)
@@ -127,19 +128,20 @@ class Autointerp:
         """delphi's name of a latent."""
         return str(Latent(self.hookpoint, latent))
 
-    def pending(self, latents: Iterable[int]) -> list[int]:
+    def pending(self, latents: Iterable[int], weaker: bool = True) -> list[int]:
         """Those of the latents that the judge has still to be asked about, in order.
 
-        Dead latents are none of them: there is nothing to ask about.
+        Dead latents are none of them: there is nothing to ask about. `weaker` asks about weaker
+        passages too, see `run`.
         """
-        decisions = interpretability.load(self.scores) if self.scores.exists() else {}
+        found = Scored.load(self.scores)
         unexplained = set(self.unexplained(latents))
         return [
             latent
             for latent in self._alive(latents)
             if latent in unexplained
-            or (decided := decisions.get(self.name(latent))) is None
-            or not decided.final
+            or not found.tested(self.name(latent))
+            or (weaker and found.to_hold_out(self.name(latent)))
         ]
 
     def unexplained(self, latents: Iterable[int]) -> list[int]:
@@ -195,13 +197,20 @@ class Autointerp:
             "latent",
         )
 
-    async def run(self, client: Client, latents: Iterable[int], max_concurrent: int = 16) -> None:
+    async def run(
+        self,
+        client: Client,
+        latents: Iterable[int],
+        max_concurrent: int = 16,
+        weaker: bool = True,
+    ) -> None:
         """Explain, flag and score the pending ones of the latents.
 
+        With `weaker` those that pass the test are scored on weaker passages too (`held_out`).
         Whatever the client does, every latent ends with a flag and a decision, which say what went
         wrong; only exceptions that are no `Exception`, such as BudgetExceeded, get out.
         """
-        pending = self.pending(latents)
+        pending, before = self.pending(latents, weaker), Scored.load(self.scores)
         if not pending:
             return
         records = Records(self.dataset(pending), self.cfg)
@@ -212,15 +221,20 @@ class Autointerp:
             if found is None:
                 found = flagging.save(await explainer(record), self.folder)
             found.record.explanation = found.explanation
-            interpretability.save(await test(found.record), self.scores)
+            name = str(record.latent)
+            decision = before.decisions.get(name)
+            if decision is None or not decision.final:
+                decision = interpretability.save(await test(found.record), self.scores)
+            if weaker and decision.interpretable:
+                held_out.save(await held_out_detection(test, found.record), name, self.scores)
 
         async with progress(len(pending), "Explaining and scoring") as bar:
             await each(records, judge, max_concurrent, bar)
         for latent in set(pending) - records.seen:
             self._record_without_examples(latent)
 
-    def prompts(self, latents: Sequence[int]) -> list[list[dict[str, str]]]:
-        """What would be asked about latents, with a placeholder for each explanation."""
+    def prompts(self, latents: Sequence[int], weaker: bool = True) -> list[list[dict[str, str]]]:
+        """What would be asked about latents at most, with a placeholder for each explanation."""
         client = _Prompts()
         explainer, test = FlaggingExplainer(client), self.filter(client)
 
@@ -232,6 +246,8 @@ class Autointerp:
                 async for record in Records(self.dataset(latents), self.cfg):
                     record.explanation = (await explainer(record)).explanation
                     await test(record)
+                    if weaker:
+                        await held_out_detection(test, record)
             finally:
                 logger.setLevel(level)
 
@@ -316,12 +332,37 @@ class Autointerp:
             torch.save(counts, temporary)
 
 
+@dataclass(frozen=True)
+class Scored:
+    """What is kept of both tests, by the latents' names."""
+
+    decisions: dict[str, Interpretability]
+    held_out: dict[str, HeldOut]
+
+    @classmethod
+    def load(cls, folder: Path) -> Scored:
+        """Of a folder that may not be there yet."""
+        if not folder.exists():
+            return cls({}, {})
+        return cls(interpretability.load(folder), held_out.load(folder))
+
+    def tested(self, name: str) -> bool:
+        """Whether there is a decision that stays."""
+        decision = self.decisions.get(name)
+        return decision is not None and decision.final
+
+    def to_hold_out(self, name: str) -> bool:
+        """Whether a latent that passed has still to be tested on weaker passages."""
+        decision, held = self.decisions.get(name), self.held_out.get(name)
+        return bool(decision and decision.interpretable) and not (held and held.final)
+
+
 class _RunConfigFile(TypedDict, total=False):
     questions: dict[str, Any]
 
 
 class Records:
-    """A dataset's records one after another, with no more examples than the judge is shown.
+    """A dataset's records one after another, with no more examples than tests show.
 
     delphi's own iteration prepares several at once in threads that share the generators of random
     and torch, so that examples differ from run to run.
@@ -337,7 +378,8 @@ class Records:
             while (data := await asyncio.to_thread(next, latents, None)) is not None:
                 record = await asyncio.to_thread(self.dataset._process_latent, data)
                 if record is not None:
-                    record.examples = record.examples[: self.cfg.n_top]
+                    latent = record.latent
+                    record.examples = kept_passages(record.examples, self.cfg.n_top, latent)
                     self.seen.add(record.latent.latent_index)
                     yield record
 

@@ -67,6 +67,9 @@ class ExplainConfig:
     filter: FilterConfig | None = None
     """None leaves the filter's verdicts out."""
 
+    weaker: bool = True
+    """Whether explanations are tested on weaker passages too, which they were not written from."""
+
     def __post_init__(self):
         asked = next((one for one in OF_FILTER if list(self.latents) == [one]), None)
         if self.filter is None and asked is not None:
@@ -160,15 +163,16 @@ def explain_run(
             return Pending(0, Costs(0))
         described = _described(run, autointerp, crosscoder, latents)
     else:
-        pending = autointerp.pending(latents)
+        pending = autointerp.pending(latents, config.weaker)
         print(f"{number}; {len(pending):,} to ask {name} about")
-        estimate = _estimate(autointerp, client, pending, judge)
+        estimate = _estimate(autointerp, client, pending, judge, config.weaker)
         if dry_run:
             return Pending(len(pending), estimate)
         assert client is not None
         filtered()  # before anything is paid
         try:
-            run_asking(_ask(autointerp, client, latents, judge.max_concurrent), client)
+            most = judge.max_concurrent or fitting(client)
+            run_asking(_ask(autointerp, client, latents, most, config.weaker), client)
         except Stopped as reason:
             stopped = str(reason)
         # What was described before, if it was.
@@ -198,9 +202,10 @@ def _estimate(
     client: Client | None,
     pending: Sequence[int],
     judge: JudgeConfig,
+    weaker: bool,
 ) -> Costs:
     sample = pending[:: max(len(pending) // SAMPLED, 1)][:SAMPLED]
-    prompts, scale = autointerp.prompts(sample), len(pending) / max(len(sample), 1)
+    prompts, scale = autointerp.prompts(sample, weaker), len(pending) / max(len(sample), 1)
     estimate = say_costs(client, prompts, scale, f"{len(pending):,} latents")
     if client is None and prompts:
         say_computed(str(judge.judge), pick_device(judge.device), prompts, scale)
@@ -208,11 +213,10 @@ def _estimate(
 
 
 async def _ask(
-    autointerp: Autointerp, client: Client, latents: Sequence[int], at_once: int | None
+    autointerp: Autointerp, client: Client, latents: Sequence[int], at_once: int, weaker: bool
 ) -> None:
-    most = at_once or fitting(client)
-    await autointerp.run(client, latents, most)
-    await autointerp.sort(client, latents, most)
+    await autointerp.run(client, latents, at_once, weaker)
+    await autointerp.sort(client, latents, at_once)
 
 
 def _filtered(

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from pyarrow import Schema, Table
 
     from sparsify_crosscoder.crosscoders import Crosscoder
-    from sparsify_crosscoder.evaluation.filter import FilteredLatent, FilterRecord
+    from sparsify_crosscoder.evaluation.filter import FilterRecord
+    from sparsify_crosscoder.evaluation.latent_card import LatentCard
 
     from .autointerp import Autointerp
 
@@ -42,13 +43,29 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "reason": ("string", "the judge's reason for that"),
     "category": ("string", "of those that matter (Tables 9 and 10)"),
     "detection_score": ("float64", "share of examples that the judge told apart (B.4.4)"),
-    "interpretable": ("bool", "whether that reaches the threshold; none if not scorable"),
+    "detection_held_out": (
+        "float64",
+        "the same with passages of ranks 11 to 20, which the explanation was not written from",
+    ),
+    "detection_quantiles": ("float64", "the same with ten of all weaker ones"),
+    "interpretable": (
+        "bool",
+        "whether detection_score reaches the threshold; none if not scorable",
+    ),
     "not_scorable": ("string", "why there is no detection score"),
     "unanswered": ("int64", "examples of the detection test without an answer"),
     "filter_verdict": ("string", "what the false-exclusive filter says; none if it was not judged"),
     "filter_reason": ("string", "what that means, or why it cannot be judged"),
     "filter_score": ("float64", "how exclusive the difference is, whatever the verdict"),
     "filter_score_error": ("float64", "one standard error of that"),
+    "filter_score_low": ("float64", "lower end of its 95% interval"),
+    "filter_score_high": ("float64", "upper end of it"),
+    "pairs_present": ("int64", "pairs that the filter or the list read on which it fires"),
+    "pairs_read": ("int64", "pairs that it read"),
+    "presence_error": (
+        "float64",
+        "one standard error of the share of the former in the latter, over folds of whole texts",
+    ),
     "scaling_error_ratio": (
         "float64",
         "what the other model's reconstruction error has of it, as a multiple of its own (latent "
@@ -60,9 +77,21 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "scaling_reconstruction_low": ("float64", "lower end of its 95% interval"),
     "scaling_reconstruction_high": ("float64", "upper end of it"),
     "cluster": ("int64", "rank of the cluster of copies that it is in; none unless kept"),
+    "listed": ("bool", "whether it is in the list of differences; none if there was no list"),
     "difference": ("int64", "rank in the list of differences of what it shows; none if not in it"),
     "difference_kind": ("string", "exclusive, shared, difference, mean or map: what that is"),
     "difference_score": ("float64", "the score by which the list is ranked"),
+    "q_value": ("float64", "share of the list down to there that is false by the nulls"),
+    "q_low": ("float64", "lower end of its 95% interval"),
+    "q_high": ("float64", "upper end of it"),
+    "found_by_runs": ("int64", "of the runs that were compared, those that find what it shows"),
+    "compared_runs": ("int64", "runs that were compared; none if it is in no cluster"),
+    "verified": (
+        "bool",
+        "whether what it shows was found to cause what its model answers otherwise; none if that "
+        "was not tested",
+    ),
+    "verification": ("string", "what was found of that"),
     "exclusivity": ("float64", "1 to 5: how little of its effect a linear map carries over (B.5)"),
     "exclusivity_spread": ("float64", "standard deviation of that over the prompts"),
     "exclusivity_blinded": ("float64", "the same, the judge not told which model is which"),
@@ -75,6 +104,11 @@ COLUMNS: dict[str, tuple[str, str]] = {
     ),
     "likeness_spread": ("float64", "standard deviation of that over the prompts"),
     "effect": ("float64", "change of its own model's next token by that steering (KL, nats)"),
+    "effect_p": (
+        "float64",
+        "chance of so large an effect among random directions as long, or with a judge of so clear "
+        "a one: (1 + those at least as large) / (1 + all)",
+    ),
     "sampled": (
         "string",
         "why its exclusivity was looked at: flagged, a listed difference is named by it, kept by "
@@ -90,49 +124,46 @@ def features(
     filtered: FilterRecord | None = None,
     exclusivity: Mapping[int, Mapping[str, Any]] | None = None,
     described: Mapping[int, Mapping[str, str | None]] | None = None,
+    cards: Sequence[LatentCard] | None = None,
 ) -> Table:
     """One row per latent, in order.
 
-    `exclusivity` has, by latent, values of the
-    columns from "exclusivity" on, `described` those that `descriptions.table_columns` gives.
+    `exclusivity` has, by latent, values of the columns from "exclusivity" on, `described` those
+    that `descriptions.table_columns` gives. `cards` are all latents', those by the filter if left
+    out.
     """
     import pyarrow as pa
 
-    from sparsify_crosscoder.evaluation.false_exclusives import called_exclusive
+    from sparsify_crosscoder.evaluation.latent_cards import cards_of
 
-    from . import flagging, interpretability
+    from . import flagging
+    from .autointerp import Scored
     from .categories import load_categories
 
     statistics = autointerp.cache.statistics
     flags = flagging.load_flags(autointerp.folder)
-    scores = autointerp.scores
-    decisions = interpretability.load(scores) if scores.exists() else {}
+    scored = Scored.load(autointerp.scores)
     categories = load_categories(autointerp.folder)
     tokens = autointerp.cache.writer.num_tokens
-    sources = {
-        int(latent): s for s, some in enumerate(called_exclusive(crosscoder)) for latent in some
-    }
     judged = {} if filtered is None else filtered.latents
     clusters = {
         latent: rank
         for rank, cluster in enumerate([] if filtered is None else filtered.clusters, 1)
         for latent in cluster
     }
-    differences = {} if filtered is None else _by_latent(filtered.differences)
-    norms = crosscoder.relative_decoder_norm().tolist()
+    cards = cards_of(crosscoder, filtered) if cards is None else cards
     rows = []
     for block in crosscoder.partition.blocks:
         for latent in range(block.start, block.stop):
             name = autointerp.name(latent)
-            flag, decision = flags.get(name), decisions.get(name)
+            flag, decision = flags.get(name), scored.decisions.get(name)
+            held = scored.held_out.get(name)
             category, verdict = categories.get(name), judged.get(latent)
             rows.append(
                 {
-                    "latent": latent,
+                    **vars(cards[latent]),
                     "name": name,
                     "partition": block.name,
-                    "source": sources.get(latent),
-                    "relative_decoder_norm": norms[latent],
                     "firings": int(statistics.firings[latent]),
                     "frequency": int(statistics.firings[latent]) / tokens,
                     "dead": bool(statistics.dead[latent]),
@@ -144,44 +175,34 @@ def features(
                     "reason": flag and flag.reason,
                     "category": category and category.category,
                     "detection_score": decision and decision.score,
+                    "detection_held_out": held and held.next_ranks,
+                    "detection_quantiles": held and held.quantiles,
                     "interpretable": decision and decision.interpretable,
                     "not_scorable": decision and decision.not_scorable,
                     "unanswered": decision and decision.n_unanswered,
-                    "filter_verdict": verdict and verdict.verdict,
-                    **(_of_filter(verdict) if verdict else {}),
+                    "filter_score_error": verdict and verdict.measured.get("score_error"),
                     "cluster": clusters.get(latent),
-                    **differences.get(latent, {}),
                     **(exclusivity or {}).get(latent, {}),
                 }
             )
     return pa.Table.from_pylist(rows, schema=schema())
 
 
-def _of_filter(judged: FilteredLatent) -> dict[str, Any]:
-    """The columns with what the filter measured, none where an older filter did not."""
-    measured = judged.measured
-    found = {"filter_score": judged.score, "filter_reason": measured.get("reason")}
-    found["filter_score_error"] = measured.get("score_error")
-    for kind in ("error", "reconstruction"):
-        low, high = measured.get(f"scaling_{kind}_interval") or (None, None)
-        found[f"scaling_{kind}_ratio"] = measured.get(f"scaling_{kind}_ratio")
-        found |= {f"scaling_{kind}_low": low, f"scaling_{kind}_high": high}
-    return found
+def read_card(path: Path, latent: int) -> LatentCard:
+    """A latent's card from a table that `write_features` wrote, of an earlier version too.
 
+    Raises FileNotFoundError where there is no table, ValueError for a latent that is not in it.
+    """
+    import pyarrow.parquet as pq
 
-def _by_latent(differences: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
-    """The entry that each latent is in, alone or as one of several that show the same."""
-    found: dict[int, dict[str, Any]] = {}
-    for one in differences:
-        columns = {
-            "difference": one["rank"],
-            "difference_kind": one["kind"],
-            "difference_score": one["score"],
-        }
-        for shown in (one, *one["members"]):
-            if shown["latent"] is not None:
-                found[shown["latent"]] = columns
-    return found
+    from sparsify_crosscoder.evaluation.latent_card import LatentCard
+
+    if not path.exists():
+        raise FileNotFoundError(f"There is no table of latents: '{path}'.")
+    rows = pq.read_table(path, filters=[("latent", "=", latent)]).to_pylist()
+    if not rows:
+        raise ValueError(f"There is no latent {latent} in '{path}'.")
+    return LatentCard.of(rows[0])
 
 
 def schema() -> Schema:

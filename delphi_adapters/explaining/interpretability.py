@@ -162,28 +162,39 @@ class InterpretabilityFilter(Scorer):
             )
 
     async def __call__(self, record: LatentRecord) -> InterpretabilityResult:
-        problem = self._problem(record)
-        if problem:
+        problem = self.problem(record)
+        if problem is not None:
             return InterpretabilityResult(
                 record, [], Interpretability(None, None, not_scorable=problem)
             )
         rng = random.Random(f"{self.seed} {record.latent}")
+        top = sorted(record.examples, key=lambda one: one.max_activation, reverse=True)
+        outputs = await self.classified(record, top[: self.n_top], rng, self.n_examples_shown)
+        return InterpretabilityResult(record, outputs, self._decide(outputs))
+
+    async def classified(
+        self,
+        record: LatentRecord,
+        active: Sequence[ActivatingExample],
+        rng: random.Random,
+        n_examples_shown: int,
+    ) -> list[ClassifierOutput]:
+        """What the judge says of some passages by the record's explanation, among `n_random` silent
+        ones, so many in one request."""
         scorer = DetectionScorer(
             self.client,
             verbose=self.verbose,
-            n_examples_shown=self.n_examples_shown,
+            n_examples_shown=n_examples_shown,
             temperature=self.temperature,
             **self.generation_kwargs,
         )
         scorer.rng = rng
-        top = sorted(record.examples, key=lambda one: one.max_activation, reverse=True)
         shown = replace(
             record,
-            test=[self._decoded(example) for example in top[: self.n_top]],
+            test=[self._decoded(example) for example in active],
             not_active=rng.sample(record.not_active, self.n_random),
         )
-        outputs = (await scorer(shown)).score
-        return InterpretabilityResult(record, outputs, self._decide(outputs))
+        return (await scorer(shown)).score
 
     def _decide(self, outputs: list[ClassifierOutput]) -> Interpretability:
         measured = detection_accuracy(outputs)
@@ -200,7 +211,8 @@ class InterpretabilityFilter(Scorer):
             n_unanswered=measured.n_unanswered,
         )
 
-    def _problem(self, record: LatentRecord) -> str | None:
+    def problem(self, record: LatentRecord) -> str | None:
+        """Why a latent cannot be tested, if it cannot."""
         if not record.explanation.strip() or record.explanation in (UNPARSED, MISSING):
             return "the latent has no explanation"
         for found, kind, needed in (

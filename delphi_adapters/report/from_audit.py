@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsify_crosscoder.evaluation.filter import FilterRecord
+from sparsify_crosscoder.evaluation.latent_cards import cards_of, recurrences
 from sparsify_crosscoder.evaluation.several_runs import compare_runs
 from sparsify_crosscoder.files import atomic_write_json
 from sparsify_crosscoder.harvest.model_identity import short_names, source_names
@@ -48,6 +49,7 @@ from .data import (
     SteeredOutputs,
 )
 from .passages import passages
+from .steering_columns import null_scores, steering_columns
 
 MEASURES = {
     "kl": "change of the next token (KL, nats)",
@@ -63,18 +65,12 @@ def report_data(audit: Audit, stability: dict[str, Any] | None) -> ReportData:
     """
     explained, filters = audit.output(Explain), audit.output(Filter)
     autointerp, verified = explained.autointerp, audit.output(ExclusivityStage)
-    exclusivity = {
-        one.latent: _columns(result, one.why)
-        for one, result in verified.scored
-        if one.latent is not None and result.kind == "feature"
-    }
-    exclusivity |= {
-        one.latent: _likeness(one)
-        for one in verified.measured
-        if one.latent is not None and one.kind == "feature"
-    }
+    exclusivity = steering_columns(verified)
     described = table_columns(audit.output(Describe))
-    table = features(autointerp, audit.crosscoder, filters, exclusivity, described)
+    differences = _rated(audit, filters.differences)
+    again = {} if stability is None else recurrences(stability, audit.run.path)
+    cards = cards_of(audit.crosscoder, filters, differences, again)
+    table = features(autointerp, audit.crosscoder, filters, exclusivity, described, cards)
     summary = summarise_table(autointerp, audit.crosscoder, explained.latents, table, filters)
     return ReportData(
         title=" and ".join(source_names(audit.crosscoder.sources)) + ": what differs",
@@ -87,13 +83,10 @@ def report_data(audit: Audit, stability: dict[str, Any] | None) -> ReportData:
         detailed=explained.latents,
         categories=summary.categories,
         nulls=_null_rates(audit),
-        null_scores=[
-            *(_null_score(result) for _, result in verified.scored if result.kind != "feature"),
-            *(_null_likeness(one) for one in verified.measured if one.kind != "feature"),
-        ],
+        null_scores=null_scores(verified),
         stitching={} if (maps := audit.output(Stitch)) is None else maps.report,
         filter={"verdicts": filters.verdicts},
-        differences=_rated(audit, filters.differences),
+        differences=differences,
         searched=_searched(filters),
         grafted=audit.output(Graft) or {},
         stability=stability,
@@ -212,41 +205,6 @@ def rubric_curves(rated: Rated) -> list[Curve]:
                 strengths, mean, low, high = map(list, zip(*known, strict=True))
                 found.append(Curve(model, label, strengths, mean, low, high))
     return found
-
-
-def _columns(result: Exclusivity, why: str) -> dict[str, Any]:
-    return {
-        "exclusivity": result.score,
-        "exclusivity_spread": result.spread,
-        "exclusivity_blinded": result.blinded_score,
-        "steering_interpretability": result.interpretability,
-        "exclusivity_status": result.status,
-        "sampled": why,
-    }
-
-
-def _null_score(result: Exclusivity) -> dict[str, Any]:
-    names = ("name", "kind", "source", "status", "score", "blinded_score", "spread")
-    return {name: getattr(result, name) for name in (*names, "interpretability")}
-
-
-def _likeness(one: DirectionLikeness) -> dict[str, Any]:
-    return {
-        "likeness": one.likeness,
-        "likeness_spread": one.spread,
-        "effect": one.effect,
-        "sampled": one.why,
-    }
-
-
-def _null_likeness(one: DirectionLikeness) -> dict[str, Any]:
-    names = ("name", "kind", "source", "likeness", "effect")
-    return {
-        **{name: getattr(one, name) for name in names},
-        "likeness_spread": one.spread,
-        "status": "measured",
-        "score": None,
-    }
 
 
 def _searched(filters: FilterRecord) -> Searched | None:

@@ -24,6 +24,8 @@ from dataclasses import asdict, is_dataclass
 from importlib.resources import files
 from typing import Any
 
+from sparsify_crosscoder.evaluation.latent_card import LatentCard
+
 from ..explaining.features import COLUMNS
 from .data import ReportData
 from .overview import Latent, Sheet, overview
@@ -133,11 +135,13 @@ def _details(data: ReportData, groups: list[list[int]]) -> Iterator[str]:
         latents.clear()
         return text
 
+    detailed = set(data.detailed)
+    rows = {row["latent"]: row for row in data.features.to_pylist() if row["latent"] in detailed}
     for latent in data.detailed:
         detail = data.details(latent)
         if detail is None:
             continue
-        group.append(escaped_json(detail))
+        group.append(escaped_json({**vars(detail), "card": LatentCard.of(rows[latent]).lines()}))
         latents.append(latent)
         if sum(map(len, group)) >= GROUP:
             yield block()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from sparsify_crosscoder.evaluation.latent_card import LatentCard
+
 from .data import FeatureDetail, ReportData
 from .overview import Cell, Latent, overview
 from .ranking import description, ranked
@@ -129,6 +131,11 @@ def _page(data: ReportData, row: dict[str, Any], detail: FeatureDetail) -> Itera
         category = f" ({inline(row['category'])})" if row["category"] else ""
         yield f"**{what}{category}.** {inline(row['reason'])}\n\n"
     yield _results(data, row)
+    yield "\n"
+    lines = LatentCard.of(row).lines()
+    yield table(
+        ["what is known of it", ""], [[inline(one.what), inline(one.said)] for one in lines]
+    )
     for one in detail.judgements:
         score = inline(one.status) if one.score is None else f"{one.score} of 5"
         yield f"\n- {inline(one.question)}, {inline(one.prompt, 200)} **{score}.** "
@@ -159,6 +166,9 @@ def _results(data: ReportData, row: dict[str, Any]) -> str:
     if data.judged:
         detection = _value(row["detection_score"]) or "-"
         rows.append(["detection score", detection, *["0.50 by chance"] * 2])
+        for column, where in (("held_out", "ranks 11 to 20"), ("quantiles", "weaker passages")):
+            value = _value(row[f"detection_{column}"]) or "-"
+            rows.append([f"detection, {where}", value, *["0.50 by chance"] * 2])
     verdict = inline((row["filter_verdict"] or "-").replace("_", " "))
     rates = "; ".join(f"{one.what}: {one.count:,} of {one.of:,}" for one in data.nulls) or "-"
     rows.append(["filter", verdict, inline(rates), ""])

@@ -99,7 +99,8 @@ def _of_judging(data: ReportData) -> Iterator[Statement | None]:
     yield trust.answered("flags", column(data, "flag_status"), ("unparsable", "failed"))
     asked = column(data, "exclusivity_status") + [one["status"] for one in data.null_scores]
     yield trust.answered("exclusivity", asked, ("unanswered",))
-    yield trust.detection([x for x in column(data, "detection_score") if x is not None])
+    tests = ("detection_score", "detection_held_out", "detection_quantiles")
+    yield trust.detection(*([x for x in column(data, name) if x is not None] for name in tests))
 
 
 def _of_exclusivity(data: ReportData) -> Iterator[Statement | None]:

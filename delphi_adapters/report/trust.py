@@ -110,24 +110,52 @@ def answered(what: str, statuses: Sequence[str | None], without: Sequence[str]) 
     return Statement(f"Answers: {what}", level, number, meaning)
 
 
-def detection(scores: Sequence[float]) -> Statement | None:
-    """Whether explanations tell more than a coin; None without scores."""
+def detection(
+    scores: Sequence[float], held_out: Sequence[float] = (), quantiles: Sequence[float] = ()
+) -> Statement | None:
+    """Whether explanations tell more than a coin; None without scores.
+
+    `scores` are of the passages that explanations were written from, `held_out` of ranks 11 to 20
+    and `quantiles` of all weaker ones, of those latents that passed by the first.
+    """
     if not scores:
         return None
     middle = median(scores)
     level = graded(middle, 0.7, 0.6)
+    number = (
+        f"median detection score {middle:.2f} of {len(scores):,} latents, on the passages that "
+        "explanations were written from; chance is 0.50"
+    )
     meaning = {
         "good": "Explanations let the judge tell a latent's strongest texts from others; of weaker "
         "ones, and of texts that the explanation was not written from, this says nothing.",
         "caution": "Many explanations say little of what a latent is active on.",
         "bad": "The judge tells a latent's texts from others hardly better than by chance, so that "
         "explanations, and flags that rest on them, should not be believed.",
-    }[level]
-    number = (
-        f"median detection score {middle:.2f} of {len(scores):,} latents, on the passages that "
-        "explanations were written from; chance is 0.50"
-    )
-    return Statement("Explanations", level, number, meaning)
+    }
+    if held_out:
+        number += (
+            f". On passages that they were not written from, of those that passed: "
+            f"{median(held_out):.2f} of {len(held_out):,} at ranks 11 to 20"
+        )
+        if quantiles:
+            number += f", {median(quantiles):.2f} of {len(quantiles):,} on weaker ones"
+        weakest = min(median(some) for some in (held_out, quantiles) if some)
+        levels = (level, graded(weakest, 0.7, 0.6))
+        level = min(levels, key=LEVELS.index)
+        meaning["good"] = (
+            "Explanations let the judge tell a latent's texts from others, those too that they "
+            "were not written from."
+        )
+        if level != "good" and middle >= 0.7:
+            return Statement(
+                "Explanations",
+                level,
+                number,
+                "Explanations tell a latent's strongest texts, but many do not hold where it is "
+                "weaker: they are too narrow, or of something else.",
+            )
+    return Statement("Explanations", level, number, meaning[level])
 
 
 NO_ERROR_RATE = Statement(

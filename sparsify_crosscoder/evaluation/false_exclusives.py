@@ -214,6 +214,7 @@ class FilteredLatents:
                 "scaling_reconstruction_ratio": by_reconstruction.value[i].item(),
                 "scaling_reconstruction_interval": by_reconstruction.interval(i),
                 "firings": int(self.firings[i]),
+                "presence_error": measured.presence.error[i].item(),
                 "firings_needed": int(self.firings_needed[i]) or None,
                 "pairs_needed": self._pairs_needed(i),
             }

@@ -60,6 +60,9 @@ class LatentStatistics:
     """Share of its activation that its own source alone tells, less what it moves of the others:
     `(own_at_rate - others_at_rate) (1 - shadow)`, each within [0, 1]."""
 
+    presence: Estimate
+    """Share of the pairs on which it fires."""
+
     blocks: Tensor
     """Folds of the pairs in which it fires, `[L]`."""
 
@@ -132,6 +135,7 @@ def latent_statistics(
         margin=_estimate(told_by_others - predictability * told),
         shadow=root(moved),
         score=_estimate(alone * (1 - moved.clamp(0, 1).sqrt())),
+        presence=_estimate(rate),
         blocks=(moments.fired > 0).sum(0),
     )
 

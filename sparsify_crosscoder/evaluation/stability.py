@@ -51,6 +51,9 @@ class Recurring:
     correlation: float
     """Least correlation of their activations."""
 
+    copies: dict[str, list[int]] = field(default_factory=dict)
+    """Places of further clusters of the same runs that are linked with these."""
+
     def to_dict(self) -> dict[str, Any]:
         return vars(self)
 
@@ -220,15 +223,18 @@ def _differences(runs: Sequence[_Active], criterion: Criterion) -> list[Recurrin
     for label in np.unique(labels):
         inside = np.flatnonzero(labels == label)
         members: dict[str, int] = {}
+        copies: dict[str, list[int]] = {}
         for place in inside:
             r, c = owner[place]
-            members.setdefault(runs[r].found.name, c)
+            name = runs[r].found.name
+            if members.setdefault(name, c) != c:
+                copies.setdefault(name, []).append(c)
         strengths = [strength for link, strength in links.items() if labels[link[0]] == label]
         r, c = owner[inside[0]]
         cosine = min((cosine for cosine, _ in strengths), default=1.0)
         correlation = min((correlation for _, correlation in strengths), default=1.0)
         source = runs[r].found.clusters[c].source
-        found.append(Recurring(source, members, cosine, correlation))
+        found.append(Recurring(source, members, cosine, correlation, copies))
     return sorted(found, key=lambda one: (-len(one.members), sum(one.members.values())))
 
 

@@ -87,6 +87,13 @@ ROWS = [
         filter_verdict="kept",
         filter_score=0.7,
         filter_score_error=0.04,
+        listed=True,
+        difference=2,
+        q_value=0.04,
+        q_low=0.01,
+        q_high=0.2,
+        found_by_runs=2,
+        compared_runs=3,
         **scored(4.5, sampled="flagged"),
     ),
     row(

@@ -2,62 +2,86 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from sparsify_crosscoder.command_options import option
 
 from ...clients.judge import NO_JUDGE
 from ..outcome import CHARACTERS, Cost, Outcome
 from ..runner import Record
-from ..stage import Context, NoOptions, Stage
+from ..stage import JUDGE, Context, Stage
 from .explain import LEFT_OUT, Explain, named, num_explained
 
 if TYPE_CHECKING:
     from ...explaining.interpretability import Interpretability
 
-REQUESTS = 4  # of a latent
+KEPT = ("interpretability", "held_out")
 
 
-class Score(Stage[NoOptions, "dict[str, Interpretability]"]):
+@dataclass
+class ScoreOptions:
+    """How explanations are tested."""
+
+    no_held_out: bool = option(False, heading=JUDGE)
+    """explanations that pass the detection test are not tested on weaker passages, which they were
+    not written from"""
+
+
+class Score(Stage[ScoreOptions, "dict[str, Interpretability]"]):
     """Tests explanations; gives the decisions by the latents' names, none without a judge."""
 
     name = "score"
     what = "whether explanations tell texts apart"
     needs = ("explain",)
     needs_judge = True
+    Options = ScoreOptions
 
     def inputs(self, ctx: Context) -> dict[str, Any]:
-        return ctx.config.judge_inputs if ctx.judged else {"judge": NO_JUDGE}
+        if not ctx.judged:
+            return {"judge": NO_JUDGE}
+        left_out = {"no_held_out": True} if self.options.no_held_out else {}
+        return ctx.config.judge_inputs | left_out
 
     def estimate(self, ctx: Context) -> Cost:
         from ...explaining.autointerp import JudgingConfig
         from ...explaining.flagging_prompt import system_prompt
+        from ...explaining.held_out import PASSAGES
 
         config = JudgingConfig()
         shown = config.n_examples_shown * config.example_ctx_len * CHARACTERS
         size = len(system_prompt()) // 2 + shown
-        return ctx.judge.cost([size] * REQUESTS, num_explained(ctx), ctx.quantities)
+        examples = config.n_top + config.n_random
+        if not self.options.no_held_out:  # at most: of those that pass
+            examples += 2 * PASSAGES + config.n_random
+        requests = examples // config.n_examples_shown
+        return ctx.judge.cost([size] * requests, num_explained(ctx), ctx.quantities)
 
     def run(self, ctx: Context, folder: Path) -> Outcome:
         if not ctx.judged:
             return Outcome({"left_out": LEFT_OUT})
-        from ...explaining import interpretability
+        from ...explaining import held_out, interpretability
         from ...judging.results import file_name
 
         judge, explained = ctx.judge, ctx.output(Explain)
         autointerp, latents = explained.autointerp, explained.answered
-        judge.ask(autointerp.run(judge.client, latents, judge.at_once))
+        weaker = not self.options.no_held_out
+        judge.ask(autointerp.run(judge.client, latents, judge.at_once, weaker))
+        held = held_out.load(folder)
         found = interpretability.load(folder)
         decisions = [found[autointerp.name(latent)] for latent in latents]
-        open_ones = sum(not one.final for one in decisions)
+        open_ones = len(autointerp.pending(latents, weaker))
         names = {file_name(autointerp.name(latent)) for latent in latents}
         return Outcome(
             {
                 "scored": sum(one.score is not None for one in decisions),
                 "interpretable": sum(bool(one.interpretable) for one in decisions),
+                "held_out": sum(one.next_ranks is not None for one in held.values()),
                 "unanswered": sum(one.n_unanswered for one in decisions),
                 "ledger": judge.ledger(),
             },
-            named(folder / "interpretability", names),
+            [file for kind in KEPT for file in named(folder / kind, names)],
             unfinished=f"{open_ones:,} latents got no answer" if open_ones else None,
         )
 

@@ -20,6 +20,7 @@ function featureView(latent, detail) {
     descriptionOf(get),
     facts.judged ? explanationOf(get, detail) : null,
     resultsOf(get),
+    detail ? cardOf(detail.card) : null,
     detail ? null : el("p", { class: "note" }, "No texts and answers were kept for this latent."),
     detail && detail.outputs ? outputsOf(detail.outputs) : null,
     detail && detail.judgements.length ? judgementsOf(detail.judgements) : null,
@@ -101,6 +102,14 @@ function explanationOf(get, detail) {
   );
 }
 
+function cardOf(lines) {
+  return section(
+    "What is known of it",
+    el("p", { class: "note" }, "Each number with its 95% interval, and what nobody looked at."),
+    sheetTable(["", ""], lines.map(([what, text]) => [inline(what, 60), said(text, 1000)])),
+  );
+}
+
 function resultsOf(get) {
   const source = get("source");
   const nulls = source === null ? null : facts.nulls[source];
@@ -138,6 +147,12 @@ function resultsOf(get) {
       "0.50 by chance",
       "0.50 by chance",
     ],
+    ...[["detection_held_out", "ranks 11 to 20"], ["detection_quantiles", "weaker passages"]].map(([name, where]) => [
+      `Detection, ${where}`,
+      number(get(name)),
+      "0.50 by chance",
+      "0.50 by chance",
+    ]),
   ];
   const status = get("exclusivity_status");
   const rates = facts.kept_by_chance.map((one) => `${one.what}: ${count(one.count)} of ${count(one.of)}`);

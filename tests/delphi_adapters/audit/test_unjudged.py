@@ -10,11 +10,14 @@ import pytest
 import torch
 
 from delphi_adapters.audit.likeness import load_likeness
-from delphi_adapters.commands.audit import main
+from delphi_adapters.audit.pipeline import run_audit
+from delphi_adapters.commands.audit import main, read_options
 from delphi_adapters.commands.explain import main as explain
 from delphi_adapters.explaining.descriptions import Descriptions, describe, sources_written_to
 from delphi_adapters.explaining.features import COLUMNS
-from sparsify_crosscoder import Crosscoder
+from sparsify_crosscoder import Crosscoder, LatentCard, Run, latent_card
+from sparsify_crosscoder.evaluation.filter import FilterRecord
+from sparsify_crosscoder.evaluation.latent_card import UNKNOWN
 from tests.support.audit_judge import AuditJudge
 from tests.support.audit_results import STAGES, records
 from tests.support.audit_texts import write_other_texts
@@ -180,3 +183,39 @@ def test_explain_without_a_judge_asks_nobody(run, tmp_path, capsys):
     assert [row["latent"] for row in rows if row["fires_on"]] == [3, 40]
     assert json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))["judge"] == "none"
     assert not (tmp_path / "run_config.json").exists()  # a judge can still be asked here
+
+
+def test_a_latents_card_says_the_same_in_the_table_the_report_and_python(unjudged, run):
+    audit_folder, argv = unjudged
+    read = FilterRecord.read(audit_folder / "filter" / "filter.json", "")
+    again = run_audit(read_options(argv).config)
+    random = {
+        source: [
+            one.effect
+            for one in load_likeness(audit_folder / "exclusivity")
+            if one.kind == "random" and one.source == source
+        ]
+        for source in (0, 1)
+    }
+    steered = [row for row in rows_of(audit_folder) if row["effect"] is not None]
+    assert steered
+    for row in steered:
+        card = again.card(row["latent"])
+        assert card == LatentCard.of(row)
+        beyond = sum(effect >= card.effect for effect in random[card.source])
+        assert card.effect_p == (1 + beyond) / 3  # of two random directions
+        own = latent_card(Run.open(run), card.latent, read, device="cpu")
+        assert (own.filter_score_low, own.pairs_present) == (
+            card.filter_score_low,
+            card.pairs_present,
+        )
+    said = f"| q | {UNKNOWN} |"
+    assert said in (audit_folder / "report.md").read_text(encoding="utf-8")
+
+
+def test_the_card_of_a_run_alone_lists_its_differences_itself(run):
+    card = latent_card(Run.open(run), 3, device="cpu")
+    assert card.listed is not None and card.pairs_read > 0
+    assert card.q_value is None and card.effect is None
+    with pytest.raises(ValueError, match=r"no latent 64: .* has 64, from 0 on"):
+        latent_card(Run.open(run), 64)

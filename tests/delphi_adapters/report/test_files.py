@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from markdown_it import MarkdownIt
 
-from delphi_adapters.explaining.features import COLUMNS
+from delphi_adapters.explaining.features import COLUMNS, read_card
 from delphi_adapters.report import Context, Searched, write_report
 from delphi_adapters.report.finding import marked
 from delphi_adapters.report.first import first_entries
@@ -20,6 +20,7 @@ from delphi_adapters.report.html import escaped_json, html_report
 from delphi_adapters.report.markdown import markdown_report
 from delphi_adapters.report.ranking import ranked
 from delphi_adapters.report.text import block, cut, inline, visible
+from sparsify_crosscoder import LatentCard
 from tests.support.report import (
     HARMFUL,
     ROWS,
@@ -211,6 +212,9 @@ def test_the_markdown_report_has_everything_a_reader_needs():
         "| exclusivity | 4.50 | 2.00 (1.50 to 2.50) of 2 | 3.00 (3.00 to 3.00) of 1 |",
         "model 1, prompt 0, strength 8.0",
         "Only one of them speaks of ships.",
+        "| other runs | found by 2 of 3 runs |",
+        "| q | 0.04 (0.01 to 0.20) |",
+        "| cause | not known |",
     ):
         assert expected in text
     assert "## Latent 1\n" not in text  # it has no details
@@ -229,8 +233,36 @@ def test_without_a_judge_the_least_alike_come_first_and_are_described():
         "none: nobody was asked",
     ):
         assert expected in text
-    for unexpected in ("Explanation", "detection", "**flagged**", "## Exclusivity", "judge says"):
+    assert "| detection | not known |" in text
+    for unexpected in (
+        "Explanation",
+        "detection score",
+        "**flagged**",
+        "## Exclusivity",
+        "judge says",
+    ):
         assert unexpected not in text
+
+
+def test_the_page_has_a_card_of_every_latent_with_details(tmp_path):
+    write_report(small_report(), tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    cards = {one["latent"]: dict(one["card"]) for one in unpacked(page, "details-0")}
+    assert set(cards) == {0, 3}
+    assert cards[0]["q"] == "0.04 (0.01 to 0.20)" and cards[3]["q"] == "not known"
+    assert cards[0]["other runs"] == "found by 2 of 3 runs"
+    assert list(cards[0]) == [one.what for one in LatentCard(0).lines()]
+
+
+def test_a_table_of_an_earlier_version_gives_cards_with_what_it_knows(tmp_path):
+    table = small_report().features.drop_columns(["q_value", "q_low", "q_high", "pairs_present"])
+    pq.write_table(table, tmp_path / "features.parquet")
+    card = read_card(tmp_path / "features.parquet", 0)
+    assert (card.found_by_runs, card.q_value, card.presence) == (2, None, None)
+    with pytest.raises(ValueError, match="no latent 99"):
+        read_card(tmp_path / "features.parquet", 99)
+    with pytest.raises(FileNotFoundError, match="no table of latents"):
+        read_card(tmp_path / "none.parquet", 0)
 
 
 def test_a_terminal_is_told_in_a_few_lines_what_stands_first():

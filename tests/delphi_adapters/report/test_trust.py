@@ -83,6 +83,15 @@ def test_explanations_are_measured_against_a_coin(scores, level):
     assert trust.detection(scores).level == level
 
 
+def test_explanations_that_fail_on_weaker_passages_are_not_good():
+    held = trust.detection([0.9, 0.9], [0.85], [0.8])
+    assert held.level == "good" and "0.85 of 1 at ranks 11 to 20, 0.80 of 1" in held.number
+    assert trust.detection([0.9], [0.85], []).level == "good"
+    narrow = trust.detection([0.9], [0.85], [0.55])
+    assert narrow.level == "bad" and "too narrow" in narrow.meaning
+    assert trust.detection([0.65], [0.9], [0.9]).level == "caution"
+
+
 def test_no_finds_among_few_are_no_good_news():
     assert trust.null_rate(NullRate("x", 0, 4)).level == "bad"
     assert trust.null_rate(NullRate("x", 0, 40)).level == "caution"
