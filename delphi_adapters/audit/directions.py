@@ -12,15 +12,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sparsify_crosscoder.evaluation.false_exclusives import EXCLUSIVE_NORM, called_exclusive
+from sparsify_crosscoder.evaluation.false_exclusives import called_exclusive
 from sparsify_crosscoder.evaluation.filter import FilterRecord
 from sparsify_crosscoder.interventions.steering import Steering
 from sparsify_crosscoder.interventions.stitching import Stitching
 
 from ..explaining import flagging
 from ..explaining.interpretability import Interpretability
+from .shared_latents import drawn_shared, null_draw, shared_candidates
 from .stage import Context
-from .stages.cache import Cache, alive
+from .stages.cache import Cache
 from .stages.explain import Explain
 from .stages.filter import Filter
 from .stages.score import Score
@@ -81,7 +82,8 @@ def directions_to_verify(ctx: Context) -> Chosen:
     findings, which are all that a finding is named by and what the filter keeps besides, then
     others that it keeps, each in the order of the list of differences; and a random sample of the
     rest that is interpretable. Without a judge none is flagged, and the sample is of all the rest.
-    Nulls are of the same models: shared latents, and random directions as long as the latents' own.
+    Nulls are of the same models: shared latents that fire, interpretable ones where a judge calls
+    some so, and random directions as long as the latents' own.
     """
     owners = {
         int(latent): s for s, some in enumerate(called_exclusive(ctx.crosscoder)) for latent in some
@@ -138,8 +140,8 @@ def listed_or_kept(ranked: Sequence[int], filtered: FilterRecord) -> list[tuple[
 
 
 def _nulls(ctx: Context, source: int, found: Sequence[Direction]) -> list[Direction]:
-    draw = _null_draw(ctx, source)
-    drawn = _drawn_shared(ctx, source, draw)
+    draw = null_draw(ctx, source)
+    drawn = _fitting_shared(ctx, source, drawn_shared(ctx, source, draw))
     nulls = [
         _of_latent(ctx, latent, source, f"shared-{source}-{latent}", "shared") for latent in drawn
     ]
@@ -152,20 +154,16 @@ def _nulls(ctx: Context, source: int, found: Sequence[Direction]) -> list[Direct
     return nulls
 
 
-def shared_nulls(ctx: Context, source: int) -> list[int]:
-    """The shared latents that a source's exclusive ones are compared with."""
-    return _drawn_shared(ctx, source, _null_draw(ctx, source))
-
-
-def _null_draw(ctx: Context, source: int) -> random.Random:
-    return random.Random(f"nulls {ctx.options(VerificationOptions).audit_seed} {source}")
-
-
-def _drawn_shared(ctx: Context, source: int, draw: random.Random) -> list[int]:
-    norms = ctx.crosscoder.relative_decoder_norm(source)
-    shared = ((norms < EXCLUSIVE_NORM) & (norms > 1 - EXCLUSIVE_NORM)).nonzero()[:, 0].tolist()
-    shared = alive(ctx, shared)
-    return sorted(draw.sample(shared, min(ctx.options(VerificationOptions).nulls, len(shared))))
+def _fitting_shared(ctx: Context, source: int, drawn: list[int]) -> list[int]:
+    """Candidates that pass the detection test, as exclusive latents do that they are compared with
+    (3.2.2); those that were drawn where none does, or not all were asked about."""
+    explained, decisions = ctx.output(Explain), ctx.output(Score)
+    candidates = shared_candidates(ctx, source)
+    if not {*explained.latents, *explained.compared}.issuperset(candidates):
+        return drawn
+    names = {latent: explained.autointerp.name(latent) for latent in candidates}
+    passed = [latent for latent in candidates if _readable(decisions.get(names[latent]))]
+    return sorted(passed[: ctx.options(VerificationOptions).nulls]) or drawn
 
 
 def _readable(decision: Interpretability | None) -> bool:

@@ -202,6 +202,9 @@ class ReportData:
     detailed: list[int]
     """Latents to ask `details` for."""
 
+    compared: list[int] = field(default_factory=list)
+    """Shared latents that were explained only to compare with them."""
+
     categories: dict[str, list[CategoryCount]] = field(default_factory=dict)
     """By source."""
 
@@ -210,8 +213,9 @@ class ReportData:
 
     null_scores: list[dict[str, Any]] = field(default_factory=list)
     """Exclusivity of what is not exclusive: `name`, `kind` ("shared" or "random"), `source`,
-    `status`, `score`, `blinded_score`, `spread` and `interpretability`; without a judge `likeness`,
-    `likeness_spread` and `effect`."""
+    `status`, `score`, `blinded_score`, `spread`, `interpretability` and `interpretable`, whether it
+    passed the detection test (None if not asked); without a judge `likeness`, `likeness_spread` and
+    `effect`."""
 
     stitching: dict[str, Any] = field(default_factory=dict)
     """`Stitching.report`: `directions` with `from`, `to`, `r2`, `r2_closed_form` and, if known,

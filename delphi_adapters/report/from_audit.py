@@ -71,6 +71,7 @@ def report_data(audit: Audit, stability: dict[str, Any] | None) -> ReportData:
     again = {} if stability is None else recurrences(stability, audit.run.path)
     cards = cards_of(audit.crosscoder, filters, differences, again)
     table = features(autointerp, audit.crosscoder, filters, exclusivity, described, cards)
+    passed = {row["latent"]: row["interpretable"] for row in table.to_pylist()}
     summary = summarise_table(autointerp, audit.crosscoder, explained.latents, table, filters)
     return ReportData(
         title=" and ".join(source_names(audit.crosscoder.sources)) + ": what differs",
@@ -81,9 +82,10 @@ def report_data(audit: Audit, stability: dict[str, Any] | None) -> ReportData:
         features=table,
         details=Details(audit, explained.latents),
         detailed=explained.latents,
+        compared=explained.compared,
         categories=summary.categories,
         nulls=_null_rates(audit),
-        null_scores=null_scores(verified),
+        null_scores=null_scores(verified, passed),
         stitching={} if (maps := audit.output(Stitch)) is None else maps.report,
         filter={"verdicts": filters.verdicts},
         differences=differences,

@@ -15,6 +15,7 @@ from .statements import KINDS, column, likeness_of, model_names, null_values, sc
 
 FIRST = 10  # latents
 DIFFERENCES = 20
+_FVE = ("FVE", "FVE with outliers", "FVE without top 5")
 SIMILAR = 20  # pairs of explanations that are listed
 
 
@@ -140,7 +141,8 @@ def _kind(one: Mapping[str, Any]) -> str:
 
 
 def _models(data: ReportData, names: list[str]) -> Sheet:
-    keys = ("fve_per_source", "fve_without_top5_per_source", "dead_fraction_exclusive")
+    keys = ("fve_per_source", "fve_per_source_with_outliers", "fve_without_top5_per_source")
+    keys += ("dead_fraction_exclusive",)
     rows: list[list[Cell]] = []
     for s, model in enumerate(data.models):
         values = [(data.summary.get(key) or [None] * len(names))[s] for key in keys]
@@ -149,16 +151,16 @@ def _models(data: ReportData, names: list[str]) -> Sheet:
                 str(model["name"]),
                 str(model["hookpoint"]),
                 number(int(model["width"])),
-                number(values[0], 3),
-                number(values[1], 3),
-                share(values[2]),
+                *(number(value, 3) for value in values[:3]),
+                share(values[3]),
             ]
         )
     return Sheet(
         "Models",
-        "FVE: share of the variance that the crosscoder explains; a few dimensions may hold half "
-        "of it, so also without the five largest.",
-        ["model", "hookpoint", "width", "FVE", "FVE without top 5", "dead exclusive latents"],
+        "FVE: share of the held-out variance that the crosscoder explains, without the pairs that "
+        "training left out as outliers and with them; a few dimensions may hold half of it, so "
+        "also without the five largest.",
+        [*("model", "hookpoint", "width", *_FVE), "dead exclusive latents"],
         rows,
     )
 
@@ -174,6 +176,8 @@ def _crosscoder(data: ReportData) -> Sheet:
         ("partitions", ", ".join(f"{name} {number(size)}" for name, size in parts) or None),
         ("pairs trained on", number(summary.get("pairs"))),
         ("FVE", number(summary.get("fve"), 3)),
+        ("FVE with outliers", number(summary.get("fve_with_outliers"), 3)),
+        ("outliers among held-out pairs", share(summary.get("held_out_outlier_share"))),
         ("latents active on a pair", number(summary.get("mean_l0"), 1)),
         ("dead latents", share(summary.get("dead_fraction"))),
         ("training time", None if seconds is None else f"{seconds / 60:,.1f} minutes"),

@@ -17,10 +17,11 @@ def ranked(data: ReportData) -> list[dict[str, Any]]:
     come first that show the largest listed differences, then those that the filter scores highest,
     then those whose effects are least alike.
     """
+    compared = set(data.compared)
     rows = [
         row
         for row in data.features.to_pylist()
-        if row["harmful"]
+        if (row["harmful"] and row["latent"] not in compared)
         or row["filter_verdict"] == "kept"
         or (row["filter_verdict"] == "predictable" and row["filter_score"])
         or row["exclusivity"] is not None

@@ -123,8 +123,7 @@ def _of_exclusivity(data: ReportData) -> Iterator[Statement | None]:
     yield trust.sample_sizes(len(scores), nulls)
     for s, name in enumerate(names):
         for kind in KINDS:
-            nulls_of = null_values(data, s, kind, "score")
-            yield trust.against_null(name, kind, scores_of(data, s), nulls_of)
+            yield trust.against_null(name, kind, *_alike(data, s, kind))
     rows = list(
         zip(
             *(column(data, f"exclusivity{end}") for end in ("", "_spread", "_blinded")), strict=True
@@ -137,6 +136,26 @@ def _of_exclusivity(data: ReportData) -> Iterator[Statement | None]:
     both = [(score, blinded) for score, _, blinded in rows if None not in (score, blinded)]
     yield trust.blinding([a for a, _ in both], [b for _, b in both])
     yield from _of_stitching(data, names)
+
+
+def _alike(data: ReportData, source: int, kind: Kind) -> tuple[list[float], list[float], bool]:
+    """Scores of exclusive latents and of what they are compared with, and whether they are chosen
+    alike: of latents those are compared that passed the detection test, where some of both did."""
+    passed = [
+        row["exclusivity"]
+        for row in data.features.to_pylist()
+        if row["source"] == source and row["interpretable"] and row["exclusivity"] is not None
+    ]
+    nulls = [
+        one
+        for one in data.null_scores
+        if (one["kind"], one["source"]) == (kind, source) and one["score"] is not None
+    ]
+    beside = [one["score"] for one in nulls if kind == "random" or one.get("interpretable")]
+    asked = kind == "random" or all(one.get("interpretable") is not None for one in nulls)
+    if asked and passed and beside:
+        return passed, beside, True
+    return scores_of(data, source), null_values(data, source, kind, "score"), False
 
 
 def _of_likeness(data: ReportData) -> Iterator[Statement | None]:

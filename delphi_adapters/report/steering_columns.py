@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sparsify_crosscoder.permutation import rank_p
@@ -26,10 +26,20 @@ def steering_columns(verified: Verified) -> dict[int, dict[str, Any]]:
     }
 
 
-def null_scores(verified: Verified) -> list[dict[str, Any]]:
-    """The same of shared latents and random directions, as `ReportData.null_scores`."""
+def null_scores(
+    verified: Verified, interpretable: Mapping[int, bool | None]
+) -> list[dict[str, Any]]:
+    """The same of shared latents and random directions, as `ReportData.null_scores`.
+
+    `interpretable` says of latents whether they passed the detection test, if they were asked
+    about.
+    """
     return [
-        *(_null_score(result) for _, result in verified.scored if result.kind != "feature"),
+        *(
+            _null_score(result, None if one.latent is None else interpretable.get(one.latent))
+            for one, result in verified.scored
+            if result.kind != "feature"
+        ),
         *(_null_likeness(one) for one in verified.measured if one.kind != "feature"),
     ]
 
@@ -69,9 +79,10 @@ def _effect_p(value: float | None, random: Sequence[float | None]) -> float | No
     return rank_p(value, known) if known and value is not None else None
 
 
-def _null_score(result: Exclusivity) -> dict[str, Any]:
+def _null_score(result: Exclusivity, interpretable: bool | None) -> dict[str, Any]:
     names = ("name", "kind", "source", "status", "score", "blinded_score", "spread")
-    return {name: getattr(result, name) for name in (*names, "interpretability")}
+    found = {name: getattr(result, name) for name in (*names, "interpretability")}
+    return {**found, "interpretable": interpretable}
 
 
 def _null_likeness(one: DirectionLikeness) -> dict[str, Any]:

@@ -184,13 +184,27 @@ def null_rate(rate: NullRate) -> Statement:
     return Statement(about, level, number, meaning)
 
 
+_ASKED = {
+    "shared": "Both fire, have explanations that tell their texts apart, and a clear effect.",
+    "random": "The latents have explanations that tell their texts apart; a random direction has "
+    "no texts. Of both the effect is clear.",
+    "unlike": "They are not chosen alike: all have a clear effect, but of some it is not known "
+    "whether explanations tell their texts apart.",
+}
+
+
 def against_null(
-    model: str, kind: Literal["shared", "random"], scores: Sequence[float], nulls: Sequence[float]
+    model: str,
+    kind: Literal["shared", "random"],
+    scores: Sequence[float],
+    nulls: Sequence[float],
+    alike: bool,
 ) -> Statement | None:
     """Whether exclusive latents score higher than what is not exclusive; None without scores.
 
     Of either, those are scored that fire and whose effect on their own model is clear to the judge.
-    Only of latents drawn at random is it asked that explanations tell their texts apart (3.2.2).
+    `alike`: explanations of all these latents tell their texts apart (3.2.2); a random direction
+    has no texts.
     """
     what = {"shared": "shared latents", "random": "random directions"}[kind]
     about = f"Exclusivity of {model}'s latents against {what}"
@@ -203,7 +217,7 @@ def against_null(
             f"{len(scores):,} latents, no {what}",
             f"No {what} were scored, so that nobody knows which score is high.",
         )
-    difference = mean(scores) - mean(nulls)
+    difference, asked = mean(scores) - mean(nulls), _ASKED[kind if alike else "unlike"]
     number = (
         f"mean {mean(scores):.2f} of {len(scores):,} against {mean(nulls):.2f} of {len(nulls):,}; "
         f"higher in {superiority(scores, nulls):.0%} of pairs"
@@ -214,12 +228,9 @@ def against_null(
     p = group_p(scores, nulls)
     number += f"; difference {difference:+.2f} ({low:+.2f} to {high:+.2f}), p = {p:.2g}"
     if p <= BEYOND_CHANCE / 2:
-        meaning = (
-            f"They score higher than {what}, beyond chance; as a group, not each of them. All have "
-            f"a clear effect on their own model; of {what} nothing else was asked."
-        )
-        return Statement(about, "good", number, meaning)
-    meaning = f"The score does not tell them from {what}: a high one is no evidence here."
+        meaning = f"They score higher than {what}, beyond chance; as a group, not each of them. "
+        return Statement(about, "good" if alike else "caution", number, meaning + asked)
+    meaning = f"The score does not tell them from {what}: a high one is no evidence here. {asked}"
     return Statement(about, "caution" if difference > 0 else "bad", number, meaning)
 
 

@@ -39,7 +39,7 @@ class Describe(Stage[NoOptions, "Descriptions"]):
     def run(self, ctx: Context, folder: Path) -> Outcome:
         from ...explaining.choosing import none_is_exclusive
         from ...explaining.descriptions import describe_run
-        from ..directions import shared_nulls
+        from ..shared_latents import shared_nulls
 
         chosen = latents_to_explain(ctx)
         asked = ctx.options(ExplainOptions).latents

@@ -49,13 +49,25 @@ class Explained:
     autointerp: Autointerp
     """Explanations in the folder of this stage, scores in that of the next one."""
 
+    compared: list[int]
+    """Shared latents that are explained only so that what they are compared with is no better
+    chosen; none without a judge."""
+
     @property
     def answered(self) -> list[int]:
         """Latents with an explanation and a flag; without a judge, all that are described."""
+        return self._answered(self.latents)
+
+    @property
+    def to_test(self) -> list[int]:
+        """These, and those of `compared` that are explained."""
+        return sorted({*self.answered, *self._answered(self.compared)})
+
+    def _answered(self, latents: list[int]) -> list[int]:
         if not self.autointerp.judged:
-            return self.latents
-        unexplained = set(self.autointerp.unexplained(self.latents))
-        return [latent for latent in self.latents if latent not in unexplained]
+            return latents
+        unexplained = set(self.autointerp.unexplained(latents))
+        return [latent for latent in latents if latent not in unexplained]
 
 
 class Explain(Stage[ExplainOptions, Explained]):
@@ -73,8 +85,11 @@ class Explain(Stage[ExplainOptions, Explained]):
             return {"judge": NO_JUDGE, **choosing_inputs(ctx)}
         from ...explaining.autointerp import JudgingConfig
 
+        nulls = ctx.options(VerificationOptions).nulls
+        # What was explained by earlier versions, and with this many nulls, stays as it is.
+        compared = {} if nulls == VerificationOptions.nulls else {"nulls": nulls}
         judging = asdict(JudgingConfig())
-        return {**ctx.config.judge_inputs, **choosing_inputs(ctx), "judging": judging}
+        return {**ctx.config.judge_inputs, **choosing_inputs(ctx), "judging": judging, **compared}
 
     def estimate(self, ctx: Context) -> Cost:
         from ...explaining.autointerp import JudgingConfig
@@ -84,7 +99,7 @@ class Explain(Stage[ExplainOptions, Explained]):
         config = JudgingConfig()
         # Text and activations.
         shown = config.num_examples * config.example_ctx_len * CHARACTERS * 2
-        return ctx.judge.cost([fixed + shown], num_explained(ctx), ctx.quantities)
+        return ctx.judge.cost([fixed + shown], num_tested(ctx), ctx.quantities)
 
     def run(self, ctx: Context, folder: Path) -> Outcome:
         latents = latents_to_explain(ctx)
@@ -93,17 +108,20 @@ class Explain(Stage[ExplainOptions, Explained]):
         from ...explaining import flagging
         from ...judging.results import file_name
 
-        autointerp, judge = _autointerp(ctx, folder), ctx.judge
-        self._say_time(ctx, autointerp, autointerp.unexplained(latents), len(latents))
-        judge.ask(autointerp.explain(judge.client, latents, judge.at_once))
+        autointerp, judge, compared = _autointerp(ctx, folder), ctx.judge, _compared(ctx, latents)
+        both = [*latents, *compared]
+        self._say_time(ctx, autointerp, autointerp.unexplained(both), len(both))
+        judge.ask(autointerp.explain(judge.client, both, judge.at_once))
         judge.ask(autointerp.sort(judge.client, latents, judge.at_once))
         found = flagging.load_flags(folder)
-        flags = [found[autointerp.name(latent)] for latent in latents]
-        failed = sum(flag.status == "failed" and flag.attempts > 0 for flag in flags)
-        names = {file_name(autointerp.name(latent)) for latent in latents}
+        every = {latent: found[autointerp.name(latent)] for latent in both}
+        flags = [every[latent] for latent in latents]
+        failed = sum(one.status == "failed" and one.attempts > 0 for one in every.values())
+        names = {file_name(autointerp.name(latent)) for latent in both}
         return Outcome(
             {
                 "latents": latents,
+                "compared": compared,
                 "flags": dict(Counter(flag.status for flag in flags)),
                 "harmful": sum(bool(flag.harmful) for flag in flags),
                 "ledger": judge.ledger(),
@@ -113,7 +131,8 @@ class Explain(Stage[ExplainOptions, Explained]):
         )
 
     def output(self, ctx: Context, folder: Path, record: Record) -> Explained:
-        return Explained(record.result["latents"], _autointerp(ctx, folder))
+        found = record.result  # earlier versions explained none to compare with
+        return Explained(found["latents"], _autointerp(ctx, folder), found.get("compared", []))
 
     def _say_time(self, ctx: Context, autointerp: Autointerp, todo: list[int], of: int) -> None:
         from ...clients import TransformersClient
@@ -171,9 +190,22 @@ def num_explained(ctx: Context) -> int:
     return count if options.explain_limit is None else min(count, options.explain_limit)
 
 
+def num_tested(ctx: Context) -> int:
+    """Latents to explain and test, at most: those to look at, and shared ones beside them."""
+    return num_explained(ctx) + 2 * 2 * ctx.options(VerificationOptions).nulls
+
+
 def named(folder: Path, names: set[str]) -> list[Path]:
     """The files of a folder that have one of the names."""
     return sorted(file for file in folder.glob("[!.]*.json") if file.stem in names)
+
+
+def _compared(ctx: Context, latents: list[int]) -> list[int]:
+    """Shared latents of either source that may be compared with, in order, and not of these."""
+    from ..shared_latents import shared_candidates
+
+    candidates = {one for source in range(2) for one in shared_candidates(ctx, source)}
+    return sorted(candidates - {*latents})
 
 
 def _autointerp(ctx: Context, folder: Path) -> Autointerp:

@@ -12,7 +12,7 @@ from ...clients.judge import NO_JUDGE
 from ..outcome import CHARACTERS, Cost, Outcome
 from ..runner import Record
 from ..stage import JUDGE, Context, Stage
-from .explain import LEFT_OUT, Explain, named, num_explained
+from .explain import LEFT_OUT, Explain, named, num_tested
 
 if TYPE_CHECKING:
     from ...explaining.interpretability import Interpretability
@@ -56,7 +56,7 @@ class Score(Stage[ScoreOptions, "dict[str, Interpretability]"]):
         if not self.options.no_held_out:  # at most: of those that pass
             examples += 2 * PASSAGES + config.n_random
         requests = examples // config.n_examples_shown
-        return ctx.judge.cost([size] * requests, num_explained(ctx), ctx.quantities)
+        return ctx.judge.cost([size] * requests, num_tested(ctx), ctx.quantities)
 
     def run(self, ctx: Context, folder: Path) -> Outcome:
         if not ctx.judged:
@@ -65,7 +65,7 @@ class Score(Stage[ScoreOptions, "dict[str, Interpretability]"]):
         from ...judging.results import file_name
 
         judge, explained = ctx.judge, ctx.output(Explain)
-        autointerp, latents = explained.autointerp, explained.answered
+        autointerp, latents = explained.autointerp, explained.to_test
         weaker = not self.options.no_held_out
         judge.ask(autointerp.run(judge.client, latents, judge.at_once, weaker))
         held = held_out.load(folder)

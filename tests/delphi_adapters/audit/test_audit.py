@@ -50,6 +50,20 @@ def test_an_audit_ends_in_a_report_and_a_second_one_does_nothing(options, audit,
     assert {f: f.stat().st_mtime_ns for f in audit.rglob("*") if f.is_file()} == written
 
 
+def test_shared_latents_that_are_compared_pass_the_tests_that_others_pass(audit):
+    found, done = results(audit), records(audit)
+    rows = {row["latent"]: row for row in found["table"]}
+    explained = done["explain"]["result"]
+    directions = done["exclusivity"]["result"]["directions"]
+    shared = [one["latent"] for one in directions if one["why"] == "shared"]
+    assert shared and set(shared) <= {*explained["compared"], *explained["latents"]}
+    assert all(rows[latent]["interpretable"] for latent in shared)
+    assert all(rows[latent]["source"] is None for latent in explained["compared"])
+    assert any(rows[latent]["harmful"] for latent in explained["compared"])
+    report = (audit / "report.md").read_text(encoding="utf-8")
+    assert not any(f"## Latent {latent}\n" in report for latent in explained["compared"])
+
+
 @pytest.mark.slow
 def test_stage_by_stage_comes_to_the_same_as_all_at_once(options, finished, tmp_path):
     whole = results(finished)
@@ -119,7 +133,7 @@ def test_a_dry_run_writes_nothing_and_says_what_is_left(options, fresh, server, 
     assert list(left["stages"]) == list(STAGES)
     assert {row["state"] for row in left["stages"].values()} == {"to do"}
     assert left["stages"]["harvest"]["pairs"] > 1000
-    assert left["stages"]["explain"]["requests"] <= 8
+    assert left["stages"]["explain"]["requests"] == 12  # 8 latents, and 4 shared ones beside them
     assert left["seconds"] > 0
     assert left["likely_cost"] > 0
     assert not server.bodies

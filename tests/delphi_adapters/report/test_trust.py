@@ -103,19 +103,39 @@ def test_no_finds_among_few_are_no_good_news():
 
 def test_latents_that_score_as_shared_ones_do_are_no_evidence():
     low, high = [1.0, 1.5, 2.0, 1.0, 1.5], [4.0, 4.5, 5.0, 4.0, 4.5]
-    better = trust.against_null("alpha", "shared", high, low)
+    better = trust.against_null("alpha", "shared", high, low, True)
     assert better.level == "good"
     assert "difference +3.00" in better.number and "100% of pairs" in better.number
-    assert trust.against_null("alpha", "shared", low, low).level == "bad"
-    assert trust.against_null("alpha", "random", low, high).level == "bad"
-    wide = trust.against_null("alpha", "random", [1, 5, 1, 5, 5], [1, 5, 1, 5, 1])
+    unlike = trust.against_null("alpha", "shared", high, low, False)
+    assert unlike.level == "caution" and "not chosen alike" in unlike.meaning
+    assert trust.against_null("alpha", "shared", low, low, True).level == "bad"
+    assert trust.against_null("alpha", "random", low, high, True).level == "bad"
+    wide = trust.against_null("alpha", "random", [1, 5, 1, 5, 5], [1, 5, 1, 5, 1], True)
     assert wide.level == "caution"
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_latents_are_compared_with_shared_ones_that_pass_the_same_test(known):
+    rows = [row(n, interpretable=n < 6, **scored(4.0 + n / 20)) for n in range(12)]
+    passed = [n < 6 if known or n < 3 else None for n in range(12)]  # of some it may be known
+    nulls = [null_score("shared", 0, 1 + n / 20, interpretable=passed[n]) for n in range(12)]
+    nulls += [null_score("random", 0, 1.5) for _ in range(7)]
+    table = pa.Table.from_pylist(rows, schema=schema())
+    data = small_report(features=table, detailed=[0], null_scores=nulls, similar=[])
+    found = {one.about: one for one in statements(data)}
+    shared = found["Exclusivity of alpha's latents against shared latents"]
+    random = found["Exclusivity of alpha's latents against random directions"]
+    assert random.level == "good" and "of 6 against 1.50 of 7" in random.number
+    if known:
+        assert shared.level == "good" and "4.12 of 6 against 1.12 of 6" in shared.number
+    else:
+        assert shared.level == "caution" and "of 12 against" in shared.number
+
+
 def test_few_nulls_never_make_a_good_level():
-    assert trust.against_null("alpha", "shared", [5.0] * 50, [1.0] * 4).level == "caution"
-    assert trust.against_null("alpha", "shared", [5.0] * 50, []).level == "caution"
-    assert trust.against_null("alpha", "shared", [], [1.0] * 50) is None
+    assert trust.against_null("alpha", "shared", [5.0] * 50, [1.0] * 4, True).level == "caution"
+    assert trust.against_null("alpha", "shared", [5.0] * 50, [], True).level == "caution"
+    assert trust.against_null("alpha", "shared", [], [1.0] * 50, True) is None
 
 
 def test_prompts_that_differ_as_latents_do_make_ranks_worthless():
@@ -220,9 +240,10 @@ def test_a_report_makes_all_its_statements_bad_ones_first():
 
 
 def test_latents_are_compared_with_nulls_of_their_own_model():
-    rows = [row(i, **scored(4.0 + i / 10)) for i in range(8)]
-    rows += [row(8 + i, source=1, **scored(1.0)) for i in range(8)]
-    nulls = [null_score("shared", s, 2.0 + i / 10) for s in (0, 1) for i in range(8)]
+    passed = {"interpretable": True}
+    rows = [row(i, **passed, **scored(4.0 + i / 10)) for i in range(8)]
+    rows += [row(8 + i, source=1, **passed, **scored(1.0)) for i in range(8)]
+    nulls = [null_score("shared", s, 2.0 + i / 10, **passed) for s in (0, 1) for i in range(8)]
     table = pa.Table.from_pylist(rows, schema=schema())
     by_name = about(small_report(features=table, detailed=[], null_scores=nulls))
     assert by_name["Exclusivity of alpha's latents against shared latents"].level == "good"
