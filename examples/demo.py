@@ -66,6 +66,7 @@ LARGE = {
 AUDIT_OPTIONS = {
     "judge": "none",
     "null_steps": 0,  # a null takes the harvest once more
+    "power_plants": 0,  # and plants the training
     "stitch_pairs": 8_000,
     "stitch_held_out_pairs": 1_000,
     "verify": 10,

@@ -31,6 +31,7 @@ AUDIT_OPTIONS: dict[str, Any] = {
     "log_to_wandb": False,
     "judge": "none",
     "null_steps": 0,
+    "power_plants": 0,
     "verify": 3,
     "sample": 0,
     "nulls": 1,

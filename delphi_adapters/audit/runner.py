@@ -149,11 +149,12 @@ def fingerprint_path(path: str | Path) -> list[list[Any]] | None:
 
 
 def fingerprint_run(path: str | Path) -> list[list[Any]] | None:
-    """The same of a run's own files: what else lies in its folder does not count."""
+    """The same of a run's own files and of what was planted into it: what else lies in its folder
+    does not count."""
     path = Path(path)
     if not path.exists():
         return None
-    names = ("config.json", "summary.json")
+    names = ("config.json", "summary.json", "plants/recall.json")
     files = [*(path / name for name in names), *path.glob("*/cfg.json"), *path.glob("*/*/cfg.json")]
     files += [file.with_name("sae.safetensors") for file in files if file.name == "cfg.json"]
     files = sorted(file for file in files if file.is_file())

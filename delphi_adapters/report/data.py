@@ -15,6 +15,8 @@ from ..clients.judge import NO_JUDGE
 if TYPE_CHECKING:
     from pyarrow import Table
 
+    from sparsify_crosscoder.evaluation.planted_recall import PlantedRecall
+
     from ..explaining.categories import CategoryCount
     from ..explaining.summary import SimilarSummary
 
@@ -234,6 +236,9 @@ class ReportData:
     grafted: dict[str, Any] = field(default_factory=dict)
     """What the models lose by the reconstruction, as `Grafted.to_dict`; empty if not measured."""
 
+    power: PlantedRecall | None = None
+    """What the list has of differences that were planted into the pair; None if none were."""
+
     stability: dict[str, Any] | None = None
     """What `sparsify-crosscoder stability --json` wrote; None if only one run was looked at."""
 
@@ -245,6 +250,11 @@ class ReportData:
 
     warnings: list[str] = field(default_factory=list)
     """What a reader must know first."""
+
+    @property
+    def lists_nothing(self) -> bool:
+        """Whether differences were searched for, and no finding was listed."""
+        return self.searched is not None and not any(row["finding"] for row in self.differences)
 
     @property
     def judged(self) -> bool:

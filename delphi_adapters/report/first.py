@@ -11,7 +11,7 @@ from sparsify_crosscoder.scorability import with_interval
 from .data import ReportData
 from .finding import how_sure, latent_lines, what_differs, where_present
 from .ranking import ranked
-from .statements import model_names
+from .statements import NOTHING, model_names, would_have_found
 from .text import one_line
 
 FIRST = 5
@@ -29,11 +29,9 @@ def first_entries(data: ReportData, count: int = FIRST) -> list[str]:
             "No latent is flagged, kept by the filter or compared."
         ]
     findings = [row for row in data.differences if row["finding"]]
-    lines = [
-        f"What differs, the first {min(count, len(findings))} of {len(findings):,}:"
-        if findings
-        else "No difference between the models reaches the score of a finding."
-    ]
+    lines = [f"What differs, the first {min(count, len(findings))} of {len(findings):,}:"]
+    if not findings:
+        lines = [NOTHING, *textwrap.wrap(would_have_found(data), WIDTH, break_on_hyphens=False)]
     table = {row["latent"]: row for row in data.features.to_pylist()}
     for finding in findings[:count]:
         row = table.get(finding["latent"])

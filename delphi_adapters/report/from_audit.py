@@ -49,6 +49,7 @@ from .data import (
     SteeredOutputs,
 )
 from .passages import passages
+from .power import Power
 from .steering_columns import null_scores, steering_columns
 
 MEASURES = {
@@ -91,6 +92,7 @@ def report_data(audit: Audit, stability: dict[str, Any] | None) -> ReportData:
         differences=differences,
         searched=_searched(filters),
         grafted=audit.output(Graft) or {},
+        power=audit.output(Power),
         stability=stability,
         similar=summary.similar,
         provenance={

@@ -11,7 +11,17 @@ from sparsify_crosscoder.intervals import rate_interval
 
 from .data import ReportData
 from .ranking import description, ranked
-from .statements import KINDS, column, likeness_of, model_names, null_values, scores_of, spread
+from .statements import (
+    KINDS,
+    NOTHING,
+    column,
+    likeness_of,
+    model_names,
+    null_values,
+    scores_of,
+    spread,
+    would_have_found,
+)
 
 FIRST = 10  # latents
 DIFFERENCES = 20
@@ -60,6 +70,7 @@ def share(value: float | None) -> str:
 def _sheets(data: ReportData) -> Iterator[Sheet]:
     names = model_names(data)
     yield _differences(data, names)
+    yield _power(data)
     yield _models(data, names)
     if not data.judged:
         yield _first(data, names)
@@ -125,6 +136,26 @@ def _differences(data: ReportData, names: list[str]) -> Sheet:
         "there are any. KL: how far the models' next tokens differ there, in nats. "
         "Also: how many other latents and changes show the same.",
         ["", "kind", "latent", "model", "what was found", "present", "score", "q", "KL", "also"],
+        rows,
+    )
+
+
+def _power(data: ReportData) -> Sheet:
+    title, note = "What would have been found", ""
+    if data.lists_nothing:
+        title, note = "What differs", f"{NOTHING} "
+    if data.power is None:
+        rows: list[list[Cell]] = [[would_have_found(data)]] if data.lists_nothing else []
+        return Sheet(title, note.strip(), [""], rows)
+    head, *rows = map(list[Cell], data.power.rows())
+    return Sheet(
+        title,
+        f"{note}{data.power.sentence()} Their directions are known; they were added to the run's "
+        "own activations on random pairs, wherever a token occurs, or in all texts in which it "
+        "occurs, and a crosscoder was trained on these as the run's was. Size: in median norms of "
+        "the centred activations. Columns: shares of the pairs that have one. In brackets "
+        "intervals of 95%. A plant changes nothing that the models say, so no KL was asked for.",
+        [str(one) for one in head],
         rows,
     )
 

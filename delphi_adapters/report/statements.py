@@ -18,6 +18,9 @@ KINDS: tuple[Kind, ...] = ("shared", "random")
 LOOKED_AT = 50  # latents with details, for the number of prompts
 
 
+NOTHING = "No difference between the models reaches the score of a finding."
+
+
 class Spread(NamedTuple):
     """Mean and range of some scores."""
 
@@ -44,6 +47,13 @@ def null_values(data: ReportData, source: int | None, kind: Kind, what: str) -> 
 def spread(values: list[float]) -> Spread | None:
     """None of nothing."""
     return Spread(len(values), mean(values), min(values), max(values)) if values else None
+
+
+def would_have_found(data: ReportData) -> str:
+    """What an empty list is worth, in a sentence."""
+    if data.power is None:
+        return f"What would have been found is not known. {trust.NO_POWER.meaning}"
+    return data.power.sentence()
 
 
 def model_names(data: ReportData) -> list[str]:
@@ -89,6 +99,7 @@ def _statements(data: ReportData) -> Iterator[Statement]:
     if not data.nulls:
         yield trust.NO_ERROR_RATE
     yield from map(trust.null_rate, data.nulls)
+    yield trust.NO_POWER if data.power is None else trust.power(data.power)
     compared = _of_exclusivity if data.judged else _of_likeness
     yield from filter(None, compared(data))
     yield from filter(None, _of_training(data))

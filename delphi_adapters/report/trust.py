@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, median
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -25,6 +25,9 @@ from .chance import (
     superiority,
 )
 from .data import NullRate
+
+if TYPE_CHECKING:
+    from sparsify_crosscoder.evaluation.planted_recall import PlantedRecall
 
 Level = Literal["good", "caution", "bad"]
 
@@ -165,6 +168,37 @@ NO_ERROR_RATE = Statement(
     "No pair without a difference was compared, so that nobody knows which share of the list is "
     "false.",
 )
+
+
+NO_POWER = Statement(
+    "What would have been found",
+    "caution",
+    "not known",
+    "No known difference was planted, so that nobody knows what the list would have missed.",
+)
+
+
+def power(planted: PlantedRecall) -> Statement:
+    """How much of what is known to be there the list has."""
+    recall, without = planted.recall(), len(planted.nothing.plants)
+    low, high = recall.interval
+    number = (
+        f"{recall.found:,} of {recall.of:,} planted differences ({low:.0%} to {high:.0%}); with "
+        f"nothing planted {planted.found_without:,} of {without:,}"
+    )
+    level = graded(low, 0.5, 0.2)
+    meaning = {
+        "good": "Most differences of the planted kinds, sizes and shares are listed; what is "
+        "smaller, rarer or of another kind may be missing.",
+        "caution": "A good part of the differences of the planted kinds, sizes and shares is "
+        "missing from the list.",
+        "bad": "Most differences of the planted kinds, sizes and shares are missing from the list: "
+        "what it does not have may well be there.",
+    }[level]
+    if planted.found_without:
+        level = "bad"
+        meaning = "Directions that were not planted are found as well: the count says little."
+    return Statement("What would have been found", level, number, meaning)
 
 
 def null_rate(rate: NullRate) -> Statement:

@@ -22,6 +22,7 @@ from .planted_recall import PlantedRecall, PlantFound, Round
 from .plants import Cell
 
 ROUNDS, SETTINGS, RECALL = "rounds.jsonl", "settings.json", "recall.json"
+FILES = (ROUNDS, SETTINGS, RECALL)
 
 
 class _Kept(TypedDict):
@@ -42,12 +43,17 @@ def crosscoder_digest(run: Run) -> str:
     return hash_file(run.path / own_crosscoders(run.path)[0] / WEIGHTS)
 
 
-def kept_recall(run: Run) -> PlantedRecall | None:
-    """What was found of what was planted into a run, if it is kept with it.
+def kept_file(run: Run) -> Path | None:
+    """All that was planted into a run, if it is kept with it and of its crosscoder."""
+    return None if kept_recall(run) is None else default_folder(run) / RECALL
+
+
+def kept_recall(run: Run, folder: Path | None = None) -> PlantedRecall | None:
+    """What was found of what was planted into a run, if it is kept with it, or in a folder.
 
     None where it is of another crosscoder than the run's. Raises Damaged.
     """
-    folder = default_folder(run)
+    folder = default_folder(run) if folder is None else folder
     if not (folder / RECALL).exists():
         return None
     remedy = f"Delete '{folder}': all is then done again."

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import ceil
 from typing import NamedTuple
 
 import numpy as np
@@ -80,15 +81,25 @@ class StorePlaces:
         """Places that a cell's plant may have, the one nearest to its share first."""
         if cell.kind == "random":
             random = random_of(PLACES, self.seed, Wanted(cell, replicate, source))
-            count = round(cell.frequency * len(self.pairs))
+            count = self._count(cell)
             chosen = random.choice(self.pairs, count, replace=False, shuffle=False)
             return [Place(np.sort(chosen), None)] if count else []
+        return [self._at(cell, source, int(token)) for token in self._near(cell, source)]
+
+    def has(self, cell: Cell, source: int) -> bool:
+        """Whether there is a place for a cell's plants."""
+        return bool(self._count(cell) if cell.kind == "random" else len(self._near(cell, source)))
+
+    def _count(self, cell: Cell) -> int:
+        return round(cell.frequency * len(self.pairs))
+
+    def _near(self, cell: Cell, source: int) -> np.ndarray:
+        """Numbers of the tokens that are on so many pairs, or their texts, the nearest first."""
         tokens = self._tokens(source)
         shares = tokens.text_shares if cell.kind == "topic" else tokens.shares
         off = np.abs(np.log(np.maximum(shares, 1e-30) / cell.frequency))
         near = np.flatnonzero(off <= np.log(NEAR))
-        near = near[np.argsort(off[near], kind="stable")]
-        return [self._at(cell, source, int(token)) for token in near[:MOST]]
+        return near[np.argsort(off[near], kind="stable")][:MOST]
 
     def _at(self, cell: Cell, source: int, number: int) -> Place:
         tokens = self._tokens(source)
@@ -150,23 +161,25 @@ def pack(
 ) -> tuple[list[list[Placed]], list[Wanted]]:
     """Rounds of at most `together` plants of each source in different places, and what has none.
 
-    A place is taken again only after all others that are near, and never in one round.
+    There are as many rounds as the plants of one source fill. A place is taken again only after all
+    others that are near, and never in one round: what is left when all rounds have it has none.
     """
-    rounds: list[list[Placed]] = []
+    counts = Counter(one.source for one in wanted if places.has(one.cell, one.source))
+    most = max(counts.values(), default=0)
+    rounds: list[list[Placed]] = [[] for _ in range(ceil(most / together))]
     nowhere: list[Wanted] = []
     taken: Counter[tuple[int, str, int | None]] = Counter()
     for one in wanted:
         near = places.of(one.cell, one.source, one.replicate)
-        if not near:
+        near.sort(key=lambda place, one=one: taken[one.source, one.cell.kind, place.token])
+        free = _free_place(near, one.source, rounds, together)
+        if free is None:
             nowhere.append(one)
             continue
-        near.sort(key=lambda place, one=one: taken[one.source, one.cell.kind, place.token])
-        some, place = _free_place(near, one.source, rounds, together) or ([], near[0])
-        if not some:
-            rounds.append(some)
+        some, place = free
         some.append(Placed(one, place))
         taken[one.source, one.cell.kind, place.token] += 1
-    return rounds, nowhere
+    return [some for some in rounds if some], nowhere
 
 
 def _free_place(

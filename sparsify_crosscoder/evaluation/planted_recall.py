@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from ..intervals import rate_interval
-from .plants import Cell
+from .plants import KINDS, Cell
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class PlantedRecall:
     """The same plants looked up where none was planted."""
 
     nowhere: list[Cell]
-    """Of each plant that no place of the store is for."""
+    """Of each plant that no place of the store is for, or none that is left."""
 
     settings: dict[str, Any]
     steps: int
@@ -160,25 +160,62 @@ class PlantedRecall:
             f"directions are findings, of which the list then has {self.nothing.findings:,}.",
             "Sizes are in median norms of the centred activations, shares are of the pairs. A "
             "plant changes nothing that the models say, so no KL of the next tokens is asked for.",
-            f"{len(self.rounds) + 1} trainings of {self.steps:,} steps and their lists took "
-            f"{self.seconds:,.0f} s.",
+            f"{len(self.rounds)} trainings of {self.steps:,} steps with plants, and all lists, "
+            f"took {self.seconds:,.0f} s.",
         ]
         if self.nowhere:
-            some = dict.fromkeys(f"{cell.kind} {_share(cell.frequency)}" for cell in self.nowhere)
-            lines.append(f"Nothing in the texts is on such a share of the pairs: {', '.join(some)}")
+            some = [f"{cell.kind} {share_text(cell.frequency)}" for cell in self.nowhere]
+            lines.append(
+                f"{len(some)} more had no place, as no token or text has such a share of the "
+                f"pairs, or none was left: {', '.join(dict.fromkeys(some))}"
+            )
         return "\n".join(lines)
 
     def _ranks(self) -> str:
         ranks = [one.rank for one in self.plants if one.finding and one.rank is not None]
         return f" (half of them at rank {median(ranks):.0f} or before)" if ranks else ""
 
+    def sentence(self) -> str:
+        """How many were found, in all and of each size and share."""
+        each = [
+            f"at {size_text(size)} of the median norm "
+            + ", ".join(
+                f"{recall.found} of {recall.of} on {share_text(share)} of the pairs"
+                for share, recall in self._by_share(size)
+            )
+            for size in sorted({one.size for one in self.plants}, reverse=True)
+        ]
+        total = self.recall()
+        return f"Of differences planted into this pair {total} were found: {'; '.join(each)}."
+
+    def missed(self) -> str:
+        """What the list does not have of them, in a line."""
+        recall, (low, high) = self.recall(), self.recall().interval
+        return (
+            f"{recall.of - recall.found} of {recall.of} differences that were planted would have "
+            f"been missed ({1 - high:.0%} to {1 - low:.0%})"
+        )
+
+    def _by_share(self, size: float) -> list[tuple[float, Recall]]:
+        plants = [one for one in self.plants if one.size == size]
+        shares = sorted({one.frequency for one in plants}, reverse=True)
+        found = {share: [one for one in plants if one.frequency == share] for share in shares}
+        return [
+            (share, Recall(sum(one.finding for one in some), len(some)))
+            for share, some in found.items()
+        ]
+
     def table(self) -> list[str]:
-        """A Markdown table: a line per kind and size, and for all kinds together."""
+        """A Markdown table of the `rows`."""
+        return _aligned(self.rows())
+
+    def rows(self) -> list[list[str]]:
+        """A heading, then a line per kind and size, and for all kinds together."""
         cells = [one.cell for one in self.plants] + self.nowhere
-        kinds = list(dict.fromkeys(cell.kind for cell in cells))
+        kinds = sorted({cell.kind for cell in cells}, key=KINDS.index)
         sizes = sorted({cell.size for cell in cells}, reverse=True)
         shares = sorted({cell.frequency for cell in cells}, reverse=True)
-        rows = [["planted", "size", *map(_share, shares)], ["---"] * (2 + len(shares))]
+        rows = [["planted", "size", *map(share_text, shares)]]
         together = [tuple(kinds)] if len(kinds) > 1 else []
         for some in (*((kind,) for kind in kinds), *together):
             for size in sizes:
@@ -191,26 +228,23 @@ class PlantedRecall:
                     for share in shares
                 ]
                 name = some[0] if len(some) == 1 else "all kinds"
-                rows.append([name, _size(size), *map(str, recalls)])
-        return _aligned(rows)
+                rows.append([name, size_text(size), *map(str, recalls)])
+        return rows
 
 
-def _share(frequency: float) -> str:
+def share_text(frequency: float) -> str:
+    """As 0.3%."""
     return f"{100 * frequency:.3g}%"
 
 
-def _size(size: float) -> str:
+def size_text(size: float) -> str:
+    """As 1/8."""
     parts = 1 / size
     return f"1/{parts:.0f}" if size < 1 and abs(parts - round(parts)) < 1e-6 else f"{size:g}"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [
-            "-" * width if set(cell) == {"-"} and len(cell) == 3 else cell.ljust(width)
-            for cell, width in zip(row, widths, strict=True)
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+    lines = [" | ".join(map(str.ljust, row, widths)) for row in rows]
+    lines.insert(1, " | ".join("-" * width for width in widths))
+    return [f"| {line} |" for line in lines]

@@ -49,6 +49,11 @@ class Refit(NamedTuple):
             return cls(steps, True)
         return cls(max(round(share * steps), 1), False)
 
+    def trainings(self, rounds: int) -> int:
+        """For so many copies of the pairs with plants, and one without: from zero that is the
+        run's own."""
+        return rounds if self.from_zero else rounds + 1
+
 
 class PlantedRun(NamedTuple):
     """A run with a store, whose pairs are planted into."""

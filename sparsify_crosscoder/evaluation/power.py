@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,22 @@ class PlantConfig:
         """All kinds, sizes and frequencies."""
         return [Cell(*of) for of in product(self.kinds, self.sizes, self.frequencies)]
 
+    @property
+    def turns(self) -> list[int]:
+        """Which source comes first in each: neighbours have others, so that none has all of a
+        kind, a size or a frequency."""
+        amounts = (self.kinds, self.sizes, self.frequencies)
+        return [sum(of) for of in product(*(range(len(some)) for some in amounts))]
+
+    @property
+    def plants(self) -> int:
+        """How many there are where each has its place."""
+        return len(self.cells) * self.replicates
+
+    def trainings(self, sources: int) -> int:
+        """Copies of the pairs that these fill."""
+        return ceil(self.plants / (sources * self.together))
+
 
 @dataclass(frozen=True)
 class PlantPlan:
@@ -117,7 +134,7 @@ class PlantPlan:
     config: PlantConfig
     rounds: list[list[Plant]]
     nowhere: list[Cell]
-    """Of each plant that no place of the store is for."""
+    """Of each plant that no place of the store is for, or none that is left."""
 
     refit: Refit
     settings: dict[str, Any]
@@ -130,8 +147,8 @@ class PlantPlan:
         opened, refit = PlantedRun.of(run, device), Refit.of(run, config.refit)
         sources = len(opened.crosscoder.d_sources)
         wanted = [
-            Wanted(cell, replicate, (number + replicate) % sources)
-            for number, cell in enumerate(config.cells)
+            Wanted(cell, replicate, (turn + replicate) % sources)
+            for cell, turn in zip(config.cells, config.turns, strict=True)
             for replicate in range(config.replicates)
         ]
         order = np.random.default_rng([ORDER, config.seed % 2**64]).permutation(len(wanted))
@@ -151,8 +168,9 @@ class PlantPlan:
         }
         summary = run.summary()
         looked_at = LOOKING * min(config.pairs, len(opened.store))
-        pairs = refit.steps * opened.config.pairs_per_step + looked_at
-        seconds = (len(rounds) + 1) * pairs * summary.wall_seconds / summary.pairs
+        pairs = (len(rounds) + 1) * looked_at
+        pairs += refit.trainings(len(rounds)) * refit.steps * opened.config.pairs_per_step
+        seconds = pairs * summary.wall_seconds / summary.pairs
         nothing = [one.cell for one in nowhere]
         return cls(opened, config, rounds, nothing, refit, settings, seconds)
 
@@ -164,9 +182,10 @@ class PlantPlan:
         """What it will cost."""
         start = "zero" if self.refit.from_zero else "where the run ended"
         return (
-            f"{len(self.plants):,} differences are planted: {len(self.rounds) + 1:,} trainings of "
-            f"{self.refit.steps:,} steps from {start}, some {self.seconds / 60:,.0f} minutes "
-            f"at the rate of the run's own training"
+            f"{len(self.plants):,} differences are planted: "
+            f"{self.refit.trainings(len(self.rounds)):,} trainings of {self.refit.steps:,} steps "
+            f"from {start} and {len(self.rounds) + 1:,} lists, some {self.seconds / 60:,.0f} "
+            f"minutes at the rate of the run's own training"
         )
 
 
@@ -221,7 +240,7 @@ def power_text(run: Run) -> str:
     kept = kept_recall(run)
     if kept is None:
         return f"what would have been found: `sparsify-crosscoder plant {run.path}`"
-    return kept.text()
+    return f"{kept.missed()}\n{kept.text()}"
 
 
 def _round(plan: PlantPlan, plants: Sequence[Plant], folder: Path) -> Round:

@@ -22,6 +22,7 @@ from delphi_adapters.report import (
     Searched,
     SteeredOutputs,
 )
+from sparsify_crosscoder.evaluation.planted_recall import PlantedRecall, PlantFound, Round
 
 PROMPTS = ["What is on your mind?", "Tell me of the sea."]
 STRENGTHS = [0.0, 2.0, 8.0]
@@ -303,6 +304,30 @@ def unjudged_report(**changes: Any) -> ReportData:
         "similar": [],
     }
     return small_report(**{**values, **changes})
+
+
+def planted_recall(found: int, of: int, without: int = 0) -> PlantedRecall:
+    """Plants at half the median norm, half of them on 1% of the pairs and the others on 0.1%."""
+    some = [
+        PlantFound(
+            kind="random",
+            size=0.5,
+            frequency=0.01 if number % 2 else 0.001,
+            replicate=number,
+            source=number % 2,
+            pairs=60,
+            token=None,
+            finding=number < found,
+            rank=number + 1 if number < found else None,
+            entry="exclusive" if number < found else None,
+            score=0.5 if number < found else None,
+            cosine=0.99 if number < found else 0.2,
+        )
+        for number in range(of)
+    ]
+    nothing = [replace(one, finding=number < without) for number, one in enumerate(some)]
+    rounds = [Round(True, some, found + 2, 60.0)]
+    return PlantedRecall(rounds, Round(False, nothing, 2, 6.0), [], {}, 300)
 
 
 def difference(rank: int, latent: int | None, source: int, **values: Any) -> dict[str, Any]:

@@ -22,7 +22,7 @@ class Describe(Stage[NoOptions, "Descriptions"]):
     name = "describe"
     what = "words and tokens of latents, counted and computed"
     needs = ("cache", "filter")
-    after = ("null",)
+    after = ("null", "power")
 
     def inputs(self, ctx: Context) -> dict[str, Any]:
         return {**choosing_inputs(ctx), "nulls": ctx.options(VerificationOptions).nulls}

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.xdist_group("audits")  # one worker makes what they sha
 
 OWN = (
     "--cache_ctx_len 32 --min_firings 20 --verify 2 --sample 2 --nulls 1 --strengths 0 2 "
-    "--null_steps 0 --explain_limit 4"
+    "--null_steps 0 --power_plants 0 --explain_limit 4"
 )
 
 
@@ -66,9 +66,13 @@ def test_of_a_model_beside_itself_the_report_says_that_nothing_differs(twins, tm
     training = "--arch rdfc --hookpoints layers.1 layers.1 --num_latents 64 --k 4 --lr 1e-3 "
     training += "--pairs_per_step 128 --max_steps 20 --ctx_len 64 --log_to_wandb False --device cpu"
     out = ["--dataset", texts, "--out", str(tmp_path / "audit")]
-    main([base, base, *out, *training.split(), *OWN.split()])
-    said = capsys.readouterr().out
-    assert "No difference between the models reaches the score of a finding." in said
+    planting = ["--power_plants", "1", "--power_sizes", "1", "--power_shares", "0.02"]
+    main([base, base, *out, *training.split(), *OWN.split(), *planting])
+    said = capsys.readouterr().out.splitlines()
+    nothing = said.index("No difference between the models reaches the score of a finding.")
+    assert said[nothing + 1].startswith("Of differences planted into this pair ")
+    report = (tmp_path / "audit" / "report.md").read_text(encoding="utf-8")
+    assert "| all kinds | 1 |" in report and "planted differences (" in report
     # No exclusive latent ever fires, so that there is none to look at.
     assert records(tmp_path / "audit")["explain"]["result"]["latents"] == []
     assert (tmp_path / "audit" / "report.html").exists()

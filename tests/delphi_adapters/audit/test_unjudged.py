@@ -26,7 +26,8 @@ pytestmark = pytest.mark.xdist_group("audits")  # one worker makes what they sha
 
 OWN = (
     "--cache_ctx_len 32 --min_firings 20 --verify 4 --sample 6 --nulls 2 --strengths 0 2 4 "
-    "--null_steps 0 --stitch_pairs 2000 --stitch_held_out_pairs 200 --explain_limit 5"
+    "--null_steps 0 --power_plants 0 --stitch_pairs 2000 --stitch_held_out_pairs 200 "
+    "--explain_limit 5"
 )
 OF_A_JUDGE = ("explanation", "flag_status", "harmful", "reason", "category", "detection_score")
 OF_A_JUDGE += ("interpretable", "exclusivity", "exclusivity_status", "steering_interpretability")

@@ -29,6 +29,7 @@ from tests.support.report import (
     difference,
     hostile_report,
     listed_report,
+    planted_recall,
     small_report,
     unjudged_report,
 )
@@ -314,6 +315,27 @@ def test_where_nothing_differs_a_terminal_is_told_so():
     lines = first_entries(listed_report([difference(1, 3, 1, finding=False)]))
     assert lines[0] == "No difference between the models reaches the score of a finding."
     assert not any("latent 1," in line for line in lines)
+
+
+def test_beside_nothing_stands_what_would_have_been_found():
+    nothing = {"rows": [difference(1, 3, 1, finding=False)], "power": planted_recall(3, 4)}
+    told = (
+        "Of differences planted into this pair 3 of 4 (30% to 95%) were found: at 1/2 of the "
+        "median norm 1 of 2 on 1% of the pairs, 2 of 2 on 0.1% of the pairs."
+    )
+    lines = first_entries(listed_report(**nothing))
+    assert " ".join(lines[1:3]) == told
+    markdown = "".join(markdown_report(listed_report(**nothing)))
+    behind = markdown.partition("## What differs")[2]
+    assert behind.strip().startswith("No difference between the models reaches the score")
+    assert inline(told) in behind and "| random | 1/2 | 1 of 2 (9% to 91%) |" in behind
+    assert "What would have been found" in markdown.partition("## What differs")[0]  # of trust
+
+    unknown = first_entries(listed_report([difference(1, 3, 1, finding=False)]))
+    assert "is not known. No known difference was planted" in " ".join(unknown)
+    found = [difference(1, 3, 1)]
+    markdown = "".join(markdown_report(listed_report(found, power=planted_recall(3, 4))))
+    assert markdown.index("## What differs") < markdown.index("## What would have been found")
 
 
 def test_the_strongest_token_of_a_passage_is_marked_and_the_rest_is_cut():

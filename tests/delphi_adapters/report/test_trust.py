@@ -11,6 +11,7 @@ from tests.support.report import (
     detail,
     grafted,
     null_score,
+    planted_recall,
     row,
     scored,
     small_report,
@@ -99,6 +100,19 @@ def test_no_finds_among_few_are_no_good_news():
     assert trust.null_rate(NullRate("x", 390, 400)).level == "bad"
     assert trust.null_rate(NullRate("x", 0, 0)).level == "caution"
     assert trust.null_rate(NullRate("x", 3, 396)).number == "3 of 396 (0.8%, at most 2.2%)"
+
+
+def test_a_list_is_trusted_as_far_as_it_has_what_was_planted():
+    assert trust.power(planted_recall(12, 12)).level == "good"
+    assert trust.power(planted_recall(6, 12)).level == "caution"
+    assert trust.power(planted_recall(1, 12)).level == "bad"
+    assert trust.power(planted_recall(12, 12, without=2)).level == "bad"
+    assert trust.power(planted_recall(6, 12)).number == (
+        "6 of 12 planted differences (25% to 75%); with nothing planted 0 of 12"
+    )
+    assert about(small_report())["What would have been found"].number == "not known"
+    planted = about(small_report(power=planted_recall(12, 12)))
+    assert planted["What would have been found"].level == "good"
 
 
 def test_latents_that_score_as_shared_ones_do_are_no_evidence():
