@@ -29,6 +29,9 @@ from .interventions.generation import generate as generate
 from .interventions.graft import GraftConfig as GraftConfig
 from .interventions.graft import Grafted as Grafted
 from .interventions.graft import graft as graft
+from .interventions.patch import PatchConfig as PatchConfig
+from .interventions.patch import Patched as Patched
+from .interventions.patch import patch as patch
 from .interventions.persona import Persona as Persona
 from .interventions.persona import persona_vectors as persona_vectors
 from .interventions.steering import Steering as Steering

@@ -67,6 +67,11 @@ COMMANDS = {
         "main",
         "put the reconstruction in place of the activation",
     ),
+    "patch": (
+        f"{_COMMANDS}.patch",
+        "main",
+        "say how much of the models' divergence latents restore",
+    ),
     "persona": (
         f"{_COMMANDS}.persona",
         "main",

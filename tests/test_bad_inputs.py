@@ -155,6 +155,7 @@ MISSING = [
     "stitch {nowhere} --out {root}/new",
     "graft {nowhere}",
     "baselines {nowhere} {nowhere} --dataset {nowhere}",
+    "patch {nowhere}",
     "steer {nowhere} --latents 1",
     "persona {nowhere} {nowhere} --out {root}/new",
     "transfer {nowhere} {nowhere} --out {root}/new",

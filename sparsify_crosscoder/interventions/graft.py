@@ -234,6 +234,15 @@ class ReadPairs:
         ]
         return torch.cat([part[:, columns].float().cpu() for part in parts])
 
+    def written(self, source: int, latents: Tensor) -> Tensor:
+        """What latents `[m]` write in one source, `[P, D]` in its own space, on the CPU."""
+        return self.reconstruction(source) - self.reconstruction(source, latents)
+
+    def firings(self) -> Tensor:
+        """Pairs on which each latent is active, `[M]`."""
+        counts = [code.indices.bincount(minlength=code.shape[1]) for code in self.codes]
+        return torch.stack(counts).sum(0).cpu()
+
 
 def _parts(crosscoder: Crosscoder, kept: Sequence[Sequence[int]] | None) -> list[dict[str, Tensor]]:
     """For each source the latents that are left out of its reconstruction, by name."""
