@@ -15,6 +15,7 @@ from ..clients.judge import NO_JUDGE
 if TYPE_CHECKING:
     from pyarrow import Table
 
+    from sparsify_crosscoder.evaluation.baselines.beside import BaselinesBeside
     from sparsify_crosscoder.evaluation.planted_recall import PlantedRecall
 
     from ..explaining.categories import CategoryCount
@@ -232,6 +233,9 @@ class ReportData:
 
     searched: Searched | None = None
     """None by a filter of an earlier version, which had no list of differences."""
+
+    baselines: BaselinesBeside | None = None
+    """What the simplest methods see, and the list of differences beside it, if they were asked."""
 
     grafted: dict[str, Any] = field(default_factory=dict)
     """What the models lose by the reconstruction, as `Grafted.to_dict`; empty if not measured."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from sparsify_crosscoder.scorability import with_interval
 
+from .baselines import baseline_lines
 from .data import ReportData
 from .finding import how_sure, latent_lines, what_differs, where_present
 from .ranking import ranked
@@ -42,7 +43,8 @@ def first_entries(data: ReportData, count: int = FIRST) -> list[str]:
         for row in ranked(data)
         if row["difference"] not in shown and (row["harmful"] or row["filter_verdict"] == "kept")
     ]
-    return [*lines, *_latents(others[:count], names)]
+    simple = [] if data.baselines is None else baseline_lines(data.baselines, names)
+    return [*lines, *_latents(others[:count], names), *simple]
 
 
 def _finding(

@@ -36,6 +36,7 @@ from ..explaining.features import features
 from ..explaining.summary import summarise_table
 from ..judging.exclusivity import Exclusivity
 from ..judging.rating import Rating
+from .baseline_stage import BaselineMethods
 from .data import (
     Context,
     Curve,
@@ -91,6 +92,7 @@ def report_data(audit: Audit, stability: dict[str, Any] | None) -> ReportData:
         filter={"verdicts": filters.verdicts},
         differences=differences,
         searched=_searched(filters),
+        baselines=audit.output(BaselineMethods),
         grafted=audit.output(Graft) or {},
         power=audit.output(Power),
         stability=stability,

@@ -28,7 +28,8 @@ from sparsify_crosscoder.evaluation.latent_card import LatentCard
 
 from ..explaining.features import COLUMNS
 from .data import ReportData
-from .overview import Latent, Sheet, overview
+from .overview import overview
+from .sheets import Latent, Sheet
 from .statements import KINDS, model_names, null_values, statements
 
 SCRIPTS = ("text", "data", "charts", "table", "overview", "feature", "main")

@@ -8,8 +8,9 @@ from typing import Any
 from sparsify_crosscoder.evaluation.latent_card import LatentCard
 
 from .data import FeatureDetail, ReportData
-from .overview import Cell, Latent, overview
+from .overview import overview
 from .ranking import description, ranked
+from .sheets import Cell, Latent
 from .statements import KINDS, model_names, null_values, spread, statements
 from .text import block, inline
 

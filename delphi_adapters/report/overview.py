@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from sparsify_crosscoder.intervals import rate_interval
 
+from .baselines import baseline_sheet, beside_sheet
 from .data import ReportData
 from .ranking import description, ranked
+from .sheets import Cell, Latent, Sheet, number, share
 from .statements import (
     KINDS,
     NOTHING,
@@ -29,48 +30,18 @@ _FVE = ("FVE", "FVE with outliers", "FVE without top 5")
 SIMILAR = 20  # pairs of explanations that are listed
 
 
-@dataclass(frozen=True)
-class Latent:
-    """A cell that leads to a latent's page."""
-
-    index: int
-
-
-Cell = str | Latent
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """A table with a heading and a note; every row has as many cells as `head`."""
-
-    title: str
-    note: str
-    head: list[str]
-    rows: list[list[Cell]]
-    """Numbers are in words already, so that all forms of the report say the same."""
-
-
 def overview(data: ReportData) -> list[Sheet]:
     """All tables that have a row."""
     return [one for one in _sheets(data) if one.rows]
-
-
-def number(value: float | int | None, digits: int = 2) -> str:
-    """A number for a cell; a dash for none."""
-    if value is None or value != value:
-        return "-"
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}"
-
-
-def share(value: float | None) -> str:
-    """A share of one in percent; a dash for none."""
-    return "-" if value is None or value != value else f"{value:.1%}"
 
 
 def _sheets(data: ReportData) -> Iterator[Sheet]:
     names = model_names(data)
     yield _differences(data, names)
     yield _power(data)
+    if data.baselines is not None:
+        yield baseline_sheet(data.baselines, names)
+        yield beside_sheet(data.baselines)
     yield _models(data, names)
     if not data.judged:
         yield _first(data, names)

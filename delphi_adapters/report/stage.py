@@ -30,7 +30,7 @@ class Report(Stage[ReportOptions, None]):
 
     name = "report"
     what = "one page, and tables"
-    needs = ("null", "power", "graft", "describe", "exclusivity", "rubrics")
+    needs = ("null", "power", "graft", "baselines", "describe", "exclusivity", "rubrics")
     Options = ReportOptions
 
     def outside(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.xdist_group("golden audits")  # one worker makes what t
 
 STAGES = (
     *("harvest", "train", "cache", "filter", "null", "power", "describe", "explain"),
-    *("score", "graft", "stitch", "exclusivity", "rubrics", "report"),
+    *("score", "graft", "baselines", "stitch", "exclusivity", "rubrics", "report"),
 )
 AUDITING = (
     "--cache_ctx_len 32 --min_firings 20 --verify 1 --sample 1 --nulls 1 --max_new_tokens 2 "

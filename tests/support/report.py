@@ -22,6 +22,8 @@ from delphi_adapters.report import (
     Searched,
     SteeredOutputs,
 )
+from sparsify_crosscoder.evaluation.baselines.beside import BaselinesBeside, beside
+from sparsify_crosscoder.evaluation.baselines.found import Baselines, Found
 from sparsify_crosscoder.evaluation.planted_recall import PlantedRecall, PlantFound, Round
 
 PROMPTS = ["What is on your mind?", "Tell me of the sea."]
@@ -175,6 +177,18 @@ def null_score(kind: str, source: int, score: float | None, **values: Any) -> di
     }
 
 
+def simple_methods() -> BaselinesBeside:
+    """Two texts, a token and a direction; an entry of the list that is in the same texts."""
+    entries = [
+        Found(1, "text", "kl", 1, 0.7, (0.5, 0.9), "", "a <b>passage</b>", [3]),
+        Found(2, "text", "kl", 1, 0.6, None, "", "another", [4]),
+        Found(1, "token", "token", 0, 0.01, (0.0, 0.02), "' it'", "", [3, 4]),
+        Found(1, "direction", "component", 1, 0.3, (0.2, 0.4), "promotes 'x'", "there", [9]),
+    ]
+    found = Baselines(entries, {"kl": [*range(20)]}, 20, 400, "as they are", [], {})
+    return BaselinesBeside(found, beside({1: [3, 4], 2: [12, 13]}, found, 5))
+
+
 def grafted(name: str, recovered: float) -> dict[str, Any]:
     """What a model loses by the reconstruction, as `GraftedModel.to_dict` has it."""
 
@@ -247,6 +261,7 @@ def small_report(**changes: Any) -> ReportData:
                 {"kept": 1, "predictable": 0, "shadow": 0, "too_rare": 0, "not_linear": 0},
             ]
         },
+        "baselines": simple_methods(),
         "grafted": {
             "texts": 24,
             "held_out": True,

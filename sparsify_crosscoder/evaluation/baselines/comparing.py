@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,17 +15,22 @@ from torch import Tensor
 from ...harvest.promoted_tokens import NoUnembedding, promoted_tokens
 from ...harvest.source import Source
 from ...runs.config import RunConfig
-from ...runs.pairs import sources_and_windows
+from ...runs.pairs import run_store, sources_and_windows
+from ...runs.run import Run
 from ...runs.texts import load_run_texts
 from ...store.store import ActivationStore
 from ...text.chat import plain_text
 from ...text.texts import rows_of
+from .beside import BaselinesBeside, beside, top_texts
 from .coder import CoderConfig
 from .difference import Difference, difference_of
 from .directions import Read, coder_latents, components, listed_directions, mean_directions
 from .found import TOP_TEXTS, Baselines, Found
 from .reading import Reading, read_models, read_store
 from .text_scores import listed_texts, passage, text_scores, values_of
+
+SEEN = 5
+"""Tokens and directions of each method that a list of differences is compared with."""
 
 TOKENS = 20
 """Tokens that are listed."""
@@ -85,6 +90,31 @@ def baselines_of_store(
     with clock.of("reading"):
         reading = read_store(store, memory=settings.memory)
     return _found(reading, texts, settings, clock, None)
+
+
+def run_baselines_beside(
+    run: Run, rows: Sequence[Mapping[str, Any]], device: torch.device, settings: BaselineConfig
+) -> BaselinesBeside:
+    """The baselines of a run's own pairs, and its list of differences beside them.
+
+    From the run's store if it has one, else from its models. `rows` are entries of the list, as
+    `Difference.to_dict`; those of no latent are in no single text and left out. Raises ValueError
+    where texts cannot be read again, and as `Run`'s own do.
+    """
+    texts, clock = load_run_texts(run.config), _Clock({})
+    store = run_store(run.config)
+    with clock.of("reading"):
+        if store is not None:
+            last, reading = None, read_store(store, memory=settings.memory)
+        else:
+            sources, windows, _ = sources_and_windows(run.config, device, "auto")
+            last, size = sources[1], run.config.batch_size
+            reading = read_models(sources, windows, batch_size=size, memory=settings.memory)
+    found = _found(reading, texts, settings, clock, last)
+    latents = {row["rank"]: row["latent"] for row in rows if row["latent"] is not None}
+    texts_of = top_texts(run.crosscoder(device=device), reading, [*dict.fromkeys(latents.values())])
+    listed = {rank: texts_of[latent] for rank, latent in latents.items()}
+    return BaselinesBeside(found, beside(listed, found, SEEN))
 
 
 @dataclass(frozen=True)
