@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from organism_difference_sae import difference_sae
 from organism_runs import Harvest
 from organism_scores import Concern, ConcernedPairs
-from organism_settings import Case
+from organism_settings import Case, Scale
 from organism_texts import Written, concerned, concerned_pairs
 from organism_trigger import auroc, isolation
 from torch import Tensor
 
+from sparsify_crosscoder.evaluation.baselines.coder import CoderConfig, difference_coder
 from sparsify_crosscoder.evaluation.noted_pairs import stored_pairs
 from sparsify_crosscoder.scorability import FILTER_PAIRS
 from sparsify_crosscoder.store.normalization import within_norm
@@ -142,9 +142,14 @@ def _components(case: Case, difference: Tensor, concerns: ConcernedPairs) -> Bas
     )
 
 
+def coder_of(scale: Scale) -> CoderConfig:
+    """An autoencoder as large as the crosscoders, and trained as long."""
+    return CoderConfig(scale.latents, scale.k, scale.steps, scale.pairs_per_step, lr=1e-3)
+
+
 def _sae(case: Case, difference: Tensor, pairs: _Pairs, concerns: ConcernedPairs) -> Baseline:
     """A BatchTopK autoencoder of the difference, its latents ranked by energy."""
-    found = difference_sae(difference, case.bench.scale)
+    found = difference_coder(lambda n: difference[n], len(difference), coder_of(case.bench.scale))
     places = pairs.text[found.pairs]
     measured = Concern.of(found.latents, found.pairs, case.bench.scale.latents, concerns)
     rank = next((i for i, latent in enumerate(found.order, 1) if measured.right[latent]), None)

@@ -8,8 +8,8 @@ import organism_table
 import pytest
 import torch
 import torch.nn.functional as F
+from organism_baselines import coder_of
 from organism_cause import causes_of, held_out
-from organism_difference_sae import difference_sae
 from organism_runs import trained
 from organism_scores import Concern, ConcernedPairs
 from organism_settings import Bench, Case, Scale
@@ -21,6 +21,7 @@ from organisms.training import train
 from transformers import AutoTokenizer
 
 from sparsify_crosscoder import list_differences
+from sparsify_crosscoder.evaluation.baselines.coder import difference_coder
 from sparsify_crosscoder.interventions.cause import CauseSettings
 from sparsify_crosscoder.text.chat import plain_text
 from tests.support.models import save_tiny_model
@@ -106,7 +107,7 @@ def test_an_autoencoder_of_the_difference_finds_what_was_added():
     added = torch.rand(2000, generator=generator) < 0.05
     difference = torch.randn(2000, 16, generator=generator) + 12 * added[:, None] * direction
     scale = Scale(latents=32, k=2, steps=150, pairs_per_step=256)
-    fired = difference_sae(difference, scale)
+    fired = difference_coder(lambda n: difference[n], len(difference), coder_of(scale))
     assert sorted(fired.order) == [*range(32)] and (fired.activations > 0).all()
     there = torch.zeros(2000, 32, dtype=torch.bool)
     there[fired.pairs, fired.latents] = True
