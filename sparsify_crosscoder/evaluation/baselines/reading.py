@@ -95,7 +95,9 @@ def read_models(
                 mine = said[here][pairs]
                 if gains is not None and mine.any():
                     texts = notes.text_id[place[here][pairs[mine]]]
-                    gains.add(texts, one[mine.to(one.device)], other[mine.to(other.device)])
+                    if not mine.all():
+                        one, other = one[mine.to(one.device)], other[mine.to(other.device)]
+                    gains.add(texts, one, other)
 
             found = run_harvest(
                 sources, windows, rows, batch_size=batch_size, progress=bar.update, watch=watch
