@@ -172,6 +172,9 @@ class Searched:
     mean_kl: float | None
     """How far the models' next tokens differ anywhere, in nats (KL), if known."""
 
+    untold: dict[int, float] = field(default_factory=dict)
+    """Of sources that share no basis, the share of their variance that the others do not tell."""
+
 
 @dataclass
 class ReportData:

@@ -12,7 +12,7 @@ from .baselines import baseline_lines
 from .data import ReportData
 from .finding import how_sure, latent_lines, what_differs, where_present
 from .ranking import ranked
-from .statements import NOTHING, model_names, would_have_found
+from .statements import NOTHING, doubts, model_names, would_have_found
 from .text import one_line
 
 FIRST = 5
@@ -33,6 +33,8 @@ def first_entries(data: ReportData, count: int = FIRST) -> list[str]:
     lines = [f"What differs, the first {min(count, len(findings))} of {len(findings):,}:"]
     if not findings:
         lines = [NOTHING, *textwrap.wrap(would_have_found(data), WIDTH, break_on_hyphens=False)]
+    for one in doubts(data):
+        lines += textwrap.wrap(f"{one.about}: {one.number}. {one.meaning}", WIDTH)
     table = {row["latent"]: row for row in data.features.to_pylist()}
     for finding in findings[:count]:
         row = table.get(finding["latent"])

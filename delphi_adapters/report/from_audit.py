@@ -217,7 +217,8 @@ def _searched(filters: FilterRecord) -> Searched | None:
     found = filters.found
     if "rows" not in found:
         return None
-    return Searched(found["difference_texts"], found["mean_kl"])
+    untold = {one["source"]: one["left"] for one in found["residuals"] if one["reference"] is None}
+    return Searched(found["difference_texts"], found["mean_kl"], untold)
 
 
 def _null_rates(audit: Audit) -> list[NullRate]:

@@ -16,6 +16,7 @@ from .statements import (
     KINDS,
     NOTHING,
     column,
+    doubts,
     likeness_of,
     model_names,
     null_values,
@@ -98,11 +99,12 @@ def _differences(data: ReportData, names: list[str]) -> Sheet:
                 number(len(one["members"])),
             ]
         )
+    warned = "".join(f"{one.about}: {one.number}. {one.meaning} " for one in doubts(data))
     return Sheet(
         "What differs",
-        "Differences of all kinds, by one score: the share that each accounts for of what the "
-        "other models do not tell of its model, along its own direction, beyond noise, times how "
-        "far the models' answers differ in those texts, where that is known. Present: "
+        f"{warned}Differences of all kinds, by one score: the share that each accounts for of "
+        "what the other models do not tell of its model, along its own direction, beyond noise, "
+        "times how far the models' answers differ in those texts, where that is known. Present: "
         "on how many of the pairs. q: share of the list down to it that is false by the nulls, if "
         "there are any. KL: how far the models' next tokens differ there, in nats. "
         "Also: how many other latents and changes show the same.",

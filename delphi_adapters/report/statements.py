@@ -56,6 +56,13 @@ def would_have_found(data: ReportData) -> str:
     return data.power.sentence()
 
 
+def doubts(data: ReportData) -> list[Statement]:
+    """What makes the whole list doubtful: that a model is not told of, or not reconstructed."""
+    names = model_names(data)
+    of_pairs = [*_of_pairs(data, names), *(_reconstruction(data, s) for s in range(len(names)))]
+    return [one for one in of_pairs if one is not None and one.level == "bad"]
+
+
 def model_names(data: ReportData) -> list[str]:
     """A short name of every source, all different: see `source_names`."""
     short = source_names(data.models)
@@ -189,17 +196,26 @@ def _of_training(data: ReportData) -> Iterator[Statement | None]:
     names, summary = model_names(data), data.summary
     if summary.get("pairs") and summary.get("num_latents"):
         yield trust.pairs(summary["pairs"], summary["num_latents"])
+    yield from _of_pairs(data, names)
     for s, name in enumerate(names):
-        fve, without, dead = (
-            _at(summary.get(key), s)
-            for key in ("fve_per_source", "fve_without_top5_per_source", "dead_fraction_exclusive")
-        )
-        yield trust.reconstruction(name, fve, without)
+        dead = _at(summary.get("dead_fraction_exclusive"), s)
+        yield _reconstruction(data, s)
         if (lost := _at(data.grafted.get("models"), s)) is not None:
             yield trust.grafted(name, lost)
         yield trust.dead(name, dead)
         verdicts = _at(data.filter.get("verdicts"), s)
         yield trust.not_scorable(name, verdicts) if verdicts else None
+
+
+def _of_pairs(data: ReportData, names: list[str]) -> Iterator[Statement]:
+    for s, untold in ({} if data.searched is None else data.searched.untold).items():
+        yield trust.told(names[s], untold)
+
+
+def _reconstruction(data: ReportData, source: int) -> Statement | None:
+    keys = ("fve_per_source", "fve_without_top5_per_source")
+    fve, without = (_at(data.summary.get(key), source) for key in keys)
+    return trust.reconstruction(model_names(data)[source], fve, without)
 
 
 def _at(values: Any, place: int) -> Any:

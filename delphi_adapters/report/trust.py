@@ -16,6 +16,7 @@ import numpy as np
 
 from sparsify_crosscoder.intervals import rate_interval
 from sparsify_crosscoder.permutation import BEYOND_CHANCE, group_p
+from sparsify_crosscoder.scorability import LITTLE
 
 from ..clients.judge import NO_JUDGE
 from .chance import (
@@ -383,6 +384,19 @@ def shared_basis(first: str, second: str, r2: float) -> Statement:
     return Statement(f"Stitching {first} and {second}", level, number, meaning)
 
 
+def told(model: str, untold: float) -> Statement:
+    """How much of a model's activations a linear map from the other's tells."""
+    level = graded(untold, 0.5, LITTLE)
+    meaning = {
+        "good": "The models have enough in common for the rest to be a difference.",
+        "caution": "Much of what is listed may be what a linear map misses, and no difference.",
+        "bad": "The pairs are not of the same text, or the models have nothing in common: what is "
+        "listed is no finding.",
+    }[level]
+    number = f"{max(1 - untold, 0):.0%} of its variance"
+    return Statement(f"What the other model tells of {model}", level, number, meaning)
+
+
 def pairs(number: int, num_latents: int) -> Statement:
     """How much text the crosscoder learned from: for a latent, and for what is rare."""
     each, rarest = number / max(num_latents, 1), number / FIRINGS
@@ -417,7 +431,8 @@ def reconstruction(model: str, fve: float | None, without_top5: float | None) ->
     meaning = {
         "good": "The crosscoder sees most of what this layer holds.",
         "caution": "A part of this layer is not seen; differences in it cannot be found.",
-        "bad": "Most of this layer is not seen: that nothing was found says little.",
+        "bad": "Most of this layer is not seen: latents that rebuild so little stand for little, "
+        "and that nothing was found says little.",
     }[level]
     return Statement(f"Reconstruction of {model}", level, ", ".join(parts), meaning)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..crosscoders import Crosscoder
 from ..runs.pairs import run_store
 from ..runs.run import Run
-from ..scorability import FILTER_PAIRS
+from ..scorability import FILTER_PAIRS, LITTLE
 from ..text.roles import NO_WRITER, Role, role_names
 from .difference_components import with_components
 from .difference_copies import Candidate, Member, member, merged
@@ -191,6 +191,11 @@ class Compared(NamedTuple):
     why: str
     left: float
     """Share of the source's variance that the residual has."""
+
+    @property
+    def strangers(self) -> bool:
+        """Whether the others tell nearly nothing of it: not the same text, or unrelated models."""
+        return self.reference is None and self.left >= LITTLE
 
     @classmethod
     def of(cls, residual: Residual) -> Compared:
@@ -481,6 +486,9 @@ def differences_text(
     lines = [f"{len(rows):,} differences between the models; the strongest first:"]
     if not rows:
         lines = ["no difference between the models reaches the strength of a finding"]
+    for compared in (Compared(**one) for one in found["residuals"]):
+        if compared.strangers:
+            lines.append(stranger_text(names[compared.source], compared.left))
     for row in rows if everything else rows[:LISTED]:
         lines += _row_lines(row, names, found["mean_kl"])
     lines += _null_lines(found.get("nulls", ()))
@@ -489,6 +497,15 @@ def differences_text(
     if smaller:
         lines.append(f"{smaller:,} smaller ones are beyond chance; --all lists them")
     return "\n".join(lines)
+
+
+def stranger_text(name: str, left: float) -> str:
+    """What it means that the other models tell nearly nothing of a source."""
+    return (
+        f"warning: the other models tell {max(1 - left, 0):.0%} of the variance of {name}: the "
+        "pairs are not of the same text, or the models have nothing in common; what is listed says "
+        "little"
+    )
 
 
 def _null_lines(nulls: Sequence[Mapping[str, Any]]) -> list[str]:

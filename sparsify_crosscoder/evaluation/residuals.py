@@ -171,7 +171,8 @@ class Residual:
     """Its inverse, `[D, D]`."""
 
     left: float
-    """Share of the source's variance that the residual has."""
+    """Share of the source's variance that the residual has; of what a map leaves, by its degrees of
+    freedom, as few pairs fit a map that tells nothing."""
 
     variance: float
     """Of the residual, all dimensions together."""
@@ -188,12 +189,14 @@ class Residual:
         least = FLOOR * variances.clamp_min(0).mean() + NOTHING * whole.diagonal().mean()
         roots = variances.clamp_min(least.clamp_min(1e-30)).sqrt()
         variance = float(covariance.diagonal().sum())
+        mapped = 0 if prediction.reference_columns else len(prediction.weights) - len(whole)
+        freedom = moments.count / max(moments.count - mapped - 1, 1)
         return cls(
             prediction,
             moments.mean.float(),
             ((directions / roots) @ directions.T).float(),
             ((directions * roots) @ directions.T).float(),
-            variance / float(whole.diagonal().sum().clamp_min(1e-30)),
+            freedom * variance / float(whole.diagonal().sum().clamp_min(1e-30)),
             variance,
         )
 

@@ -216,6 +216,21 @@ def test_where_nothing_differs_nothing_is_found(what):
     assert "no difference" in found.text(NAMES)
 
 
+def test_pairs_of_other_texts_are_warned_of():
+    """However few they are: a map through few pairs fits noise."""
+    world = World()
+    tuned = world.changed("rotated")
+    crosscoder = world.crosscoder(tuned)
+    for count in (PAIRS, 100):
+        mixed = tuned[:count][torch.randperm(count, generator=world.generator)]
+        found = listed(crosscoder, [world.base[:count], mixed], texts=torch.arange(count) // 2)
+        assert all(one.left == pytest.approx(1, abs=0.15) for one in found.residuals)
+        assert found.text(NAMES).count("warning: the other models tell") == 2
+    same = listed(crosscoder, [world.base, tuned])
+    assert all(one.left < 0.1 for one in same.residuals)
+    assert "warning" not in same.text(NAMES)
+
+
 def test_a_difference_that_hardly_changes_what_is_said_is_no_finding():
     world = World()
     tuned = world.changed("token")

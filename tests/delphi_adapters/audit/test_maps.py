@@ -25,7 +25,8 @@ def test_a_fine_tune_and_its_base_need_no_text_to_be_stitched(twins, tmp_path, c
     assert "pairs" not in line
     main(argv)
     said = capsys.readouterr().out
-    assert said.count("share a basis (R2 of the identity 0.9") == 1
+    # The simplest methods and the stitching.
+    assert said.count("share a basis (R2 of the identity 0.9") == 2
     stitching = Stitching.load(audit / "stitch" / "stitching")
     assert stitching.report["identity"] and 0.9 < stitching.report["r2"] < 1
     assert [one["name"].rpartition("/")[2] for one in stitching.sources] == ["base", "tuned"]

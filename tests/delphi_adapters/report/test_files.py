@@ -273,6 +273,12 @@ def test_a_terminal_is_told_in_a_few_lines_what_stands_first():
     assert "    words around: harbour (9 of 10), sails (4 of 10)" in lines
     assert not any("latent 1" in line for line in lines)
     assert any("explanation: The sea" in line for line in first_entries(small_report()))
+    report = listed_report([difference(1, 0, 1)])
+    searched = Searched(200, 0.1, {0: 0.9, 1: 0.4})
+    summary = {**report.summary, "fve_per_source": [0.9, 0.1], "fve_without_top5_per_source": None}
+    doubted = "\n".join(first_entries(replace(report, searched=searched, summary=summary)))
+    assert doubted.count("What the other model tells of") == 1
+    assert "10% of its variance" in doubted and doubted.count("Reconstruction of") == 1
     hidden = first_entries(hostile_report())
     listed = replace(hostile_report(), differences=[difference(1, 0, 1)], searched=Searched(9, 0.1))
     for line in [*hidden, *first_entries(listed)]:

@@ -1,6 +1,6 @@
 """What the organisms' lists have at a share of false entries that nulls of other seeds tell."""
 
-from organism_error_rates import error_rate_table, false_share, kept_by_q, kept_by_score
+from organism_error_rates import error_rate_table, false_share, kept_by_default, kept_by_q
 from organism_scores import Row
 
 
@@ -19,6 +19,7 @@ def row(organism: str, seed: int, scores: list[float], right: tuple[int, ...] = 
         seconds=1.0,
         tested=100,
         scores=scores,
+        found=[True] * len(scores),
         concerning=[place in right for place in range(len(scores))],
     )
 
@@ -30,7 +31,7 @@ TOPIC = row("topic", 0, [0.9, 0.8, 0.2, 0.1], (1,))
 def test_what_is_stronger_than_the_nulls_is_kept():
     kept = kept_by_q(TOPIC, [*NULLS, TOPIC])
     assert kept is not None and (kept.entries, kept.concerning, kept.first) == (2, 1, 2)
-    assert kept_by_score(TOPIC).entries == 4
+    assert kept_by_default(TOPIC).entries == 4
 
 
 def test_a_null_is_told_by_the_nulls_of_other_seeds_alone():
