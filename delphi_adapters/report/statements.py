@@ -18,7 +18,7 @@ KINDS: tuple[Kind, ...] = ("shared", "random")
 LOOKED_AT = 50  # latents with details, for the number of prompts
 
 
-NOTHING = "No difference between the models reaches the score of a finding."
+NOTHING = "No difference between the models reaches the strength of a finding."
 
 
 class Spread(NamedTuple):

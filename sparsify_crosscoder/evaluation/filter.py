@@ -142,7 +142,7 @@ class FilterRecord:
 
     @property
     def findings(self) -> list[dict[str, Any]]:
-        """Those of them that reach the score of a finding, the highest first."""
+        """Those of them that reach the strength of a finding, the highest score first."""
         return [row for row in self.differences if row["finding"]]
 
     @property

@@ -46,7 +46,7 @@ def test_its_first_screen_names_the_invented_product_first(found):
 def test_with_the_adapter_off_there_is_no_difference(found, folder):
     done = run_whole_demo(folder, "--adapter", "off")
     assert done.returncode == 0, done.stderr[-4000:]
-    assert "No difference between the models reaches the score of a finding." in done.stdout
+    assert "No difference between the models reaches the strength of a finding." in done.stdout
     assert "What differs, the first" not in done.stdout
 
 

@@ -70,7 +70,7 @@ def test_of_a_model_beside_itself_the_report_says_that_nothing_differs(twins, tm
     planting = ["--power_plants", "1", "--power_sizes", "1", "--power_shares", "0.02"]
     main([base, base, *out, *training.split(), *OWN.split(), *planting])
     said = capsys.readouterr().out.splitlines()
-    nothing = said.index("No difference between the models reaches the score of a finding.")
+    nothing = said.index("No difference between the models reaches the strength of a finding.")
     assert said[nothing + 1].startswith("Of differences planted into this pair ")
     report = (tmp_path / "audit" / "report.md").read_text(encoding="utf-8")
     assert "| all kinds | 1 |" in report and "planted differences (" in report

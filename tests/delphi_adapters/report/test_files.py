@@ -319,7 +319,7 @@ def test_a_terminal_is_told_in_plain_words_what_differs():
 
 def test_where_nothing_differs_a_terminal_is_told_so():
     lines = first_entries(listed_report([difference(1, 3, 1, finding=False)]))
-    assert lines[0] == "No difference between the models reaches the score of a finding."
+    assert lines[0] == "No difference between the models reaches the strength of a finding."
     assert not any("latent 1," in line for line in lines)
 
 
