@@ -333,7 +333,7 @@ def test_beside_nothing_stands_what_would_have_been_found():
     assert " ".join(lines[1:3]) == told
     markdown = "".join(markdown_report(listed_report(**nothing)))
     behind = markdown.partition("## What differs")[2]
-    assert behind.strip().startswith("No difference between the models reaches the score")
+    assert behind.strip().startswith("No difference between the models reaches the strength")
     assert inline(told) in behind and "| random | 1/2 | 1 of 2 (9% to 91%) |" in behind
     assert "What would have been found" in markdown.partition("## What differs")[0]  # of trust
 
