@@ -23,6 +23,7 @@ from .interventions.cause import Cause as Cause
 from .interventions.cause import CauseSettings as CauseSettings
 from .interventions.cause import cause as cause
 from .interventions.cause_texts import own_answers as own_answers
+from .interventions.coherence import coherent_strength as coherent_strength
 from .interventions.effects import dose_response as dose_response
 from .interventions.generation import Answering as Answering
 from .interventions.generation import generate as generate

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..command_line import run_command
 from ..command_options import group, option
+from ..interventions.coherence import CoherenceTest
 from ..interventions.generation import STRENGTHS
 from ..interventions.options import ModelOptions, PromptOptions, SamplingOptions
 from ..interventions.steer import (
@@ -44,6 +45,12 @@ class Options:
     strengths: list[float] = option(list(STRENGTHS))
     """strengths (0 to 10)"""
 
+    coherent: bool = False
+    """let the strengths end where answers are no text any more: where the unsteered model finds
+    them over a nat a token less likely than its own, or half more of them repeats. They are as many
+    as --strengths, from 0 on in equal steps, at most to the largest of these; found for each model
+    without a judge"""
+
     words: list[str] = option([])
     """words whose probability to follow"""
 
@@ -70,6 +77,7 @@ def show(options: Options) -> dict[str, Any]:
         options.prompts.chat.wanted,
         options.answers.batch_size,
         options.target.backend,
+        CoherenceTest(max(options.strengths)) if options.coherent else None,
     )
     responses: list[Response] = []
     for response in steer(_targets(options), test, options.models.loading):

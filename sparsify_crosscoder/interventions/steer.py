@@ -13,6 +13,7 @@ from ..harvest.model_identity import checkpoint_digest, same_model, short_names
 from ..harvest.sources import load_fast_tokenizer
 from ..runs.models import Loading
 from .basis import identity_line, identity_r2
+from .coherence import Coherence, CoherenceTest, coherent_strength
 from .effects import DoseResponse, dose_response
 from .generation import PROMPTS, STRENGTHS, Answering, Sampling
 from .likeness import Changes, Likeness, common_words, likeness, word_changes
@@ -38,6 +39,9 @@ class SteeringTest:
     backend: str = "auto"
     """auto, nnsight or hooks."""
 
+    coherent: CoherenceTest | None = None
+    """If given, strengths are as many, from 0 to where answers are no text any more."""
+
 
 @dataclass(frozen=True)
 class Response:
@@ -54,6 +58,9 @@ class Response:
     note: str | None
     """Why a vector of another model serves in this one, where it does."""
 
+    coherence: Coherence | None = None
+    """Where the strengths end, if that was asked."""
+
     def to_dict(self) -> dict[str, Any]:
         steering = [
             {
@@ -66,7 +73,8 @@ class Response:
             }
             for s in self.target.steering
         ]
-        return {"model": self.target.name, "steering": steering, **self.found.to_dict()}
+        told = {"model": self.target.name, "steering": steering, **self.found.to_dict()}
+        return told if self.coherence is None else {**told, "coherence": asdict(self.coherence)}
 
     def text(self) -> str:
         """The answers, shortened, and the dose-response table."""
@@ -77,6 +85,7 @@ class Response:
         )
         lines = [] if self.note is None else [self.note]
         lines.append(f"\n{self.name}: {what}")
+        lines += [] if self.coherence is None else [f"  {self.coherence.text()}"]
         for answers in self.found.generations.answers:
             lines.append(f"\n  {answers[0].prompt!r}")
             for answer in answers:
@@ -100,15 +109,21 @@ def steer(targets: Sequence[Target], test: SteeringTest, loading: Loading) -> It
     for number, target in enumerate(targets):
         model, tokenizer = loading.load(target.name, target.revision, target.checkpoint)
         note = _shared_basis(target, model, tokenizer, loading)
+        steered = with_backend(model, tokenizer, test.backend)
+        answering = Answering(test.chat, test.batch_size, show_progress=True)
+        asked = (test.prompts, target.steering)
+        coherence, strengths = None, test.strengths
+        if test.coherent is not None:
+            coherence = coherent_strength(
+                *(steered, *asked, test.sampling, test.coherent),
+                tokenizer=tokenizer,
+                answering=answering,
+            )
+            strengths = coherence.doses(len(strengths))
         found = dose_response(
-            with_backend(model, tokenizer, test.backend),
-            test.prompts,
-            target.steering,
-            test.strengths,
-            test.words,
-            test.sampling,
+            *(steered, *asked, strengths, test.words, test.sampling),
             tokenizer=tokenizer,
-            answering=Answering(test.chat, test.batch_size, show_progress=True),
+            answering=answering,
         )
         changes = None
         if words is not None:
@@ -118,7 +133,7 @@ def steer(targets: Sequence[Target], test: SteeringTest, loading: Loading) -> It
                 for dose in found.strengths
             ]
         del model
-        yield Response(target, names[number], found, changes, note)
+        yield Response(target, names[number], found, changes, note, coherence)
 
 
 def _shared_basis(target: Target, model: Any, tokenizer: Any, loading: Loading) -> str | None:

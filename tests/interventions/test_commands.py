@@ -86,6 +86,16 @@ def test_steering_with_a_latent(run, shared, crosscoder, fired, tmp_path, capsys
     assert plot.stat().st_size > 10_000
 
 
+def test_strengths_end_where_answers_are_no_text(run, shared, tmp_path, capsys):
+    out = tmp_path / "steer.json"
+    argv = ["steer", run, "--latents", shared, "--strengths", "0", "2", "4", "--s_max", "1e-6"]
+    main([str(a) for a in [*argv, *SHORT, "--coherent", "--json", out]])
+    assert "coherent up to strength 4" in capsys.readouterr().out
+    (model,) = json.loads(out.read_text(encoding="utf-8"))["models"]
+    assert model["coherence"]["strength"] == 4
+    assert [row["strengths"] for row in model["rows"]] == [[0], [2], [4]]
+
+
 def test_backends_say_the_same(run, shared, tmp_path, monkeypatch):
     nnsight_model, made = nnsight.TransformersModel, []
     monkeypatch.setattr(
