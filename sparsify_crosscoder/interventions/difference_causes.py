@@ -14,12 +14,9 @@ from tqdm.auto import tqdm
 from ..crosscoders import Crosscoder
 from ..evaluation.differences import Difference
 from ..harvest.families import kinship
-from ..harvest.heads import has_head
-from ..harvest.loading import load_config
-from ..harvest.model_name import ModelName
 from ..hashing import hash_json
 from ..runs.answers import load_text_tokenizers
-from ..runs.models import check_model
+from ..runs.models import check_model, without_head
 from ..runs.run import Run
 from ..runs.texts import text_options
 from .basis import may_share_basis
@@ -123,13 +120,12 @@ def check_verifiable(run: Run, crosscoder: Crosscoder) -> None:
             "--verify needs two models that share tokenizer and basis, as a model and its "
             f"fine-tune do ({why}). Leave it off."
         )
+    if (name := without_head(run.ends, run.config)) is not None:
+        raise ValueError(
+            f"--verify has both models answer, and {name} is no causal language model with a head. "
+            "Leave it off."
+        )
     for end in run.ends:
-        name = ModelName(end.model, end.revision, run.config.hf_token, run.config.trust_remote_code)
-        if not has_head(load_config(name)):
-            raise ValueError(
-                f"--verify has both models answer, and {end.model} is no causal language model "
-                "with a head. Leave it off."
-            )
         check_model(end.model, end.revision, end.checkpoint)
 
 

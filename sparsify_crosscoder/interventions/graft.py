@@ -17,13 +17,10 @@ from ..crosscoders import Crosscoder
 from ..crosscoders.codes import SparseCode
 from ..evaluation.false_exclusives import called_exclusive
 from ..harvest.harvest import harvest_windows
-from ..harvest.heads import has_head
-from ..harvest.loading import load_config
 from ..harvest.model_identity import source_names
-from ..harvest.model_name import ModelName
 from ..harvest.source import Source
 from ..intervals import Interval, interval_over_texts
-from ..runs.models import load_run_sources
+from ..runs.models import load_run_sources, without_head
 from ..runs.run import Run
 from ..store.normalization import within_norm
 from .graft_text import AlignedText, text_to_graft
@@ -178,13 +175,11 @@ def graft(
 
 def check_heads(run: Run) -> None:
     """Raise Headless where a model of the run has no head."""
-    for end in run.ends:
-        name = ModelName(end.model, end.revision, run.config.hf_token, run.config.trust_remote_code)
-        if not has_head(load_config(name)):
-            raise Headless(
-                f"{end.model} is no causal language model with a head, so that what a change of "
-                "its activations does cannot be measured. Take a run of models that have one."
-            )
+    if (name := without_head(run.ends, run.config)) is not None:
+        raise Headless(
+            f"{name} is no causal language model with a head, so that what a change of its "
+            "activations does cannot be measured. Take a run of models that have one."
+        )
 
 
 @dataclass(frozen=True)

@@ -111,17 +111,25 @@ def steer(targets: Sequence[Target], test: SteeringTest, loading: Loading) -> It
         note = _shared_basis(target, model, tokenizer, loading)
         steered = with_backend(model, tokenizer, test.backend)
         answering = Answering(test.chat, test.batch_size, show_progress=True)
-        asked = (test.prompts, target.steering)
         coherence, strengths = None, test.strengths
         if test.coherent is not None:
             coherence = coherent_strength(
-                *(steered, *asked, test.sampling, test.coherent),
+                steered,
+                test.prompts,
+                target.steering,
+                test.sampling,
+                test.coherent,
                 tokenizer=tokenizer,
                 answering=answering,
             )
             strengths = coherence.doses(len(strengths))
         found = dose_response(
-            *(steered, *asked, strengths, test.words, test.sampling),
+            steered,
+            test.prompts,
+            target.steering,
+            strengths,
+            test.words,
+            test.sampling,
             tokenizer=tokenizer,
             answering=answering,
         )

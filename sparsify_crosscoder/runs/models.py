@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import torch
 
 from ..hardware import pick_device
-from ..harvest.heads import Heads
+from ..harvest.heads import Heads, has_head
+from ..harvest.loading import load_config
 from ..harvest.model_identity import checkpoint_digest
-from ..harvest.model_name import name_models
+from ..harvest.model_name import ModelName, name_models
 from ..harvest.placement import Placement
 from ..harvest.source import Source
 from ..harvest.sources import load_language_model, load_sources
@@ -36,6 +37,15 @@ def ends_of(config: RunConfig, sources: Sequence[Mapping[str, Any]]) -> list[End
     checkpoints = [source.get("checkpoint") for source in sources]
     ends = zip(names, run_revisions(config), hookpoints, checkpoints, strict=True)
     return [End(*end) for end in ends]
+
+
+def without_head(ends: Sequence[End], config: RunConfig) -> str | None:
+    """The first of a run's models that says nothing of next tokens; None if all do."""
+    for end in ends:
+        name = ModelName(end.model, end.revision, config.hf_token, config.trust_remote_code)
+        if not has_head(load_config(name)):
+            return end.model
+    return None
 
 
 @dataclass(frozen=True)
