@@ -44,6 +44,10 @@ class Options:
     """bytes of activations that are held; of more, as many pairs as fit are drawn (default
     {default:,.0f})"""
 
+    most_pairs: int | None = None
+    """pairs that are read, the first ones of each text; 0 for all (default 20,000 on a CPU,
+    minutes of work; all of them elsewhere and with --pairs)"""
+
     coder_steps: int = CoderConfig.steps
     """steps to train the small coder; 0 leaves it out (default {default})"""
 
@@ -85,7 +89,9 @@ def show(options: Options, harvest: Sequence[str] = ()) -> dict[str, Any]:
     models = [options.model_a, options.model_b]
     config = parse_run_config([models[0], options.dataset, "--partners", models[1], *harvest])
     coder = replace(CoderConfig(), steps=options.coder_steps)
-    settings = BaselineConfig(config.outlier_multiple, options.memory, coder)
+    settings = BaselineConfig(
+        config.outlier_multiple, options.memory, coder, options.most_pairs
+    )
     found = run_baselines(config, pick_device(config.device), settings)
     revisions = [config.revision, *(config.partner_revisions or [None])]
     names = source_names(

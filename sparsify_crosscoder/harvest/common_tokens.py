@@ -67,17 +67,21 @@ def common_tokens(first: Source, second: Source) -> CommonTokens:
     return CommonTokens(
         [*(word.decode(errors="replace") for word in known), ""],
         [
-            torch.tensor(_beginnings(words, places, other))
-            for words, other in zip(spelled, reversed(tokenizers), strict=True)
+            torch.tensor(_beginnings(spelled[s], places, tokenizers[1 - s], spelled[1 - s]))
+            for s in range(len(sources))
         ],
     )
 
 
 def _beginnings(
-    words: Sequence[bytes], places: Mapping[bytes, int], other: SourceTokenizer
+    words: Sequence[bytes],
+    places: Mapping[bytes, int],
+    other: SourceTokenizer,
+    others_words: Sequence[bytes],
 ) -> list[int]:
-    """The number of what each word begins with, by what another tokenizer makes of it; or of the
-    longest beginning that is known where that is none, or the number behind all."""
+    """The number of what each word begins with, by what another tokenizer, whose own words these
+    are, makes of it; or of the longest beginning that is known where that is none, or the number
+    behind all."""
     texts: dict[bytes, str] = {}
     for word in words:
         if word and word not in places:
@@ -85,7 +89,7 @@ def _beginnings(
                 texts[word] = word.decode()
     said: dict[bytes, bytes] = {}
     for word, ids in zip(texts, other.encode([*texts.values()]), strict=True):
-        said[word] = other.spelling.join(ids[:1])
+        said[word] = others_words[ids[0]] if ids else b""
     found = []
     for word in words:
         begin = said.get(word, word)

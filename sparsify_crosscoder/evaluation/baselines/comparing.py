@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from ...runs.texts import load_run_texts
 from ...store.store import ActivationStore
 from ...text.chat import plain_text
 from ...text.texts import rows_of
+from .beginnings import Beginnings, beginnings
 from .beside import BaselinesBeside, beside, top_texts
 from .coder import CoderConfig
 from .difference import Difference, difference_of
@@ -37,6 +38,9 @@ TOKENS = 20
 
 PROMOTED = 6
 
+MOST_PAIRS_CPU = 20_000
+"""Pairs that are read where the models run on a CPU, if not said otherwise."""
+
 
 @dataclass(frozen=True)
 class BaselineConfig:
@@ -51,6 +55,14 @@ class BaselineConfig:
     coder: CoderConfig = field(default_factory=CoderConfig)
     """Of the coder; without steps there is none."""
 
+    most_pairs: int | None = None
+    """Pairs that are read of texts, the first ones of each; 0 for all. None is 0 but for models on
+    a CPU without `pairs`, which read `MOST_PAIRS_CPU`."""
+
+    def __post_init__(self):
+        if self.most_pairs is not None and self.most_pairs < 0:
+            raise ValueError("--most_pairs must not be negative.")
+
 
 def run_baselines(
     config: RunConfig, device: torch.device, settings: BaselineConfig | None = None
@@ -62,10 +74,16 @@ def run_baselines(
     """
     if len(config.partners) != 1:
         raise ValueError(f"Baselines are of two models, not of {1 + len(config.partners)}.")
+    settings = settings or BaselineConfig()
+    budget = settings.most_pairs
+    if budget is None:
+        budget = MOST_PAIRS_CPU if device.type == "cpu" and config.pairs is None else 0
     heads = "off" if config.kl == "off" else "on"
     sources, windows, _ = sources_and_windows(config, device, heads)
+    read = beginnings(windows, budget) if budget else Beginnings(windows, [])
     texts = load_run_texts(config)
-    return baselines_of_models(sources, windows, texts, config.batch_size, settings)
+    found = baselines_of_models(sources, read.windows, texts, config.batch_size, settings)
+    return replace(found, left_out=[*read.left_out, *found.left_out])
 
 
 def baselines_of_models(

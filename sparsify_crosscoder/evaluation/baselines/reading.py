@@ -16,7 +16,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ...harvest.common_tokens import common_tokens
+from ...harvest.divergence import divergence_columns
 from ...harvest.harvest import run_harvest
+from ...harvest.placement import input_device
 from ...harvest.source import Source
 from ...store.pair_notes import PairNotes, WindowNotes
 from ...store.store import ActivationStore
@@ -24,8 +26,9 @@ from ...text.roles import Role
 from ...text.window_numbers import window_numbers
 from .token_gains import TokenGains
 
-TOKENS_AT_ONCE = 2**14
-"""Tokens of each model whose last hidden states are held at a time."""
+TOKENS_AT_ONCE, TOKENS_AT_ONCE_CPU = 2**14, 2**12
+"""Tokens of each model whose last hidden states are held at a time; and on a CPU, where so many
+take some ten seconds, after which progress is seen."""
 
 _READ_AT_ONCE = 2**13
 _SAMPLE = 0
@@ -87,11 +90,16 @@ def read_models(
     chosen[said.nonzero()[:, 0][kept]] = True
     columns: dict[str, list[Tensor]] = {}
     held: list[list[Tensor]] = [[] for _ in sources]
-    with tqdm(total=int(counts.sum()), desc="Reading", unit="pair") as bar:
-        for rows in _chunks(windows, len(sources)):
+    on_cpu = input_device(sources[0].model).type == "cpu"
+    at_once = TOKENS_AT_ONCE_CPU if on_cpu else TOKENS_AT_ONCE
+    # Half of a pair's work is the forwards', half what comes of their last hidden states.
+    share = 0.5 if divergence_columns(sources) else 1.0
+    with tqdm(total=int(counts.sum()), desc="Reading", unit="pair", unit_scale=True) as bar:
+        for rows in _chunks(windows, len(sources), at_once):
             here = slice(int(firsts[rows[0]]), int(firsts[rows[-1]] + counts[rows[-1]]))
 
             def watch(pairs: Tensor, source: int, one: Tensor, other: Tensor, here=here) -> None:
+                bar.update(share * len(pairs))
                 mine = said[here][pairs]
                 if gains is not None and mine.any():
                     texts = notes.text_id[place[here][pairs[mine]]]
@@ -100,7 +108,12 @@ def read_models(
                     gains.add(texts, one, other)
 
             found = run_harvest(
-                sources, windows, rows, batch_size=batch_size, progress=bar.update, watch=watch
+                sources,
+                windows,
+                rows,
+                batch_size=batch_size,
+                progress=lambda pairs: bar.update(share * pairs),
+                watch=watch,
             )
             for s, x in enumerate(found.activations):
                 held[s].append(x[chosen[here].to(x.device)].cpu())
@@ -146,12 +159,12 @@ def _drawn(count: int, most: int) -> Tensor:
     return torch.randperm(count, generator=generator)[:most].sort().values
 
 
-def _chunks(windows: Dataset, sources: int) -> Iterator[range]:
-    """Rows of consecutive windows, of up to `TOKENS_AT_ONCE` tokens of each model or just one."""
+def _chunks(windows: Dataset, sources: int, at_once: int) -> Iterator[range]:
+    """Rows of consecutive windows, of up to so many tokens of each model or just one."""
     sizes = np.stack([_lengths(windows, f"input_ids_{s}") for s in range(sources)], 1)
     first, total = 0, np.zeros(sources, dtype=np.int64)
     for row, size in enumerate(sizes):
-        if row > first and (total + size).max() > TOKENS_AT_ONCE:
+        if row > first and (total + size).max() > at_once:
             yield range(first, row)
             first, total = row, np.zeros(sources, dtype=np.int64)
         total += size
