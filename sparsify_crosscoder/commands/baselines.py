@@ -89,9 +89,7 @@ def show(options: Options, harvest: Sequence[str] = ()) -> dict[str, Any]:
     models = [options.model_a, options.model_b]
     config = parse_run_config([models[0], options.dataset, "--partners", models[1], *harvest])
     coder = replace(CoderConfig(), steps=options.coder_steps)
-    settings = BaselineConfig(
-        config.outlier_multiple, options.memory, coder, options.most_pairs
-    )
+    settings = BaselineConfig(config.outlier_multiple, options.memory, coder, options.most_pairs)
     found = run_baselines(config, pick_device(config.device), settings)
     revisions = [config.revision, *(config.partner_revisions or [None])]
     names = source_names(

@@ -47,8 +47,9 @@ def beginnings(windows: Dataset, budget: int) -> Beginnings:
     first = before[np.searchsorted(of, np.arange(len(numbers)))]
     kept_pairs = np.clip(most - (before - first[of]), 0, counts)
     kept_pairs[~np.isin(of, read)] = 0
-    whose = f"{len(read):,} of {len(numbers):,}" if len(read) < len(numbers) else f"{len(read):,}"
-    why = f"All but the first {most:,} pairs of each of {whose} texts (--most_pairs {budget:,}; 0 reads all)."
+    some = f"{len(read):,} of " if len(read) < len(numbers) else ""
+    whose = f"of each of {some}{len(numbers):,} texts (--most_pairs {budget:,}; 0 reads all)"
+    why = f"All but the first {most:,} pairs {whose}."
     return Beginnings(_cut(windows, kept_pairs), [why])
 
 
