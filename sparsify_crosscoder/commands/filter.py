@@ -15,12 +15,9 @@ from ..evaluation.nulls.lists import with_nulls
 from ..evaluation.power import power_text
 from ..hardware import pick_device
 from ..harvest.model_identity import source_names
-from ..interventions.difference_causes import prompts_kept_out, verify_differences
+from ..interventions.difference_causes import prompts_kept_out, told_with_causes
 from ..interventions.difference_vectors import save_directions
 from ..runs.run import Run
-
-UNTESTED = ("map", "component")
-"""Kinds of which no vector at every token is what differs."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +80,8 @@ def show(options: Options) -> dict[str, Any]:
     found = crosscoder_differences(run, crosscoder, config, options.reference, [*kept_out])
     if options.reference is None:
         found = with_nulls(found, run, nulls, options.q)
-    names, told = source_names(crosscoder.sources), found.to_dict()
-    directions = [one for one in found.findings if one.kind not in UNTESTED][: options.verify]
-    verified = verify_differences(run, crosscoder, directions, kept_out)
-    for row in told["rows"]:
-        if row["rank"] in verified:
-            row["verification"] = verified[row["rank"]].to_dict()
+    names = source_names(crosscoder.sources)
+    told = told_with_causes(run, crosscoder, found, options.verify, kept_out)
     print(differences_text(told, names, options.all))
     if not found.findings:
         print(power_text(run))

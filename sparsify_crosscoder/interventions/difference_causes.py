@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from tqdm.auto import tqdm
 
 from ..crosscoders import Crosscoder
-from ..evaluation.differences import Difference
+from ..evaluation.differences import Difference, Differences
 from ..harvest.families import kinship
 from ..hashing import hash_json
 from ..runs.answers import load_text_tokenizers
@@ -21,17 +21,24 @@ from ..runs.run import Run
 from ..runs.texts import text_options
 from .basis import may_share_basis
 from .cause import LEAST_TEXTS, Behaviour, Cause, CauseSettings, cause
-from .cause_texts import ActiveTexts, own_answers, prompt_of
+from .cause_texts import ANSWERS, ActiveTexts, own_answers, prompt_of
 from .prompts import Prompt
 from .steering import Steering
 
 PROMPTS = 16
 """Of a difference, at most."""
 
+UNTESTED = ("map", "component")
+"""Kinds of which no vector at every token is what differs."""
+
 KEPT_OUT = 4
 """Of so many prompts one is kept out of the list, with all texts that begin with it."""
 
 SETTINGS = CauseSettings(strengths=(0.5, 1.0), chat=False)
+
+TOKENS = 2 * PROMPTS * 2 * ANSWERS.max_new_tokens * 90
+"""About what both models read for one difference: the answers of both with prompts as long, under
+every strength and span, of the direction and the random ones."""
 
 
 class _Trial(NamedTuple):
@@ -83,13 +90,16 @@ class Verification:
         }
 
 
-def prompts_kept_out(run: Run, crosscoder: Crosscoder) -> dict[int, Prompt]:
+def prompts_kept_out(
+    run: Run, crosscoder: Crosscoder, option: str = "--verify"
+) -> dict[int, Prompt]:
     """One prompt in `KEPT_OUT` of a run's texts, by the numbers of all texts that begin with it.
 
     Raises ValueError where no difference of the run can be verified: its models do not share a
-    basis, are no language models or have changed, or its texts are not there or too few.
+    basis, are no language models or have changed, or its texts are not there or too few; it names
+    the `option` that asks for it.
     """
-    check_verifiable(run, crosscoder)
+    check_verifiable(run, crosscoder, option)
     texts = run.texts()
     found = {}
     for number, row in enumerate(texts):
@@ -99,34 +109,52 @@ def prompts_kept_out(run: Run, crosscoder: Crosscoder) -> dict[int, Prompt]:
     distinct = {hash_json(prompt) for prompt in found.values()}
     if len(distinct) < LEAST_TEXTS:
         raise ValueError(
-            f"--verify keeps one prompt in {KEPT_OUT} out of the list, and of the run's "
+            f"{option} keeps one prompt in {KEPT_OUT} out of the list, and of the run's "
             f"{len(texts):,} texts these are {len(distinct)}; at least {LEAST_TEXTS} are needed. "
-            "Leave --verify off, or take more texts."
+            f"Leave {option} off, or take more texts."
         )
     return found
 
 
-def check_verifiable(run: Run, crosscoder: Crosscoder) -> None:
+def check_verifiable(run: Run, crosscoder: Crosscoder, option: str = "--verify") -> None:
     """Raise ValueError where directions of one of a run's models mean nothing in the other."""
     sources = crosscoder.sources
     if len(sources) != 2:
-        raise ValueError(f"--verify compares two models; the run has {len(sources)}.")
+        raise ValueError(f"{option} compares two models; the run has {len(sources)}.")
     kin = kinship(*sources)
     why = None if kin.same else kin.why
     if why is None and not may_share_basis(sources, 0, 1):
         why = "they are read at other places or widths"
     if why is not None:
         raise ValueError(
-            "--verify needs two models that share tokenizer and basis, as a model and its "
+            f"{option} needs two models that share tokenizer and basis, as a model and its "
             f"fine-tune do ({why}). Leave it off."
         )
     if (name := without_head(run.ends, run.config)) is not None:
         raise ValueError(
-            f"--verify has both models answer, and {name} is no causal language model with a head. "
+            f"{option} has both models answer, and {name} is no causal language model with a head. "
             "Leave it off."
         )
     for end in run.ends:
         check_model(end.model, end.revision, end.checkpoint)
+
+
+def told_with_causes(
+    run: Run,
+    crosscoder: Crosscoder,
+    found: Differences,
+    count: int,
+    kept_out: Mapping[int, Prompt],
+) -> dict[str, Any]:
+    """A list as `Differences.to_dict` has it, the first `count` findings that are directions with
+    their "verification"; see `verify_differences`."""
+    told = found.to_dict()
+    directions = [one for one in found.findings if one.kind not in UNTESTED][:count]
+    verified = verify_differences(run, crosscoder, directions, kept_out)
+    for row in told["rows"]:
+        if row["rank"] in verified:
+            row["verification"] = verified[row["rank"]].to_dict()
+    return told
 
 
 def verify_differences(

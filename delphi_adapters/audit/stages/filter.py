@@ -38,12 +38,30 @@ class FilterOptions:
     min_firings: int | None = None
     """as of `sparsify-crosscoder filter`"""
 
+    verify_differences: int = 0
+    """how many of the first findings to verify, as --verify of `sparsify-crosscoder filter`: one
+    prompt in four is then kept out of the list ({default})"""
+
+    def __post_init__(self):
+        if self.verify_differences < 0:
+            raise ValueError(
+                f"--verify_differences is a number of findings, not {self.verify_differences}."
+            )
+
+    def inputs(self) -> dict[str, Any]:
+        """What a list is made by, as JSON values; as before of one that is not verified."""
+        values = asdict(self)
+        if not self.verify_differences:
+            del values["verify_differences"]
+        return values
+
     def config(self, outlier_multiple: float) -> FilterConfig:
         """The same for the filter."""
         from sparsify_crosscoder.evaluation.false_exclusives import FilterConfig
 
         thresholds = {name: value for name, value in asdict(self).items() if value is not None}
         pairs = thresholds.pop("filter_pairs", None)
+        del thresholds["verify_differences"]
         return FilterConfig(pairs=pairs, outlier_multiple=outlier_multiple, **thresholds)
 
 
@@ -57,26 +75,47 @@ class Filter(Stage[FilterOptions, "FilterRecord"]):
     group = TEXTS
 
     def inputs(self, ctx: Context) -> dict[str, Any]:
-        return asdict(self.options) | {"score": "by what is heard"}
+        return self.options.inputs() | {"score": "by what is heard"}
 
     def estimate(self, ctx: Context) -> Cost:
         # More are read only where latents cannot be judged on these.
         pairs = min(self.options.filter_pairs or FILTER_PAIRS, FILTER_PAIRS, num_pairs(ctx))
         latents, width = dictionary_size(ctx)
-        return Cost(
-            ctx.quantities.seconds(2 * width * (2 * width + latents) * pairs), {"pairs": pairs}
-        )
+        quantities, count = ctx.quantities, self.options.verify_differences
+        seconds = quantities.seconds(2 * width * (2 * width + latents) * pairs)
+        if not count:
+            return Cost(seconds, {"pairs": pairs})
+        from sparsify_crosscoder.interventions.difference_causes import TOKENS
+
+        whole = max(one.whole for one in quantities.models)
+        seconds += quantities.seconds(2 * whole * TOKENS * count)
+        return Cost(seconds, {"pairs": pairs, "verified findings": count})
 
     def run(self, ctx: Context, folder: Path) -> Outcome:
-        from sparsify_crosscoder.evaluation.differences import crosscoder_differences
+        from sparsify_crosscoder.evaluation.differences import (
+            crosscoder_differences,
+            differences_text,
+        )
         from sparsify_crosscoder.evaluation.filter import filter_text
         from sparsify_crosscoder.evaluation.top import source_labels
+        from sparsify_crosscoder.interventions.difference_causes import (
+            prompts_kept_out,
+            told_with_causes,
+        )
 
         config = self.options.config(ctx.run.config.outlier_multiple)
-        found = crosscoder_differences(ctx.run, ctx.crosscoder, config)
-        names, result = source_labels(ctx.crosscoder), found.to_dict()
+        kept_out, count = {}, self.options.verify_differences
+        if count:
+            try:
+                kept_out = prompts_kept_out(ctx.run, ctx.crosscoder, "--verify_differences")
+            except ValueError as error:
+                print(f"No finding is verified: {error}")
+                count = 0
+        found = crosscoder_differences(ctx.run, ctx.crosscoder, config, leave_out=[*kept_out])
+        names = source_labels(ctx.crosscoder)
+        result = told_with_causes(ctx.run, ctx.crosscoder, found, count, kept_out)
         atomic_write_json(folder / FILE, result)
-        print(f"{found.text(names)}\n\n{filter_text(result, names)}")
+        print(f"{differences_text(result, names)}\n\n{filter_text(result, names)}")
         counts = {"verdicts": result["verdicts"], "clusters": len(result["clusters"])}
         return Outcome({**counts, "differences": len(found.findings)}, [folder / FILE])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -63,7 +63,7 @@ class Null(Stage[NullOptions, "NullFound | None"]):
     group = TEXTS
 
     def inputs(self, ctx: Context) -> dict[str, Any]:
-        inputs = asdict(ctx.options(FilterOptions)) | {"steps": self.options.null_steps}
+        inputs = ctx.options(FilterOptions).inputs() | {"steps": self.options.null_steps}
         return inputs | ({"kinds": self.options.null_kinds} if self.options.null_kinds else {})
 
     def estimate(self, ctx: Context) -> Cost:
