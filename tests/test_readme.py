@@ -1,4 +1,4 @@
-"""README's examples do what they say: Python is run as it stands, commands are understood."""
+"""README and docs do what they say: Python is run as it stands, commands are understood."""
 
 import json
 import re
@@ -18,21 +18,20 @@ from sparsify_crosscoder.command_line import dispatch
 from sparsify_crosscoder.interventions.stitching import StitchingConfig
 from sparsify_crosscoder.store.tensor_stream import TensorStream
 from tests.support.audit_judge import AuditJudge
-from tests.support.markdown import blocks, commands
+from tests.support.markdown import blocks, commands, pages, place
 from tests.support.messages_server import KEY, MessagesServer
 
 ROOT = Path(__file__).parents[1]
-PYTHON = [block for block in blocks(ROOT / "README.md") if block.language == "python"]
+BLOCKS = [(place(page, block), block) for page in pages() for block in blocks(page)]
+PYTHON = [(where, block) for where, block in BLOCKS if block.language == "python"]
 LINES = [
-    (block.line, words)
-    for block in blocks(ROOT / "README.md")
-    if block.language == "sh"
-    for words in commands(block)
+    (where, words) for where, block in BLOCKS if block.language == "sh" for words in commands(block)
 ]
+LANGUAGES = {"python", "sh", "toml", "bibtex"}
 TABLES = {"sparsify-crosscoder": COMMANDS, "delphi_adapters": ADAPTERS}
 TRAINING = ("train", "harvest")
 
-# What is the demo's in the README is the tiny run's here.
+# What is the demo's on the pages is the tiny run's here.
 NAMES = {
     "layers.15+layers.9": "layers.1+h.2",
     "lm.model.layers[9]": "lm.transformer.h[2]",
@@ -98,8 +97,8 @@ def given(run, folder, monkeypatch):
         }
 
 
-@pytest.mark.parametrize("block", PYTHON, ids=lambda block: f"line {block.line}")
-def test_a_python_example_runs_as_it_stands(block, given, run, folder):
+@pytest.mark.parametrize(("where", "block"), PYTHON, ids=[where for where, _ in PYTHON])
+def test_a_python_example_runs_as_it_stands(where, block, given, run, folder):
     shared = given["cc"].partition.shared[0]
     code = block.text
     for name, ours in NAMES.items():
@@ -107,7 +106,7 @@ def test_a_python_example_runs_as_it_stands(block, given, run, folder):
         ours = ours.format(shared=shared, chat_model=run.parent / "llama")
         code = re.sub(pattern, lambda _, ours=ours: ours, code)
     # A file of its own, because nnsight reads what it traces there.
-    file = folder / f"line_{block.line}.py"
+    file = folder / (re.sub(r"\W", "_", where) + ".py")
     file.write_text(code, encoding="utf-8")
     before = set(given)
     exec(compile(code, str(file), "exec"), given)
@@ -127,7 +126,7 @@ def known_options(capsys, table, *argv: str) -> set[str]:
 
 
 def check(words: list[str], capsys) -> None:
-    """That a command of the README is one, with the options that it is given."""
+    """That a command of a page is one, with the options that it is given."""
     program, *rest = words
     if program == "make":
         targets = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -153,8 +152,8 @@ def check(words: list[str], capsys) -> None:
         assert program == "pip"
 
 
-@pytest.mark.parametrize(("line", "words"), LINES, ids=lambda x: x if isinstance(x, int) else x[0])
-def test_a_command_is_one_with_options_that_there_are(line, words, capsys):
+@pytest.mark.parametrize(("where", "words"), LINES, ids=[where for where, _ in LINES])
+def test_a_command_is_one_with_options_that_there_are(where, words, capsys):
     check(words, capsys)
 
 
@@ -172,6 +171,10 @@ def test_what_is_no_command_is_found(capsys):
     for line in wrong:
         with pytest.raises((AssertionError, OSError)):
             check(line.split(), capsys)
+
+
+def test_every_block_is_of_a_language_that_is_looked_at():
+    assert {block.language for _, block in BLOCKS} <= LANGUAGES
 
 
 def test_commands_are_read_from_a_block(tmp_path):

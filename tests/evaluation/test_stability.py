@@ -109,11 +109,12 @@ def test_different_things_that_look_alike_match_in_their_own_run(three_runs):
     assert "a different thing: 2 of 5 (40%, 95% interval 12% to 77%)" in text
 
 
-def test_the_readme_says_what_makes_two_clusters_one_difference():
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+def test_the_guide_says_what_makes_two_clusters_one_difference():
+    page = Path(__file__).parents[2] / "docs" / "guides" / "differences.md"
+    guide = page.read_text(encoding="utf-8")
     said = f"from a cosine of {LEAST_COSINE} of their directions and a correlation of "
     said += f"{LEAST_CORRELATION} of their activations"
-    assert said in " ".join(readme.split())
+    assert said in " ".join(guide.split())
 
 
 def test_a_run_finds_in_the_next_one_only_what_that_has(three_runs):

@@ -1,9 +1,16 @@
-"""What stands in fenced blocks of a Markdown file."""
+"""The pages of the documentation, and what stands in their fenced blocks."""
 
 import re
 import shlex
 from pathlib import Path
 from typing import NamedTuple
+
+ROOT = Path(__file__).parents[2]
+
+
+def pages() -> list[Path]:
+    """README and every page of the documentation."""
+    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 class Block(NamedTuple):
@@ -14,6 +21,11 @@ class Block(NamedTuple):
 
     language: str
     text: str
+
+
+def place(page: Path, block: Block) -> str:
+    """Where a block is, for example `docs/guides/steer.md:12`."""
+    return f"{page.relative_to(ROOT)}:{block.line}"
 
 
 def blocks(path: Path) -> list[Block]:
