@@ -8,7 +8,7 @@ BIN := .venv/bin
 # One thread per process: small matrices run slower on more, and xdist already fills the cores.
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 
-.PHONY: help setup demo organisms test test-slow lint clean
+.PHONY: help setup demo organisms test test-slow lint docs clean
 
 help:
 	@echo "make setup      create .venv and install everything that the targets below need"
@@ -17,6 +17,7 @@ help:
 	@echo "make test       the quick tests (PYTEST_ARGS='-k partition', JOBS=4)"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make lint       ruff and pyright"
+	@echo "make docs       the documentation as a site, in build/site"
 	@echo "make clean      remove .venv, caches and build folders; runs and checkpoints stay"
 
 setup: .venv/.stamp
@@ -41,6 +42,14 @@ lint: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
+
+docs: .venv/.docs-stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "build/site/index.html"
+
+.venv/.docs-stamp: .venv/.stamp
+	$(BIN)/python -m pip install --quiet -c .ci/constraints.txt -e '.[docs]'
+	touch $@
 
 clean:
 	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
@@ -104,7 +105,95 @@ def idea() -> str:
     return drawing.svg("Two models read one text; one sparse code reconstructs both")
 
 
-PICTURE = {"idea.svg": idea}
+def alignment() -> str:
+    drawing = Drawing(620, 130)
+    drawing.text(20, 42, "A", A, "start")
+    drawing.text(20, 102, "B", B, "start")
+    aligned(drawing, 50, 25, 30)
+    return drawing.svg("Two tokenizers cut one text; tokens are paired where both end")
+
+
+ARCHITECTURES = {
+    "standard": (("shared", BOTH, 4),),
+    "DFC": (("A", A, 1), ("shared", BOTH, 2), ("B", B, 1)),
+    "DSF": (("one decoder", BOTH, 1), ("shared", BOTH, 3)),
+    "residual DFC": (("A less map of B", A, 1), ("shared", BOTH, 2), ("B less map of A", B, 1)),
+}
+SIDES = {A: "reads and writes A", B: "reads and writes B", BOTH: "reads and writes both"}
+
+
+def partitions() -> str:
+    drawing = Drawing(860, 290)
+    for number, (name, blocks) in enumerate(ARCHITECTURES.items()):
+        x, y = 20 + 210 * number, 40
+        drawing.text(x + 90, 25, name)
+        for words, color, share in blocks:
+            drawing.box(x, y, 180, 45 * share - 4, color)
+            drawing.text(x + 90, y + 45 * share / 2 + 3, words, PAPER)
+            y += 45 * share
+    for number, (color, words) in enumerate(SIDES.items()):
+        drawing.box(20 + 210 * number, 245, 16, 16, color)
+        drawing.text(44 + 210 * number, 258, words, INK, "start")
+    return drawing.svg("Which models the latents of each architecture read and write")
+
+
+def steps(drawing: Drawing, y: float, words: list[str]) -> list[float]:
+    """Boxes with arrows between; where the middle of each is."""
+    middles = [20 + 220 * number + 80 for number in range(len(words))]
+    for middle, said in zip(middles, words, strict=True):
+        drawing.box(middle - 80, y, 160, 44)
+        for line, part in enumerate(parts := said.split("|")):
+            drawing.text(middle, y + 27 - 8 * (len(parts) - 1) + 16 * line, part)
+    for before, after in pairwise(middles):
+        drawing.arrow((before + 84, y + 22), (after - 84, y + 22), INK)
+    return middles
+
+
+def verdicts() -> str:
+    drawing = Drawing(860, 170)
+    asked = [
+        "exclusive|latent",
+        "predicted by|the other model?",
+        "moves what is|the other's own?",
+        "kept",
+    ]
+    middles = steps(drawing, 20, asked)
+    for middle, verdict in zip(middles[1:3], ("predictable", "shadow"), strict=True):
+        drawing.line((middle, 64), (middle, 100), BOTH)
+        drawing.box(middle - 60, 100, 120, 30, BOTH)
+        drawing.text(middle, 120, verdict, PAPER)
+        drawing.text(middle + 8, 86, "yes", INK, "start")
+    drawing.text(
+        860 / 2, 156, "no verdict where a threshold lies within the interval: not scorable"
+    )
+    return drawing.svg("From an exclusive latent to a verdict")
+
+
+def nulls() -> str:
+    drawing = Drawing(860, 200)
+    steps(drawing, 20, ["models A and B", "pairs", "crosscoder", "list: true and false"])
+    steps(
+        drawing,
+        120,
+        [
+            "a null: differs in|nothing looked for",
+            "the same texts",
+            "trained the same",
+            "list: all false",
+        ],
+    )
+    drawing.line((760, 120), (760, 64), A)
+    drawing.text(752, 97, "q", A, "end")
+    return drawing.svg("A null takes the run's own way, and what it lists is false")
+
+
+PICTURE = {
+    "idea.svg": idea,
+    "alignment.svg": alignment,
+    "partitions.svg": partitions,
+    "filter.svg": verdicts,
+    "nulls.svg": nulls,
+}
 
 
 def main(argv: list[str] | None = None) -> int:

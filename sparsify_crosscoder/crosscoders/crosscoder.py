@@ -352,9 +352,11 @@ class Crosscoder(CrosscoderParameters):
         return self._decode_blocks(self._attached(inputs, self._all_blocks(revived), bias))
 
     def set_decoder_norm_to_unit_norm(self):
+        """Refused with ValueError: which model a latent writes to is told by its norms."""
         raise ValueError("Unit decoder norms would erase a crosscoder's relative decoder norms.")
 
     def remove_gradient_parallel_to_decoder_directions(self):
+        """Refused with ValueError: norms are learned."""
         raise ValueError(
             "The gradient along a decoder vector changes its norm, which a crosscoder learns; it "
             "is not removed."

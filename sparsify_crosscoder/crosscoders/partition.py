@@ -90,6 +90,7 @@ class Partition:
 
     @property
     def num_latents(self) -> int:
+        """Latents of all blocks."""
         return self.blocks[-1].stop
 
     @property

@@ -238,6 +238,7 @@ class ActivationStore:
 
     @property
     def d_sources(self) -> list[int]:
+        """Width of each source."""
         return [source["width"] for source in self.sources]
 
     @property
@@ -252,6 +253,7 @@ class ActivationStore:
 
     @property
     def num_shards(self) -> int:
+        """Files that hold the pairs."""
         return len(self._shards)
 
     @property

@@ -119,6 +119,7 @@ class CrosscoderTrainer(sparsify.Trainer):
         self.folder = RunFolder(Path(cfg.save_dir) / (cfg.run_name or "unnamed"))
 
     def local_hookpoints(self) -> list[str]:
+        """Names of the crosscoders that this process trains: all of them."""
         return list(self.saes)
 
     def _make_optimizers(self) -> tuple[list[Any], list[Any]]:
