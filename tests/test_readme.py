@@ -157,6 +157,34 @@ def test_a_command_is_one_with_options_that_there_are(where, words, capsys):
     check(words, capsys)
 
 
+EXECUTED = {"top", "filter", "graft"}
+NEED_MORE = {"--verify", "--q", "--filter"}
+CHEAP = [
+    (where, words)
+    for where, words in LINES
+    if words[0] == "sparsify-crosscoder" and words[1] in EXECUTED and not NEED_MORE & {*words}
+]
+
+
+@pytest.mark.parametrize(("where", "words"), CHEAP, ids=[where for where, _ in CHEAP])
+def test_a_command_that_takes_a_run_alone_runs(where, words, run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (path,) = [word for word in words if word.startswith(("runs/", "checkpoints/"))]
+    shutil.copytree(run, tmp_path / path)
+    latents = Crosscoder.load_one(run).num_latents
+    argv = [str(int(word) % latents) if word.isdecimal() else word for word in words[1:]]
+    with pytest.raises(SystemExit) as stop:
+        dispatch("sparsify-crosscoder", COMMANDS, argv)
+        raise SystemExit(0)
+    said = capsys.readouterr()
+    assert stop.value.code == 0, said.err
+    assert said.out.strip()
+
+
+def test_some_commands_are_run():
+    assert {words[1] for _, words in CHEAP} == EXECUTED
+
+
 def test_what_is_no_command_is_found(capsys):
     wrong = [
         "make nothing",
