@@ -25,6 +25,9 @@ from .interventions.cause import cause as cause
 from .interventions.cause_texts import own_answers as own_answers
 from .interventions.coherence import coherent_strength as coherent_strength
 from .interventions.effects import dose_response as dose_response
+from .interventions.equivalence import EquivalenceConfig as EquivalenceConfig
+from .interventions.equivalence import equivalence as equivalence
+from .interventions.equivalence_found import Equivalences as Equivalences
 from .interventions.generation import Answering as Answering
 from .interventions.generation import generate as generate
 from .interventions.graft import GraftConfig as GraftConfig

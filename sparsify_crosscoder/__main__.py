@@ -72,6 +72,11 @@ COMMANDS = {
         "main",
         "say how much of the models' divergence latents restore",
     ),
+    "equivalence": (
+        f"{_COMMANDS}.equivalence",
+        "main",
+        "say whether shared latents do the same in both models",
+    ),
     "persona": (
         f"{_COMMANDS}.persona",
         "main",

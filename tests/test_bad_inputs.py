@@ -156,6 +156,7 @@ MISSING = [
     "graft {nowhere}",
     "baselines {nowhere} {nowhere} --dataset {nowhere}",
     "patch {nowhere}",
+    "equivalence {nowhere}",
     "steer {nowhere} --latents 1",
     "persona {nowhere} {nowhere} --out {root}/new",
     "transfer {nowhere} {nowhere} --out {root}/new",

@@ -81,7 +81,10 @@ class GraftedReader:
         """The last hidden states of the model as it is."""
 
     def states(self, graft: Graft) -> LastStates:
-        """The model's last hidden states with a graft at its hookpoint."""
+        """The model's last hidden states with a graft at its hookpoint.
+
+        Of windows without a pair at which something is put they are the model's own.
+        """
         return self._read(graft)
 
     def _read_whole(self) -> LastStates:
@@ -106,8 +109,13 @@ class GraftedReader:
         source, model = self.source, self.source.model
         place = model.base_model.get_submodule(source.hookpoint)
         device = input_device(model)
-        last = LastStates.empty(source, self._lengths)
+        if graft is None:
+            last = LastStates.empty(source, self._lengths)
+        else:
+            last = LastStates(self.own.states.clone(), self.own.first)
         for number, batch in enumerate(self._batches):
+            if graft is not None and not graft.where[batch.destination].any():
+                continue
             with ExitStack() as stack:
                 for kind in {one.type for one in execution_devices(model)}:
                     stack.enter_context(torch.autocast(kind, enabled=False))
