@@ -20,7 +20,7 @@ ORDERS = {
     ),
     "delphi_adapters": (
         house.GROUND,
-        *("delphi", "clients", "judging", "explaining", "audit", "report", "commands"),
+        *("delphi", "clients", "judging", "explaining", "audit", "causes", "report", "commands"),
     ),
 }
 MODULES = house.read_modules(ROOT, ORDERS)

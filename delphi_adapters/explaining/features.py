@@ -109,6 +109,26 @@ COLUMNS: dict[str, tuple[str, str]] = {
         "chance of so large an effect among random directions as long, or with a judge of so clear "
         "a one: (1 + those at least as large) / (1 + all)",
     ),
+    "equivalence": (
+        "float64",
+        "-1 to 1: correlation of what ablating it does to the next words of both models at the "
+        "same pairs; none unless it is shared and was ablated",
+    ),
+    "equivalence_low": ("float64", "lower end of its 95% interval, by text"),
+    "equivalence_high": ("float64", "upper end of it"),
+    "equivalence_null": (
+        "float64",
+        "the same where as much of another latent's direction is taken from the second model",
+    ),
+    "equivalence_gap": ("float64", "by how much the correlation is larger than that"),
+    "equivalence_gap_low": (
+        "float64",
+        "lower end of its 95% interval: above 0, it does the same in both models",
+    ),
+    "decoder_cosine": (
+        "float64",
+        "cosine of its decoders in both models, by the map where they share no basis",
+    ),
     "sampled": (
         "string",
         "why its exclusivity was looked at: flagged, a listed difference is named by it, kept by "

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from sparsify_crosscoder.evaluation.baselines.beside import BaselinesBeside
     from sparsify_crosscoder.evaluation.planted_recall import PlantedRecall
+    from sparsify_crosscoder.interventions.equivalence_found import Equivalences
 
     from ..explaining.categories import CategoryCount
     from ..explaining.summary import SimilarSummary
@@ -242,6 +243,13 @@ class ReportData:
 
     grafted: dict[str, Any] = field(default_factory=dict)
     """What the models lose by the reconstruction, as `Grafted.to_dict`; empty if not measured."""
+
+    patched: dict[str, Any] = field(default_factory=dict)
+    """Which share of near-equal models' divergence latents restore, as `Patched.to_dict`; empty if
+    not measured."""
+
+    shared_effects: Equivalences | None = None
+    """What ablating shared latents does to both models; None if not measured."""
 
     power: PlantedRecall | None = None
     """What the list has of differences that were planted into the pair; None if none were."""

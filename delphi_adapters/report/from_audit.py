@@ -29,6 +29,8 @@ from ..audit.stages.null import Null
 from ..audit.stages.rubrics import Rated, Rubrics
 from ..audit.stages.stitch import Stitch
 from ..audit.stages.train import Train
+from ..causes.equivalence import SharedEffects
+from ..causes.patch import Patch
 from ..clients.judge import NO_JUDGE
 from ..explaining import flagging
 from ..explaining.descriptions import table_columns
@@ -37,6 +39,7 @@ from ..explaining.summary import summarise_table
 from ..judging.exclusivity import Exclusivity
 from ..judging.rating import Rating
 from .baseline_stage import BaselineMethods
+from .causes import with_equivalence
 from .data import (
     Context,
     Curve,
@@ -71,7 +74,9 @@ def report_data(audit: Audit, stability: dict[str, Any] | None) -> ReportData:
     described = table_columns(audit.output(Describe))
     differences = _rated(audit, filters.differences)
     again = {} if stability is None else recurrences(stability, audit.run.path)
+    shared = audit.output(SharedEffects)
     cards = cards_of(audit.crosscoder, filters, differences, again)
+    cards = with_equivalence(cards, shared)
     table = features(autointerp, audit.crosscoder, filters, exclusivity, described, cards)
     passed = {row["latent"]: row["interpretable"] for row in table.to_pylist()}
     summary = summarise_table(autointerp, audit.crosscoder, explained.latents, table, filters)
@@ -94,6 +99,8 @@ def report_data(audit: Audit, stability: dict[str, Any] | None) -> ReportData:
         searched=_searched(filters),
         baselines=audit.output(BaselineMethods),
         grafted=audit.output(Graft) or {},
+        patched=audit.output(Patch) or {},
+        shared_effects=shared,
         power=audit.output(Power),
         stability=stability,
         similar=summary.similar,

@@ -9,6 +9,7 @@ from typing import Any
 from sparsify_crosscoder.intervals import rate_interval
 
 from .baselines import baseline_sheet, beside_sheet
+from .causes import equivalence_sheet, patch_sheet
 from .data import ReportData
 from .ranking import description, ranked
 from .sheets import Cell, Latent, Sheet, number, share
@@ -48,6 +49,10 @@ def _sheets(data: ReportData) -> Iterator[Sheet]:
         yield _first(data, names)
     yield _crosscoder(data)
     yield _grafted(data, names)
+    if data.patched:
+        yield patch_sheet(data.patched, names)
+    if data.shared_effects is not None:
+        yield equivalence_sheet(data.shared_effects)
     yield _judge(data)
     yield _verdicts(data, names)
     yield Sheet(

@@ -30,7 +30,8 @@ class Report(Stage[ReportOptions, None]):
 
     name = "report"
     what = "one page, and tables"
-    needs = ("null", "power", "graft", "baselines", "describe", "exclusivity", "rubrics")
+    needs = ("null", "power", "graft", "patch", "equivalence", "baselines", "describe")
+    needs += ("exclusivity", "rubrics")
     Options = ReportOptions
 
     def outside(self) -> dict[str, Any]:

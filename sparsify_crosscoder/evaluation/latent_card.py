@@ -94,6 +94,21 @@ class LatentCard:
     exclusivity: float | None = None
     """The same by a judge, 1 to 5: how little of its effect carries over."""
 
+    equivalence: float | None = None
+    """Correlation of what ablating it does to both models at the same pairs ..."""
+
+    equivalence_low: float | None = None
+    equivalence_high: float | None = None
+    equivalence_null: float | None = None
+    """... where as much of another latent's direction is taken from the second instead."""
+
+    equivalence_gap: float | None = None
+    equivalence_gap_low: float | None = None
+    """Lower end of the interval of the difference of both."""
+
+    decoder_cosine: float | None = None
+    """Of its two decoders, by the map between the models where they share no basis."""
+
     detection_score: float | None = None
     """Share of 20 passages, the ten strongest and ten where it is silent, that a judge tells apart
     by its explanation, which was written from the former."""
@@ -131,6 +146,7 @@ class LatentCard:
             CardLine("other runs", self._runs()),
             CardLine("cause", self._cause()),
             CardLine("steering", self._steering()),
+            CardLine("in both models", self._both()),
             CardLine("detection", self._detection()),
         ]
 
@@ -193,6 +209,17 @@ class LatentCard:
         if self.exclusivity is not None:
             told.append(f"exclusivity {self.exclusivity:.1f} of 5")
         return "; ".join(told) or UNKNOWN
+
+    def _both(self) -> str:
+        if self.equivalence is None:
+            return UNKNOWN
+        value = _with_ends(self.equivalence, self.equivalence_low, self.equivalence_high)
+        told = [f"ablating it does to both what correlates by {value}"]
+        if self.equivalence_null is not None:
+            told.append(f"{self.equivalence_null:.2f} with another's direction in the second")
+        if self.decoder_cosine is not None:
+            told.append(f"decoder cosine {self.decoder_cosine:.2f}")
+        return "; ".join(told)
 
     def _detection(self) -> str:
         known = [

@@ -17,8 +17,8 @@ from tests.support.messages_server import KEY, MessagesServer
 pytestmark = pytest.mark.xdist_group("golden audits")  # one worker makes what they share
 
 STAGES = (
-    *("harvest", "train", "cache", "filter", "null", "power", "describe", "explain"),
-    *("score", "graft", "baselines", "stitch", "exclusivity", "rubrics", "report"),
+    *("harvest", "train", "cache", "filter", "null", "power", "describe", "explain", "score"),
+    *("graft", "baselines", "patch", "stitch", "equivalence", "exclusivity", "rubrics", "report"),
 )
 AUDITING = (
     "--cache_ctx_len 32 --min_firings 20 --verify 1 --sample 1 --nulls 1 --max_new_tokens 2 "

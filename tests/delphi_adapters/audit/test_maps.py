@@ -2,6 +2,7 @@
 
 import json
 
+import pyarrow.parquet as pq
 import pytest
 
 from delphi_adapters.audit.likeness import load_likeness
@@ -34,7 +35,20 @@ def test_a_fine_tune_and_its_base_need_no_text_to_be_stitched(twins, tmp_path, c
     assert {one.kind for one in measured} == {"feature", "shared", "random"}
     # What one vector does to a model and to its fine-tune of all but equal weights is alike.
     assert min(one.likeness for one in measured) > 0.5
+    done = records(audit)
+    assert done["patch"]["result"]["texts"] == 12 and done["equivalence"]["result"]["latents"] == 6
+    patched = json.loads((audit / "patch" / "patch.json").read_text(encoding="utf-8"))
+    assert patched["near"] and {one["source"] for one in patched["models"]} == {0, 1}
+    rows = pq.read_table(audit / "features.parquet").to_pylist()
+    ablated = [row for row in rows if row["equivalence"] is not None]
+    assert len(ablated) == 6 and {row["source"] for row in ablated} == {None}
+    for row in ablated:
+        gap = row["equivalence"] - row["equivalence_null"]
+        assert row["equivalence_gap"] == pytest.approx(gap, abs=1e-6)
+        assert -1 <= row["decoder_cosine"] <= 1
     report = (audit / "report.md").read_text(encoding="utf-8")
+    assert "Do shared latents do the same in both models?" in report
+    assert "the whole difference at this layer" in report
     assert f"the map is the identity, R2 {stitching.report['r2']:.2f}" in report
     assert "the identity, both ways" in report
     given = ["--run", str(twins), "--out", str(tmp_path / "other"), *OWN.split()]

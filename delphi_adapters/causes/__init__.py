@@ -1,0 +1,1 @@
+"""Stages of an audit that measure what latents cause in the models."""
