@@ -62,6 +62,9 @@ class SteeredOutputs:
     answers: list[list[list[str]]]
     """`[model][prompt][strength]`."""
 
+    note: str = ""
+    """What of them is left out, and why."""
+
 
 @dataclass
 class Judgement:

@@ -40,6 +40,7 @@ from ..judging.exclusivity import Exclusivity
 from ..judging.rating import Rating
 from .baseline_stage import BaselineMethods
 from .causes import with_equivalence
+from .coherent import coherent_count, without_gibberish
 from .data import (
     Context,
     Curve,
@@ -63,10 +64,13 @@ MEASURES = {
 }
 
 
-def report_data(audit: Audit, stability: dict[str, Any] | None) -> ReportData:
+def report_data(
+    audit: Audit, stability: dict[str, Any] | None, gibberish: bool = False
+) -> ReportData:
     """All that the report says, from what the other stages give.
 
-    `stability` is what the comparison with other runs came to.
+    `stability` is what the comparison with other runs came to. With `gibberish` steered answers are
+    shown that are no text any more.
     """
     explained, filters = audit.output(Explain), audit.output(Filter)
     autointerp, verified = explained.autointerp, audit.output(ExclusivityStage)
@@ -87,7 +91,7 @@ def report_data(audit: Audit, stability: dict[str, Any] | None) -> ReportData:
         summary=audit.output(Train).to_dict(),
         judge=_judge(audit),
         features=table,
-        details=Details(audit, explained.latents),
+        details=Details(audit, explained.latents, gibberish),
         detailed=explained.latents,
         compared=explained.compared,
         categories=summary.categories,
@@ -119,8 +123,8 @@ def report_data(audit: Audit, stability: dict[str, Any] | None) -> ReportData:
 class Details:
     """What the page of each explained latent shows."""
 
-    def __init__(self, audit: Audit, latents: Sequence[int]):
-        self.audit, self.latents = audit, list(latents)
+    def __init__(self, audit: Audit, latents: Sequence[int], gibberish: bool = False):
+        self.audit, self.latents, self.gibberish = audit, list(latents), gibberish
         self.verified = audit.output(ExclusivityStage)
         self.scored = self.verified.of_latents()
         self.measured = {
@@ -161,6 +165,9 @@ class Details:
         outputs = SteeredOutputs(
             first["prompts"], first["strengths"], models, [one["answers"] for one in steered]
         )
+        if not self.gibberish:
+            counts = [coherent_count(one["strengths"], one["measures"]) for one in steered]
+            outputs = without_gibberish(outputs, counts)
         curves = [
             Curve(model, meaning, one["strengths"], _means(one["measures"][name]))
             for name, meaning in MEASURES.items()

@@ -182,5 +182,7 @@ def _answers(detail: FeatureDetail) -> Iterator[str]:
     if outputs is None or not outputs.prompts or not outputs.strengths:
         return
     yield f"\nAnswers at strength {outputs.strengths[-1]:g} to: {inline(outputs.prompts[0])}\n"
+    if outputs.note:
+        yield f"{inline(outputs.note)}\n"
     for name, answers in zip(outputs.models, outputs.answers, strict=True):
         yield f"\n{inline(name)}:\n\n{block(answers[0][-1])}\n"

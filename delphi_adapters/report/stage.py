@@ -11,7 +11,7 @@ from sparsify_crosscoder.files import atomic_path
 
 from ..audit.outcome import Cost, Outcome
 from ..audit.runner import fingerprint_run
-from ..audit.stage import BEGINNING, Context, Stage
+from ..audit.stage import BEGINNING, VERIFICATION, Context, Stage
 
 FIRST = "first.txt"
 FILES = ("report.html", "report.md", "features.parquet")
@@ -23,6 +23,9 @@ class ReportOptions:
 
     stability_runs: list[Path] = option([], heading=BEGINNING)
     """runs of other seeds to compare"""
+
+    gibberish: bool = option(False, heading=VERIFICATION)
+    """also show steered answers that are no text any more"""
 
 
 class Report(Stage[ReportOptions, None]):
@@ -38,7 +41,8 @@ class Report(Stage[ReportOptions, None]):
         return {str(run): fingerprint_run(run) for run in self.options.stability_runs}
 
     def inputs(self, ctx: Context) -> dict[str, Any]:
-        return {"stability_runs": [str(run) for run in self.options.stability_runs]}
+        shown = {"gibberish": True} if self.options.gibberish else {}
+        return {"stability_runs": [str(run) for run in self.options.stability_runs], **shown}
 
     def estimate(self, ctx: Context) -> Cost:
         return Cost(30.0)
@@ -49,7 +53,8 @@ class Report(Stage[ReportOptions, None]):
         from .from_audit import report_data, stability
 
         runs = self.options.stability_runs
-        data = report_data(ctx, stability(ctx, runs, folder) if runs else None)
+        compared = stability(ctx, runs, folder) if runs else None
+        data = report_data(ctx, compared, self.options.gibberish)
         write_report(data, ctx.out)
         written = [folder / FIRST, *(ctx.out / name for name in FILES)]
         with atomic_path(written[0]) as temporary:

@@ -1,6 +1,6 @@
 """What one pass of `baselines` costs beside two bare forward passes of the same models.
 
-    python examples/benchmarks/baseline_cost.py A B texts.jsonl --max_examples 40
+    python examples/benchmarks/baseline_cost.py A B texts.jsonl --rounds 3 --max_examples 40
 
 Bare: the same batches through both whole language models, which give all their logits, one after
 the other; nothing is kept. Both ways take turns in one thread, in CPU seconds; the ratio is the
@@ -10,6 +10,7 @@ everything has what comes behind it as well.
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from collections.abc import Sequence
@@ -46,12 +47,15 @@ def bare(sources: Sequence[Source], windows: Dataset, batch_size: int) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Measure and print."""
-    first, second, dataset, *rest = argv
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    options, others = parser.parse_known_args(argv)
+    first, second, dataset, *rest = others
     config = parse_run_config([first, dataset, "--partners", second, "--device", "cpu", *rest])
     torch.set_num_threads(1)
     sources, windows, _ = sources_and_windows(config, torch.device("cpu"), "on")
     times: dict[str, list[float]] = {"bare": [], "pass": []}
-    for _ in range(ROUNDS):
+    for _ in range(options.rounds):
         begun = time.process_time()
         bare(sources, windows, config.batch_size)
         middle = time.process_time()

@@ -140,17 +140,20 @@ def _references(crosscoder: Crosscoder, covariance: Tensor) -> dict[int, tuple[i
     for s in range(1, len(crosscoder.columns)):
         for r in range(s):
             if crosscoder.d_sources[r] == crosscoder.d_sources[s]:
-                r2 = _identity_r2(crosscoder, covariance, r, s)
+                both = (crosscoder.factors[r].double(), crosscoder.factors[s].double())
+                r2 = identity_r2(covariance, crosscoder.columns[r], crosscoder.columns[s], both)
                 if r2 >= LEAST_R2:
                     found[s] = (r, r2)
                     break
     return found
 
 
-def _identity_r2(crosscoder: Crosscoder, covariance: Tensor, r: int, s: int) -> float:
-    """How well two sources' raw activations tell each other as they are."""
-    a, b = crosscoder.columns[r], crosscoder.columns[s]
-    f_a, f_b = crosscoder.factors[r].double(), crosscoder.factors[s].double()
+def identity_r2(
+    covariance: Tensor, a: slice, b: slice, factors: tuple[Tensor | float, Tensor | float] = (1, 1)
+) -> float:
+    """How well two sources' raw activations, the columns `a` and `b` of a covariance divided by
+    their factors, tell each other as they are."""
+    f_a, f_b = factors
     first, second = (covariance[c, c].diagonal() / f**2 for c, f in ((a, f_a), (b, f_b)))
     difference = first + second - 2 * covariance[a, b].diagonal() / (f_a * f_b)
     return smallest_r2([first, second], [difference, difference])

@@ -177,7 +177,7 @@ function resultsOf(get) {
 }
 
 function outputsOf(outputs) {
-  const { prompts, strengths, models, answers } = outputs;
+  const { prompts, strengths, models, answers, note } = outputs;
   let [p, k] = [0, Math.max(strengths.length - 1, 0)];
   const told = el("output", { class: "strength" });
   const sides = models.map((name, m) => {
@@ -222,6 +222,7 @@ function outputsOf(outputs) {
       "Left: the model that the direction is from. Right: the other one, with the direction carried " +
         "over by the linear map.",
     ),
+    note ? el("p", { class: "note" }, said(note, 1000)) : null,
     el(
       "div",
       { class: "controls steering" },

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ...crosscoders.rdfc import ridge_regression
-from ...crosscoders.shared_basis import LEAST_R2, smallest_r2
+from ...crosscoders.shared_basis import LEAST_R2
 from ...store.normalization import within_norm
-from ..residuals import Moments
+from ..residuals import Moments, identity_r2
 from .reading import Reading
 from .text_scores import PairValues
 
@@ -114,8 +114,11 @@ def difference_of(reading: Reading, outlier_multiple: float) -> Difference:
         for number, one in enumerate(moments):
             one.update(x[half == number])
     found = (inside, text, numbers)
-    r2 = _identity_r2(moments[0] + moments[1], width)
-    if r2 is not None and r2 >= LEAST_R2:
+    r2 = 0.0
+    if b.shape[1] == width:
+        covariance = (moments[0] + moments[1]).covariance
+        r2 = identity_r2(covariance, slice(width), slice(width, None))
+    if r2 >= LEAST_R2:
         why = f"as they are: both share a basis (R2 of the identity {r2:.2f})"
         return Difference([a, b], *found, None, why)
     maps = []
@@ -125,13 +128,3 @@ def difference_of(reading: Reading, outlier_multiple: float) -> Difference:
         maps.append(_Map((mean[:width], mean[width:]), weights.float()))
     why = "beside what a linear map of A's says, fitted on the other half of the texts"
     return Difference([a, b], *found, maps, why)
-
-
-def _identity_r2(moments: Moments, width: int) -> float | None:
-    """How well each model's activations as they are tell the other's; None of unequal widths."""
-    if len(moments.sum) != 2 * width:
-        return None
-    covariance = moments.covariance
-    first, second = (covariance[s, s].diagonal() for s in (slice(width), slice(width, None)))
-    left = first + second - 2 * covariance[:width, width:].diagonal()
-    return smallest_r2([first, second], [left, left])
