@@ -9,6 +9,7 @@ from .crosscoders import DSFConfig as DSFConfig
 from .crosscoders import RDFCConfig as RDFCConfig
 from .crosscoders import ResidualDedicatedFeatureCrosscoder as ResidualDedicatedFeatureCrosscoder
 from .crosscoders.partition import Partition as Partition
+from .evaluation.difference_moves import moves_along as moves_along
 from .evaluation.differences import list_differences as list_differences
 from .evaluation.filter import filter_exclusives as filter_exclusives
 from .evaluation.latent_card import LatentCard as LatentCard

@@ -13,7 +13,7 @@ from organism_runs import Harvest
 from organism_scores import Concern, ConcernedPairs
 from organism_settings import Case, Scale
 from organism_texts import Written, concerned, concerned_pairs
-from organism_trigger import auroc, isolation
+from organism_trigger import asked, auroc, isolation, moves_isolation
 from torch import Tensor
 
 from sparsify_crosscoder.evaluation.baselines.coder import CoderConfig, difference_coder
@@ -44,7 +44,10 @@ class Baseline:
     precision: float | None = None
     recall: float | None = None
     isolation: float | None = None
-    """As of a crosscoder's first entry."""
+    """As of a crosscoder's first entry: of an activation, or of how far a component is out."""
+
+    prompt_isolation: float | None = None
+    """The same before the answer."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,9 @@ class _Pairs:
     kl: Tensor | None
     """`[N]`, nats, if known."""
 
+    prompt: Tensor
+    """Whether each is before the answer, `[N]`; all where nobody answers."""
+
     def mean_by_text(self, values: Tensor) -> Tensor:
         """Means `[T]` of values `[N]`."""
         return self.text.bincount(values.double()) / self.text.bincount()
@@ -78,7 +84,7 @@ def baselines(case: Case, harvest: Harvest) -> list[Baseline]:
         here = ConcernedPairs(
             concerned_pairs(case.organism, pairs.texts, pairs.text, pairs.ends), pairs.text
         )
-        found += [_components(case, difference, here)]
+        found += [_components(case, difference, pairs, here)]
         found += [_sae(case, difference, pairs, here)]
     return found
 
@@ -88,6 +94,7 @@ def _pairs(harvest: Harvest) -> _Pairs:
     raw = [x.float() for x in noted.read(noted.numbers)]
     kept = within_norm(raw, 2.0)
     assert noted.ends is not None
+    prompt = asked(noted.roles)
     numbers, text = noted.texts[kept].unique(return_inverse=True)
     return _Pairs(
         [x[kept] for x in raw],
@@ -95,6 +102,7 @@ def _pairs(harvest: Harvest) -> _Pairs:
         [harvest.texts[number] for number in numbers.tolist()],
         noted.ends[kept],
         None if noted.kl is None else noted.kl[kept],
+        torch.ones_like(text, dtype=torch.bool) if prompt is None else prompt[kept],
     )
 
 
@@ -120,7 +128,9 @@ def _ranked(case: Case, method: str, values: Tensor, concerns: Tensor) -> Baseli
     )
 
 
-def _components(case: Case, difference: Tensor, concerns: ConcernedPairs) -> Baseline:
+def _components(
+    case: Case, difference: Tensor, pairs: _Pairs, concerns: ConcernedPairs
+) -> Baseline:
     """Principal components, present on either side where they are far out."""
     centred = difference - difference.mean(0)
     _, directions = torch.linalg.eigh(centred.T @ centred)
@@ -133,12 +143,17 @@ def _components(case: Case, difference: Tensor, concerns: ConcernedPairs) -> Bas
     first = min(found, key=lambda column: column % count, default=None)
     if first is None:
         return Baseline(**case.label, method="PCA of B - A")
+    far = along[:, first] if first < count else -along[:, first - count]
     return Baseline(
         **case.label,
         method="PCA of B - A",
         rank=first % count + 1,
         precision=float(measured.precision[first]),
         recall=float(measured.recall[first]),
+        isolation=moves_isolation(case.organism, pairs.texts, far, pairs.text),
+        prompt_isolation=moves_isolation(
+            case.organism, pairs.texts, far[pairs.prompt], pairs.text[pairs.prompt]
+        ),
     )
 
 
@@ -155,6 +170,7 @@ def _sae(case: Case, difference: Tensor, pairs: _Pairs, concerns: ConcernedPairs
     rank = next((i for i, latent in enumerate(found.order, 1) if measured.right[latent]), None)
     latent = found.order[(rank or 1) - 1]
     here = found.latents == latent
+    before = here & pairs.prompt[found.pairs]
     return Baseline(
         **case.label,
         method="SAE of B - A",
@@ -162,4 +178,7 @@ def _sae(case: Case, difference: Tensor, pairs: _Pairs, concerns: ConcernedPairs
         precision=float(measured.precision[latent]) if rank else None,
         recall=float(measured.recall[latent]) if rank else None,
         isolation=isolation(case.organism, pairs.texts, found.activations[here], places[here]),
+        prompt_isolation=isolation(
+            case.organism, pairs.texts, found.activations[before], places[before]
+        ),
     )

@@ -14,10 +14,11 @@ import torch
 from organism_runs import Harvest
 from organism_settings import Case
 from organism_texts import Written, concerned_pairs
-from organism_trigger import isolation
+from organism_trigger import asked, isolation, moves_isolation
 from torch import Tensor
 
 from sparsify_crosscoder import Run, list_differences
+from sparsify_crosscoder.evaluation.difference_moves import moves_along
 from sparsify_crosscoder.evaluation.differences import (
     Difference,
     Differences,
@@ -139,6 +140,13 @@ class Row:
     found: list[bool] = field(default_factory=list)
     """Which of these are findings."""
 
+    moves_isolation: float | None = None
+    """As `isolation`, of how far the difference moves along the first entry; not in rows of earlier
+    versions."""
+
+    prompt_isolation: float | None = None
+    """The same before the answer."""
+
 
 def row_of(case: Case, harvest: Harvest, run: Run, architecture: str, seed: int) -> Row:
     """What a trained crosscoder lists of a case."""
@@ -153,7 +161,9 @@ def row_of(case: Case, harvest: Harvest, run: Run, architecture: str, seed: int)
     measured = Concern.of_latents(found, concerns)
     first, rank = _first(listed, measured)
     column = None if first is None else listed.column(first)
-    shown = listed.column(first or _strongest(listed)) if listed.entries else None
+    entry = first or (_strongest(listed) if listed.entries else None)
+    shown = None if entry is None else listed.column(entry)
+    far, before = _by_moves(case, texts, listed, entry)
     ratios = _scaling(listed)
     error, reconstruction = ratios.get(first.latent if first else None, (None, None))
     summary, config = run.summary(), listed.config
@@ -185,6 +195,8 @@ def row_of(case: Case, harvest: Harvest, run: Run, architecture: str, seed: int)
         scores=[one.score for one in heard],
         found=[one.finding for one in heard],
         concerning=[c is not None and bool(measured.right[c]) for c in columns],
+        moves_isolation=far,
+        prompt_isolation=before,
     )
 
 
@@ -215,6 +227,20 @@ def _strongest(listed: Differences) -> Difference:
     """The first entry that is somewhere and not everywhere, if there is one."""
     somewhere = (entry for entry in listed.entries if listed.column(entry) is not None)
     return next(somewhere, listed.entries[0])
+
+
+def _by_moves(
+    case: Case, texts: Sequence[Written], listed: Differences, entry: Difference | None
+) -> tuple[float | None, float | None]:
+    """The trigger told by how far pairs move along an entry, anywhere and before the answers."""
+    if entry is None:
+        return None, None
+    along, of_pair = moves_along(listed, entry), listed.found.texts
+    anywhere = moves_isolation(case.organism, texts, along, of_pair)
+    prompt = asked(listed.found.pairs.roles)
+    if anywhere is None or prompt is None:
+        return anywhere, None
+    return anywhere, moves_isolation(case.organism, texts, along[prompt], of_pair[prompt])
 
 
 def _isolation(

@@ -84,7 +84,8 @@ def baselines_of(case: Case) -> list[Baseline]:
 def row_table(rows: Sequence[Row]) -> list[str]:
     """Lines of a Markdown table."""
     head = ["organism", "pair", "text", "architecture", "seed", "first", "kind", "score"]
-    head += ["precision", "recall", "findings", "random", "FVE", "isolation", "s"]
+    head += ["precision", "recall", "findings", "random", "FVE"]
+    head += ["isolation", "by moves", "before", "s"]
     cells = [
         [
             *(row.organism, row.pair, row.text, row.architecture, str(row.seed)),
@@ -93,7 +94,10 @@ def row_table(rows: Sequence[Row]) -> list[str]:
             *(_number(x) for x in (row.score, row.precision, row.recall)),
             str(row.findings),
             f"{row.chance:.3f}",
-            *(_number(x) for x in (row.fve, row.isolation)),
+            *(
+                _number(x)
+                for x in (row.fve, row.isolation, row.moves_isolation, row.prompt_isolation)
+            ),
             f"{row.seconds:.0f}",
         ]
         for row in rows
@@ -154,11 +158,11 @@ def baseline_table(found: Sequence[Baseline]) -> list[str]:
             *(one.organism, one.pair, one.text, one.method),
             *(_number(x) for x in (one.auc, one.precision_at_10)),
             "-" if one.rank is None else str(one.rank),
-            *(_number(x) for x in (one.precision, one.recall, one.isolation)),
+            *(_number(x) for x in (one.precision, one.recall, one.isolation, one.prompt_isolation)),
         ]
         for one in found
     ]
-    return table([*head, "precision", "recall", "isolation"], cells)
+    return table([*head, "precision", "recall", "isolation", "before"], cells)
 
 
 def cause_table(found: Sequence[CauseRow]) -> list[str]:

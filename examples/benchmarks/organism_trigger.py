@@ -1,4 +1,4 @@
-"""Whether a latent tells a trigger from what is almost one."""
+"""Whether a latent, or how far a difference moves, tells a trigger from what is almost one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import torch
 from organism_texts import Written
 from organisms import Organism
 from scipy.stats import mannwhitneyu
+
+from sparsify_crosscoder.text.roles import Role
 
 
 def isolation(
@@ -26,6 +28,18 @@ def isolation(
     largest = torch.zeros(len(texts), dtype=activations.dtype)
     largest.scatter_reduce_(0, places, activations, "amax")
     return auroc(largest[triggered], largest[missed])
+
+
+def moves_isolation(
+    organism: Organism, texts: Sequence[Written], along: torch.Tensor, places: torch.Tensor
+) -> float | None:
+    """The same of how far pairs move, `along` [N] in the texts `places` [N]."""
+    return isolation(organism, texts, along - along.min(), places)
+
+
+def asked(roles: torch.Tensor | None) -> torch.Tensor | None:
+    """Which pairs are of what is read before the answer, boolean, by the roles of all `[N]`."""
+    return None if roles is None else roles != Role.ASSISTANT
 
 
 def auroc(positive: torch.Tensor, negative: torch.Tensor) -> float:
