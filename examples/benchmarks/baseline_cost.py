@@ -23,6 +23,7 @@ from datasets import Dataset
 from sparsify_crosscoder.evaluation.baselines.comparing import baselines_of_models
 from sparsify_crosscoder.evaluation.baselines.reading import read_models
 from sparsify_crosscoder.harvest.batching import FORWARD_COST_CPU, batches_by_length
+from sparsify_crosscoder.harvest.common_tokens import common_tokens
 from sparsify_crosscoder.harvest.source import Source
 from sparsify_crosscoder.runs.options import parse_run_config
 from sparsify_crosscoder.runs.pairs import sources_and_windows
@@ -62,12 +63,16 @@ def main(argv: Sequence[str]) -> None:
         read_models(sources, windows, batch_size=config.batch_size, memory=2e9)
         times["bare"].append(middle - begun)
         times["pass"].append(time.process_time() - middle)
+    begun = time.process_time()
+    common_tokens(sources[0], sources[1])
+    vocabularies = time.process_time() - begun
     ratios = [one / other for one, other in zip(times["pass"], times["bare"], strict=True)]
     begun = time.process_time()
     found = baselines_of_models(sources, windows, load_run_texts(config), config.batch_size)
     everything = time.process_time() - begun
     print(f"{found.texts} texts, {found.pairs:,} pairs")
     print(f"bare {median(times['bare']):.1f} s, pass {median(times['pass']):.1f} s of CPU")
+    print(f"{vocabularies:.1f} s of it once, on what the vocabularies have in common")
     print(f"ratio {median(ratios):.2f} ({', '.join(f'{one:.2f}' for one in ratios)})")
     print(f"everything {everything:.1f} s, {everything / median(times['bare']):.2f} of bare")
 

@@ -45,7 +45,7 @@ class Options:
     {default:,.0f})"""
 
     most_pairs: int | None = None
-    """pairs that are read, the first ones of each text; 0 for all (default 20,000 on a CPU,
+    """pairs that are read, the first ones of each text; 0 for all (default 15,000 on a CPU,
     minutes of work; all of them elsewhere and with --pairs)"""
 
     coder_steps: int = CoderConfig.steps

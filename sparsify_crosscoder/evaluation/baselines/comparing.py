@@ -38,7 +38,7 @@ TOKENS = 20
 
 PROMOTED = 6
 
-MOST_PAIRS_CPU = 20_000
+MOST_PAIRS_CPU = 15_000
 """Pairs that are read where the models run on a CPU, if not said otherwise."""
 
 
