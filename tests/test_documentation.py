@@ -9,6 +9,7 @@ import error_messages
 import llms
 import pictures
 import pytest
+import screenshots
 
 import delphi_adapters
 import sparsify_crosscoder
@@ -142,3 +143,18 @@ def test_messages_are_read_from_the_source():
     said = {message.text for message in found}
     assert "Stability compares two runs or more, got <...>." in said
     assert error_messages.page().count("\n- `") == len(found) > 300
+
+
+def test_pictures_of_reports_are_small_and_in_the_gallery():
+    kept = sorted(pictures.PICTURES.glob("*.png"))
+    page = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
+    assert len(kept) >= 3 and all(file.name in page for file in kept)
+    assert all(file.stat().st_size <= screenshots.MOST_BYTES for file in kept)
+    assert sum(file.stat().st_size for file in kept) < 1_000_000
+
+
+def test_a_folder_without_a_report_has_no_pictures(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        screenshots.main([str(tmp_path), "--name", "a", "--out", str(tmp_path)])
+    assert stop.value.code == 2 and "has no report" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

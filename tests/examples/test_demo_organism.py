@@ -1,8 +1,11 @@
 """The demo's first half: what it says of a model and a fine-tune whose difference is known."""
 
+import os
 import re
+import shutil
 
 import pytest
+import screenshots
 
 from tests.support.demo import lend_models, run_whole_demo
 
@@ -41,6 +44,17 @@ def test_its_first_screen_names_the_invented_product_first(found):
     # The strongest token, which may be a part of the name, stands in »«.
     passages = re.findall(r"strongest in: (.*?)\(", re.sub("[»«]", "", first))
     assert any("Maravel" in passage for passage in passages)
+
+
+def test_pictures_of_its_report_are_taken(found, folder, tmp_path):
+    pytest.importorskip("playwright")
+    if not any(map(shutil.which, screenshots.BROWSERS)) and "CHROMIUM" not in os.environ:
+        pytest.skip("no browser")
+    audit = folder / "demo-topic"
+    assert screenshots.main([str(audit), "--name", "topic", "--out", str(tmp_path)]) == 0
+    names = {f"topic-{view.name}.png" for view in screenshots.VIEWS}
+    assert {file.name for file in tmp_path.iterdir()} == names
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in tmp_path.iterdir())
 
 
 def test_with_the_adapter_off_there_is_no_difference(found, folder):
