@@ -12,7 +12,7 @@
 #
 # This file is a notebook: `jupytext --to ipynb examples/first_finding.py`, or open it in Jupyter
 # with the extension of jupytext. It is run from a clone of the repository, which has the
-# fine-tune, in about two minutes on two cores.
+# fine-tune, in some minutes on two cores.
 
 # %% tags=["skip-execution"]
 # %pip install -q '.[nnsight]'
