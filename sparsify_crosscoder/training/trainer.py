@@ -291,8 +291,11 @@ class CrosscoderTrainer(sparsify.Trainer):
         if self.world.size == 1:
             return dict(self.saes)
         ids = [self.device.index or 0] if self.device.type == "cuda" else None
+        # Buffers come of sums over all ranks, so they are equal; maps of a residual DFC are large.
+        options: Any = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
         return {
-            name: DistributedDataParallel(sae, device_ids=ids) for name, sae in self.saes.items()
+            name: DistributedDataParallel(sae, device_ids=ids, **options)
+            for name, sae in self.saes.items()
         }
 
     def _set_k(self, k: int) -> None:
