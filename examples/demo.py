@@ -67,8 +67,9 @@ AUDIT_OPTIONS = {
     "judge": "none",
     "null_steps": 0,  # a null takes the harvest once more
     "power_plants": 0,  # and plants the training
-    "patch_entries": 0,  # patches take a minute
-    "equivalence_latents": 3,
+    "patch_entries": 0,
+    "equivalence_latents": 0,  # half a minute for each latent
+    "graft_texts": 6,  # 24 take five minutes
     "stitch_pairs": 8_000,
     "stitch_held_out_pairs": 1_000,
     "verify": 10,

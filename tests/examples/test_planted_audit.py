@@ -22,7 +22,7 @@ PRICES = {"claude-test": {"input": 1.0, "output": 10.0}}
 SHORT = (
     "--explain_limit 3 --verify 3 --sample 0 --nulls 1 --strengths 0 10 --max_new_tokens 12 "
     "--null_steps 0 --power_plants 0 --stitch_pairs 7000 --stitch_held_out_pairs 1000 "
-    "--max_cost 100"
+    "--graft_texts 0 --patch_entries 0 --equivalence_latents 0 --max_cost 100"
 )
 
 
