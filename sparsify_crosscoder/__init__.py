@@ -8,13 +8,9 @@ included.
 
 def _modules() -> dict[str, str]:
     """The module of every public name."""
-    import ast
-    import pkgutil
+    from .public_names import modules_of
 
-    stub = pkgutil.get_data(__name__, "__init__.pyi")
-    assert stub is not None
-    relative = [one for one in ast.parse(stub).body if isinstance(one, ast.ImportFrom)]
-    return {name.name: str(one.module) for one in relative for name in one.names}
+    return modules_of(__name__)
 
 
 def __getattr__(name: str) -> object:

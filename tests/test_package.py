@@ -120,3 +120,12 @@ def test_a_fresh_environment_with_the_wheel_has_the_finder_at_start(wheel, tmp_p
         archive.extractall(purelib)
     code = "import sys; print(type(sys.meta_path[0]).__name__)"
     assert python("-I", "-c", code, executable=executable) == "SparsifyMainFinder"
+
+
+def test_every_public_name_of_the_clients_can_be_used():
+    from delphi_adapters import clients
+
+    assert {"AnthropicClient", "Ledger", "TransformersClient"} <= set(clients.__all__)
+    assert set(clients.__all__) <= set(dir(clients))
+    for name in clients.__all__:
+        assert getattr(clients, name).__name__ == name
