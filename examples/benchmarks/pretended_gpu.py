@@ -62,7 +62,7 @@ def load() -> None:
             f"-I{torch / 'include'}",
         ]
         words += [str(SOURCE), f"-L{torch / 'lib'}", "-lc10", "-ltorch_cpu", "-o", str(library)]
-        done = subprocess.run(words, capture_output=True, text=True)
+        done = subprocess.run(words, capture_output=True, encoding="utf-8")
         if done.returncode:
             raise RuntimeError(f"{SOURCE.name} does not compile: {done.stderr[-400:]}")
         ctypes.CDLL(str(library))

@@ -21,7 +21,7 @@ def in_a_process_of_its_own(code: str, *argv: str) -> str:
     """What it prints; torch must not have been imported in it before."""
     code = f"import sys; sys.path.insert(0, {BENCHMARKS!r})\n{dedent(code)}"
     words = [sys.executable, "-c", code, *argv]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(words, capture_output=True, encoding="utf-8", timeout=240)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
