@@ -74,7 +74,7 @@ def test_a_stage_of_another_package_is_done_once(frequent, options, audit, serve
     main(options)
     said = capsys.readouterr().out
     assert "[18/18] frequent: how many latents fire often (to do)" in said
-    assert "[15/16] report: one page, and tables (done)" in said
+    assert "[17/18] report: one page, and tables (done)" in said
     first = json.loads((audit / "frequent" / "stage.json").read_text(encoding="utf-8"))
     assert first["finished"]
     assert 0 < first["result"]["frequent"] < 64
