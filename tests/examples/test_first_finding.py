@@ -1,6 +1,8 @@
 """The notebook, from models to a steered finding, as Jupyter runs it."""
 
+import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,8 @@ def test_the_fine_tunes_product_is_found_and_steered_with(
     notebook, demo_models, tmp_path, monkeypatch
 ):
     client = pytest.importorskip("nbclient")
+    commands = Path(sys.executable).parent  # as in an activated environment
+    monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("MODELS", str(demo_models))
     monkeypatch.setenv("WORK", str(tmp_path))
     resources = {"metadata": {"path": str(NOTEBOOK.parents[1])}}
