@@ -18,6 +18,8 @@ from .evaluation.power import PlantConfig as PlantConfig
 from .evaluation.power import planted_recall as planted_recall
 from .evaluation.several_runs import compare_runs as compare_runs
 from .evaluation.top import top as top
+from .exports.export import Exported as Exported
+from .exports.export import export as export
 from .interventions.answer_likelihood import Answered as Answered
 from .interventions.cause import Behaviour as Behaviour
 from .interventions.cause import Cause as Cause

@@ -87,6 +87,11 @@ COMMANDS = {
         "main",
         "carry a vector to the other model by shared latents",
     ),
+    "export": (
+        f"{_COMMANDS}.export",
+        "main",
+        "write one model's half as other libraries read it",
+    ),
     "toy": (f"{_COMMANDS}.toy", "main", "compare architectures on known concepts"),
 }
 

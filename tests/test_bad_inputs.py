@@ -156,6 +156,7 @@ MISSING = [
     "graft {nowhere}",
     "baselines {nowhere} {nowhere} --dataset {nowhere}",
     "patch {nowhere}",
+    "export {nowhere} --source 0 --format saelens --out {root}/new",
     "equivalence {nowhere}",
     "steer {nowhere} --latents 1",
     "persona {nowhere} {nowhere} --out {root}/new",
@@ -174,7 +175,7 @@ def test_what_is_not_there_is_named_by_every_command(command, tmp_path, capsys):
     paths = {"{nowhere}": str(tmp_path / "nothing_here"), "{root}": str(tmp_path)}
     for name, path in paths.items():
         command = command.replace(name, path)
-    device = [] if command.startswith(("store", "audit")) else ["--device", "cpu"]
+    device = [] if command.startswith(("store", "audit", "export")) else ["--device", "cpu"]
     code, said = ended([*command.split(), *device], capsys)
     lines = [line for line in said.splitlines() if ": error: " in line]
     assert code in (1, 2) and len(lines) == 1 and "Traceback" not in said, said
@@ -182,7 +183,8 @@ def test_what_is_not_there_is_named_by_every_command(command, tmp_path, capsys):
     assert (tmp_path / "a_file").read_bytes() == b"x"
 
 
-DEVICES = [c for c in MISSING if c.split()[0] not in ("store", "audit", "reliability", "rubric")]
+NO_DEVICE = ("store", "audit", "reliability", "rubric", "export")
+DEVICES = [c for c in MISSING if c.split()[0] not in NO_DEVICE]
 
 
 @pytest.mark.parametrize("command", DEVICES, ids=[one.split()[0] for one in DEVICES])

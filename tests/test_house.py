@@ -16,7 +16,7 @@ ORDERS = {
     "sparsify_crosscoder": (
         house.GROUND,
         *("text", "crosscoders", "harvest", "store", "training", "runs"),
-        *("evaluation", "interventions", "commands"),
+        *("evaluation", "interventions", "exports", "commands"),
     ),
     "delphi_adapters": (
         house.GROUND,

@@ -115,7 +115,7 @@ class Crosscoder(CrosscoderParameters):
         `chunks` are normalised `[n, d_in]` pieces of this rank's part of the batch.
         """
         with torch.no_grad(), without_autocast(self.device):
-            norms = self._score_norms()
+            norms = self.score_norms()
 
             def score(x: Tensor) -> Scores:
                 return self._scores(self._preactivations(self.block_inputs(x)), norms)
@@ -136,7 +136,7 @@ class Crosscoder(CrosscoderParameters):
             rule = self.selector.rule(cuts)
             several = rule.by_row or dead is not None
             blocks = self._preactivations(inputs, exact=rule.by_row, kept=several)
-            scores = self._scores(blocks, self._score_norms())
+            scores = self._scores(blocks, self.score_norms())
             found, smallest = self.selector.choose(scores, rule, self.cfg.k, world)
             revived = None if dead is None else strongest_per_row(self._k_aux, dead, scores)
         groups = [group.blocks for group in self.partition.groups]

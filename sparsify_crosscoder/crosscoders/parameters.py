@@ -227,7 +227,8 @@ class CrosscoderParameters(KeepsFloat32, SparseCoder):
         return (norms[:, source] / norms.sum(1)).nan_to_num(1 / len(self.d_sources))
 
     @torch.no_grad()
-    def _score_norms(self) -> Tensor | None:
+    def score_norms(self) -> Tensor | None:
+        """What an activation is multiplied by to be its score, `[M]`; None if it is that itself."""
         if self.cfg.rank_by == "activation":
             return None
         parts = []

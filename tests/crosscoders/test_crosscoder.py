@@ -225,7 +225,7 @@ def test_ranked_by_the_mean_norm_an_exclusive_latent_is_not_outbid_by_its_shared
             twin = crosscoder.decoders[-1][0].zero_()
             twin[: len(own)] = own
             twin[len(own)] = own.norm()
-    sums, means = by_sum._score_norms(), by_mean._score_norms()
+    sums, means = by_sum.score_norms(), by_mean.score_norms()
     assert sums[shared] == pytest.approx(2 * sums[exclusive])
     assert means[shared] == pytest.approx(means[exclusive])
     x = torch.randn(60, by_sum.d_in, dtype=torch.float64)
