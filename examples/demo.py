@@ -68,8 +68,8 @@ AUDIT_OPTIONS = {
     "null_steps": 0,  # a null takes the harvest once more
     "power_plants": 0,  # and plants the training
     "patch_entries": 0,
-    "equivalence_latents": 0,  # half a minute for each latent
-    "graft_texts": 6,  # 24 take five minutes
+    "equivalence_latents": 0,
+    "graft_texts": 6,  # 24, the default, take minutes
     "stitch_pairs": 8_000,
     "stitch_held_out_pairs": 1_000,
     "verify": 10,

@@ -6,29 +6,22 @@ included.
 """
 
 
-def _modules() -> dict[str, str]:
-    """The module of every public name."""
-    from .public_names import modules_of
-
-    return modules_of(__name__)
-
-
 def __getattr__(name: str) -> object:
+    from .public_names import modules_of, public_value
+
     if name == "__version__":
         from importlib.metadata import version
 
         value: object = version("sparsify-crosscoder")
     elif name == "__all__":
-        value = sorted({*_modules(), "__version__"})
-    elif name.startswith("__") or name not in (modules := _modules()):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = sorted([*modules_of(__name__), "__version__"])
     else:
-        from importlib import import_module
-
-        value = getattr(import_module(f"{__name__}.{modules[name]}"), name)
+        value = public_value(__name__, name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_modules(), "__version__"})
+    from .public_names import modules_of
+
+    return sorted({*globals(), *modules_of(__name__), "__version__"})

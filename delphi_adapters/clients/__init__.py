@@ -5,18 +5,12 @@ Batches at half price, `TransformersClient` runs a local Hugging Face model. Pub
 of `__init__.pyi`, loaded on first use.
 """
 
-from sparsify_crosscoder.public_names import modules_of
+from sparsify_crosscoder.public_names import modules_of, public_value
 
 
 def __getattr__(name: str) -> object:
-    if name == "__all__":
-        value: object = sorted(modules_of(__name__))
-    elif name.startswith("__") or name not in (modules := modules_of(__name__)):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    else:
-        from importlib import import_module
-
-        value = getattr(import_module(f"{__name__}.{modules[name]}"), name)
+    is_all = name == "__all__"
+    value = sorted(modules_of(__name__)) if is_all else public_value(__name__, name)
     globals()[name] = value
     return value
 

@@ -13,10 +13,9 @@ launched, the most memory that is held, and whether anything is on the wrong dev
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import pretended_gpu
 
 LATENTS, PAIRS = 131_072, 2_048
-ARCHITECTURES = ("crosscoder", "dfc", "rdfc", "dsf")
 WIDTHS = {"llama_qwen": (4096, 4096), "gptoss_deepseek": (4096, 2880)}
 """Of the two YAML files of `examples/paper`."""
 
@@ -40,10 +38,23 @@ class Case:
     dead: float = 0.0
     """Share of the latents that AuxK revives."""
 
+    options: dict[str, Any] = field(default_factory=dict)
+    """Of the architecture, other than the defaults; those of the YAML files."""
+
     @property
     def name(self) -> str:
         dead = f", {self.dead:.0%} dead" if self.dead else ""
-        return f"{self.arch} {self.widths[0]} + {self.widths[1]}, k = {self.k:,}{dead}"
+        paper = ", as printed" if self.options else ""
+        return f"{self.arch} {self.widths[0]} + {self.widths[1]}, k = {self.k:,}{dead}{paper}"
+
+
+AS_PRINTED = {
+    "selection": "joint",
+    "rank_by": "activation",
+    "reduce": "mean",
+    "auxk_form": "residual",
+}
+"""Options of a step that the YAML files take from the paper and our defaults do not."""
 
 
 CASES = [
@@ -54,11 +65,13 @@ CASES = [
     Case("rdfc", WIDTHS["llama_qwen"], 200),
     Case("dsf", WIDTHS["llama_qwen"], 200),
     Case("dfc", WIDTHS["gptoss_deepseek"], 200),
+    Case("dfc", WIDTHS["llama_qwen"], 200, options=AS_PRINTED),
+    Case("dfc", WIDTHS["llama_qwen"], 200, dead=0.05, options=AS_PRINTED),
     Case("dense", WIDTHS["llama_qwen"], 200),
 ]
 
 
-def count(case: Case, options: dict[str, Any] | None = None) -> dict[str, Any]:
+def count(case: Case) -> dict[str, Any]:
     """Count one step of a case, the second after construction. See `step_meter.Metered`."""
     import torch
     from step_meter import Meter
@@ -66,7 +79,7 @@ def count(case: Case, options: dict[str, Any] | None = None) -> dict[str, Any]:
     # A little more than the selected entries reach the level of the step before.
     meter = Meter(share=1.05 * case.k / LATENTS, by_length={LATENTS: case.dead})
     with pretended_gpu.pretended(meter):
-        module = _dense(case) if case.arch == "dense" else _crosscoder(case, options or {})
+        module = _dense(case) if case.arch == "dense" else _crosscoder(case)
         built = meter.live
         adam = torch.optim.Adam(module.parameters(), lr=1e-4, fused=True)
         for _ in range(2):
@@ -89,18 +102,17 @@ def count(case: Case, options: dict[str, Any] | None = None) -> dict[str, Any]:
         "waits": read.waits,
         "mixed": meter.mixed,
         "slowest": {name: 1e3 * seconds for name, seconds in read.slowest},
-        "case_of": asdict(case),
     }
 
 
-def _crosscoder(case: Case, options: dict[str, Any]) -> Any:
-    """Ours, with the step of its trainer."""
+def _crosscoder(case: Case) -> Any:
+    """Ours, called as its trainer calls it."""
     import torch
 
     from sparsify_crosscoder.registry import get_architecture
 
     found = get_architecture(case.arch)
-    cfg = found.config_class(num_latents=LATENTS, k=case.k, **options)
+    cfg = found.config_class(num_latents=LATENTS, k=case.k, **case.options)
     sae = found.coder_class(list(case.widths), cfg, device="cuda").train()
 
     def loss(batch: list[Any]) -> Any:
@@ -156,7 +168,9 @@ def main(argv: Sequence[str]) -> None:
             f"{row['launches']:,} launches, {row['waits']} waits"
         )
     if args.json:
-        args.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+        from sparsify_crosscoder.files import atomic_write_json
+
+        atomic_write_json(args.json, rows)
 
 
 if __name__ == "__main__":

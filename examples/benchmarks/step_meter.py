@@ -17,47 +17,45 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-VIEWS = {
-    "detach",
-    "alias",
-    "view",
-    "_unsafe_view",
-    "reshape",
-    "expand",
-    "t",
-    "transpose",
-    "permute",
-}
-VIEWS |= {
-    "select",
-    "slice",
-    "split",
-    "split_with_sizes",
-    "unsqueeze",
-    "squeeze",
-    "unbind",
-    "as_strided",
-}
-VIEWS |= {"empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "lift_fresh"}
-VIEWS |= {"diagonal", "unfold", "_reshape_alias", "record_stream", "set_", "resize_", "sym_size"}
-GATHERS = {"index_select", "index", "gather", "embedding", "take"}
-SCATTERS = {
-    "index_add_",
-    "index_copy_",
-    "scatter_",
-    "scatter_add_",
-    "index_put_",
-    "scatter_reduce_",
-}
-SORTS = {
-    "sort": 8,
-    "argsort": 8,
-    "topk": 4,
-    "cumsum": 2,
-    "nonzero": 3,
-    "bincount": 3,
-    "searchsorted": 1,
-}
+VIEWS = frozenset(
+    [
+        "detach",
+        "alias",
+        "view",
+        "_unsafe_view",
+        "reshape",
+        "_reshape_alias",
+        "expand",
+        "t",
+        "transpose",
+        "permute",
+        "select",
+        "slice",
+        "split",
+        "split_with_sizes",
+        "unsqueeze",
+        "squeeze",
+        "unbind",
+        "as_strided",
+        "diagonal",
+        "unfold",
+        "set_",
+        "resize_",
+        "lift_fresh",
+        "empty",
+        "new_empty",
+        "empty_like",
+        "empty_strided",
+        "new_empty_strided",
+    ]
+)
+"""What moves no bytes."""
+
+GATHERS = frozenset(["index_select", "index", "gather", "embedding", "take"])
+SCATTERS = frozenset(
+    ["index_add_", "index_copy_", "scatter_", "scatter_add_", "index_put_", "scatter_reduce_"]
+)
+SORTS = {"sort": 8, "argsort": 8, "topk": 4, "cumsum": 2, "nonzero": 3, "bincount": 3}
 """Kernels of what is more than one, about."""
 
 
@@ -68,7 +66,7 @@ class Gpu:
     name: str
     bandwidth: float
     rates: dict[str, float]
-    """Operations by precision: float32, tf32, bfloat16."""
+    """Operations by precision."""
 
     cache: float = 50e6
     """Bytes of its L2 cache."""
@@ -77,8 +75,7 @@ class Gpu:
     """Least seconds of a kernel."""
 
 
-H200 = Gpu("NVIDIA H200 SXM", 4.8e12, {"float32": 67e12, "tf32": 494.5e12, "bfloat16": 989e12})
-H100 = Gpu("NVIDIA H100 SXM", 3.35e12, H200.rates)
+H200 = Gpu("NVIDIA H200 SXM", 4.8e12, {"float32": 67e12, "bfloat16": 989e12})
 
 
 @dataclass(frozen=True)
@@ -104,7 +101,6 @@ class Meter(TorchDispatchMode):
         gpu: whose times are computed.
         share: of a mask `[N, m]`, the share of its entries that are true.
         by_length: of a mask `[m]`, the same by its length; 1 of other lengths.
-        tf32: whether float32 products are in TF32.
     """
 
     def __init__(
@@ -112,10 +108,9 @@ class Meter(TorchDispatchMode):
         gpu: Gpu = H200,
         share: float = 0.0,
         by_length: Mapping[int, float] | None = None,
-        tf32: bool = False,
     ):
         super().__init__()
-        self.gpu, self.share, self.tf32 = gpu, share, tf32
+        self.gpu, self.share = gpu, share
         self.by_length = by_length or {}
         self.held: dict[int, int] = {}
         self.live = 0
@@ -225,7 +220,7 @@ class Meter(TorchDispatchMode):
         if name not in ("mm", "addmm", "bmm"):
             return 0.0, "float32"
         a = given[-2]
-        kind = "bfloat16" if a.dtype == torch.bfloat16 else "tf32" if self.tf32 else "float32"
+        kind = "bfloat16" if a.dtype == torch.bfloat16 else "float32"
         return 2.0 * made[0].numel() * a.shape[-1], kind
 
     def _count(
