@@ -10,10 +10,11 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import Any
 
 from .endings import WRONG_USE
+from .offered import offered
 
 ENTRY_POINT_GROUP = "sparsify.trainers"
 
@@ -72,17 +73,15 @@ def get_architecture(name: str) -> Architecture:
     Raises ArchitectureError where the name is unknown, offered by two packages, or where the
     package fails to import or offers something else than an Architecture of that name.
     """
-    holders = _holders(name)
-    if not holders:
+    registered, entries = _registered.get(name), _entry_points(name)
+    if registered is None and not entries:
         raise ArchitectureError(_unknown(name))
-    if len(holders) > 1:
+    if (registered is not None) + len(entries) > 1:
         raise ArchitectureError(
-            f"architecture {name!r} is offered more than once: by {' and by '.join(holders)}; "
-            "uninstall or rename all but one"
+            f"architecture {name!r} is offered more than once: by "
+            f"{' and by '.join(_holders(name))}; uninstall or rename all but one"
         )
-    if name in _registered:
-        return _registered[name]
-    return _load(*_entry_points(name))
+    return _load(*entries) if registered is None else registered
 
 
 def architecture_names() -> list[str]:
@@ -106,13 +105,13 @@ def refuse_unknown_architecture(argv: Sequence[str]) -> None:
     Needs nothing of torch, whose import takes seconds.
     """
     name = asked_architecture(argv)
-    if name is not None and not _holders(name):
+    if name is not None and name not in _registered and not _entry_points(name):
         print(f"sparsify: error: {_unknown(name)}", file=sys.stderr)
         raise SystemExit(WRONG_USE)
 
 
 def _entry_points(name: str | None = None) -> list[EntryPoint]:
-    found = entry_points(group=ENTRY_POINT_GROUP)
+    found = offered(ENTRY_POINT_GROUP)
     return [entry for entry in found if name is None or entry.name == name]
 
 
@@ -140,19 +139,24 @@ def _unknown(name: str) -> str:
 
 
 def _load(entry: EntryPoint) -> Architecture:
-    offer = f"architecture {entry.name!r} offered by {_distribution(entry)}"
     try:
         architecture = entry.load()
     except Exception as error:
         raise ArchitectureError(
-            f"{offer} cannot be imported: {type(error).__name__}: {error}"
+            f"{_offer(entry)} cannot be imported: {type(error).__name__}: {error}"
         ) from error
     if not isinstance(architecture, Architecture):
         raise ArchitectureError(
-            f"{offer} is not a sparsify_crosscoder.Architecture but a {type(architecture).__name__}"
+            f"{_offer(entry)} is not a sparsify_crosscoder.Architecture but a "
+            f"{type(architecture).__name__}"
         )
     if architecture.name != entry.name:
         raise ArchitectureError(
-            f"{offer} calls itself {architecture.name!r}: entry point and name must be the same"
+            f"{_offer(entry)} calls itself {architecture.name!r}: entry point and name must be "
+            "the same"
         )
     return architecture
+
+
+def _offer(entry: EntryPoint) -> str:
+    return f"architecture {entry.name!r} offered by {_distribution(entry)}"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import Any
+
+from sparsify_crosscoder.offered import offered
 
 from .config import AuditConfig
 from .stage import Stage
@@ -24,7 +26,7 @@ def stage_kinds() -> list[Kind]:
 
     Raises StageError where they do not go together, and where ours are not among them.
     """
-    found = sorted(entry_points(group=ENTRY_POINT_GROUP), key=_listed)
+    found = sorted(offered(ENTRY_POINT_GROUP), key=_listed)
     if not any(entry.dist is not None and entry.dist.name == _OURS for entry in found):
         raise StageError(
             "The stages of an audit are not installed: install sparsify-crosscoder again (in a "
@@ -58,7 +60,10 @@ def in_order(kinds: Sequence[Kind]) -> list[Kind]:
         kind = next(ready, None)
         if kind is None:
             needs = ", ".join(sorted({*left[0].needs} - taken))
-            raise StageError(f"The stage '{left[0].name}' needs what is not there: {needs}.")
+            raise StageError(
+                f"The stage '{left[0].name}' needs what is not there: {needs}. In a checkout that "
+                "was updated, `pip install -e .` again makes new stages known."
+            )
         ordered.append(kind)
         left.remove(kind)
     return ordered

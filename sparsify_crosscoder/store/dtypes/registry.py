@@ -6,8 +6,7 @@ object is a `StoreDtype` of the entry point's name. Only the one that is asked f
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
-
+from ...offered import offered
 from .dtype import StoreDtype
 from .floats import BFLOAT16, FLOAT16, FLOAT32
 from .int8 import INT8
@@ -26,8 +25,8 @@ def register_dtype(dtype: StoreDtype) -> None:
 
 def dtype_names() -> tuple[str, ...]:
     """The names of all dtypes, ours first; imports no other package."""
-    offered = sorted(entry.name for entry in entry_points(group=ENTRY_POINT_GROUP))
-    return tuple(dict.fromkeys([*_known, *offered]))
+    of_others = sorted(entry.name for entry in offered(ENTRY_POINT_GROUP))
+    return tuple(dict.fromkeys([*_known, *of_others]))
 
 
 def get_dtype(name: str) -> StoreDtype:
@@ -37,7 +36,7 @@ def get_dtype(name: str) -> StoreDtype:
     """
     if name in _known:
         return _known[name]
-    for entry in entry_points(group=ENTRY_POINT_GROUP, name=name):
+    for entry in (entry for entry in offered(ENTRY_POINT_GROUP) if entry.name == name):
         dtype = entry.load()
         if not isinstance(dtype, StoreDtype) or dtype.name != name:
             raise ValueError(f"The store dtype {name!r} of {entry.value} is no StoreDtype of it.")

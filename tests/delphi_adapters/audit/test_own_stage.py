@@ -140,7 +140,7 @@ def test_what_is_no_stage_is_refused(source, said, plugin):
 
 
 def test_metadata_of_an_older_install_is_said_to_be_old(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("delphi_adapters.audit.stage_list.entry_points", lambda group: ())
+    monkeypatch.setattr("delphi_adapters.audit.stage_list.offered", lambda group: ())
     with pytest.raises(SystemExit) as stopped:
         main(["a", "b", "--out", str(tmp_path / "audit")])
     assert stopped.value.code == 1
