@@ -11,8 +11,7 @@ from importlib.metadata import EntryPoint, entry_points
 def offered(group: str) -> tuple[EntryPoint, ...]:
     """The entry points of a group, of all packages.
 
-    Found once for each state of `sys.path`: looking reads the names of everything installed, a
-    tenth of a second in an ordinary environment.
+    Found once for each state of `sys.path`: looking reads the names of everything installed.
     """
     return _offered(group, tuple((path, _changed(path)) for path in sys.path))
 
