@@ -8,7 +8,7 @@ BIN := .venv/bin
 # One thread per process: small matrices run slower on more, and xdist already fills the cores.
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 
-.PHONY: help setup demo organisms test test-slow lint docs clean
+.PHONY: help setup demo organisms test test-slow test-long lint docs clean
 
 help:
 	@echo "make setup      create .venv and install everything that the targets below need"
@@ -16,6 +16,7 @@ help:
 	@echo "make organisms  train the model organisms that are missing, check all (ORGANISMS_ARGS='topic --retrain')"
 	@echo "make test       the quick tests (PYTEST_ARGS='-k partition', JOBS=4)"
 	@echo "make test-slow  the tests that take minutes"
+	@echo "make test-long  those that take so long that only a release waits for them"
 	@echo "make lint       ruff and pyright"
 	@echo "make docs       the documentation as a site, in build/site"
 	@echo "make clean      remove .venv, caches and build folders; runs and checkpoints stay"
@@ -36,7 +37,10 @@ test: setup
 	$(PYTEST) -m "not slow" -n $(JOBS) --dist loadgroup $(PYTEST_ARGS)
 
 test-slow: setup
-	$(PYTEST) -m slow -n $(JOBS) --dist loadgroup --durations 15 $(PYTEST_ARGS)
+	$(PYTEST) -m "slow and not long" -n $(JOBS) --dist loadgroup --durations 15 $(PYTEST_ARGS)
+
+test-long: setup
+	$(PYTEST) -m long -n $(JOBS) --dist loadgroup --durations 15 $(PYTEST_ARGS)
 
 lint: setup
 	$(BIN)/ruff check

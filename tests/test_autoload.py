@@ -112,9 +112,10 @@ def test_with_arch_the_rest_of_sparsify_main_stays_and_run_is_ours(tmp_path):
     assert run_fresh(code, tmp_path, "--arch", "dfc").out.strip() == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
-    [[BIN / "sparsify"], pytest.param([sys.executable, "-m", "sparsify"], marks=pytest.mark.slow)],
+    [[BIN / "sparsify"], [sys.executable, "-m", "sparsify"]],
     ids=["console script", "python -m"],
 )
 def test_without_arch_the_command_says_the_same_with_and_without_us(command):

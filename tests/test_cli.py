@@ -60,7 +60,7 @@ def test_two_models_train_from_the_command_line(arch, inputs, capsys):
     assert "held-out FVE" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("store", [True, False])
+@pytest.mark.parametrize("store", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_runs_exclusive_latents_are_filtered(store, inputs, capsys):
     options = ("--cache", "store") if store else ()
     train.main(command(inputs, *options, arch="rdfc"))
@@ -103,6 +103,7 @@ def test_the_same_run_twice_finds_the_same_differences_and_another_seed_others(i
     assert len(in_all) < len(three["differences"])
 
 
+@pytest.mark.slow
 def test_the_seeds_of_one_run_are_compared_and_null_runs_are_of_the_same_texts(inputs, capsys):
     train.main(command(inputs, "--init_seeds", "0", "1", "--cache", "store", arch="dfc"))
     itself = {"partners": str(inputs / "llama"), "hookpoints": "layers.1 layers.2"}
@@ -629,6 +630,7 @@ def test_all_ways_of_calling_give_the_same_weights(inputs):
         assert all(torch.equal(states[0][name], state[name]) for name in state)
 
 
+@pytest.mark.slow
 def test_two_processes_train_together(inputs):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     process = spawn(command(inputs), *torchrun, "--nproc-per-node", "2", "-m", "sparsify")

@@ -53,6 +53,7 @@ def test_its_peak_memory_is_under_6_gb(finished_demo, converted):
     assert all(weights < done.peak_bytes < 6e9 for _, done in (finished_demo, converted))
 
 
+@pytest.mark.long
 def test_a_standard_crosscoder_explains_as_much(demo):
     folder = demo[0]
     done = run_demo(folder, "--arch", "crosscoder")

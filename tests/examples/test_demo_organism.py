@@ -57,6 +57,7 @@ def test_pictures_of_its_report_are_taken(found, folder, tmp_path):
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in tmp_path.iterdir())
 
 
+@pytest.mark.long
 def test_with_the_adapter_off_there_is_no_difference(found, folder):
     done = run_whole_demo(folder, "--adapter", "off")
     assert done.returncode == 0, done.stderr[-4000:]

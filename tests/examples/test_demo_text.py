@@ -54,6 +54,7 @@ def test_language_reference_and_library_are_both_there(written):
     assert "Read from and write to tar format archives." in text
 
 
+@pytest.mark.slow
 def test_writing_again_gives_the_same_bytes(written, tmp_path):
     demo_text.write_demo_texts(tmp_path / "again.jsonl")
     assert (tmp_path / "again.jsonl").read_bytes() == written[1].read_bytes()

@@ -52,6 +52,7 @@ def test_the_demos_audit_has_options_that_there_are():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.xdist_group("in the demo's store")
 @pytest.mark.timeout(3600)
 def test_what_was_planted_is_the_most_exclusive(demo, judge, tmp_path, monkeypatch):
@@ -88,6 +89,7 @@ def test_what_was_planted_is_the_most_exclusive(demo, judge, tmp_path, monkeypat
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_a_model_audited_against_itself_keeps_next_to_nothing(demo_models, tmp_path):
     model, texts = str(demo_models / "smollm2-135m-instruct"), tmp_path / "texts.jsonl"

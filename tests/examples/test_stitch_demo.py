@@ -7,6 +7,7 @@ from sparsify_crosscoder.__main__ import main
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.timeout(3600),
     pytest.mark.xdist_group("demo"),  # one worker makes what they share
 ]

@@ -14,7 +14,10 @@ from tests.support.audit_judge import AuditJudge
 from tests.support.audit_texts import write_other_texts
 from tests.support.messages_server import KEY, MessagesServer
 
-pytestmark = pytest.mark.xdist_group("golden audits")  # one worker makes what they share
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("golden audits"),  # one worker makes what they share
+]
 
 STAGES = (
     *("harvest", "train", "cache", "filter", "null", "power", "describe", "explain", "score"),

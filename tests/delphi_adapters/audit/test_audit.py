@@ -99,6 +99,7 @@ def test_outputs_that_were_deleted_are_made_again(options, audit, server):
     assert len(server.bodies) == asked  # every answer was kept
 
 
+@pytest.mark.slow
 def test_latents_without_an_answer_are_asked_for_again(options, unasked, server, capsys):
     refused = error(400, "invalid_request_error", "not today")
     server.next(*[None, None, refused] * 30)
@@ -112,6 +113,7 @@ def test_latents_without_an_answer_are_asked_for_again(options, unasked, server,
     assert statuses <= {"ok", None}
 
 
+@pytest.mark.slow
 def test_a_budget_stops_an_audit_and_a_larger_one_goes_on(options, unasked, server, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([*options, "--max_cost", "0.022"])

@@ -18,6 +18,7 @@ OWN = (
 )
 
 
+@pytest.mark.slow
 def test_a_fine_tune_and_its_base_need_no_text_to_be_stitched(twins, tmp_path, capsys):
     audit = tmp_path / "audit"
     argv = ["--run", str(twins), "--out", str(audit), *OWN.split()]
@@ -76,6 +77,7 @@ def test_without_text_to_fit_maps_to_an_audit_ends_in_a_report_that_says_so(run,
     assert "left_out" in again["stages"]["stitch"]
 
 
+@pytest.mark.slow
 def test_of_a_model_beside_itself_the_report_says_that_nothing_differs(twins, tmp_path, capsys):
     base, texts = str(twins.parent / "base"), str(twins.parent / "texts.txt")
     training = "--arch rdfc --hookpoints layers.1 layers.1 --num_latents 64 --k 4 --lr 1e-3 "

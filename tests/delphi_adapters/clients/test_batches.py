@@ -387,6 +387,7 @@ def test_a_batch_that_the_server_no_longer_has_is_put_aside_and_asked_again(serv
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+@pytest.mark.slow
 def test_a_process_killed_before_it_hears_of_its_batch_finds_it_again(server, make, tmp_path):
     code = """
 import asyncio, sys

@@ -189,6 +189,7 @@ def test_delphis_own_log_reads_the_results(explained, tmp_path, capsys):
     assert (out / "visualize" / "detection_accuracy.pdf").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_whatever_the_server_does_ends_in_a_recorded_outcome(cached, server, tmp_path, monkeypatch):
     monkeypatch.setattr(RetryPolicy, "delay", lambda *_: 0.0)
     judge, chance = ScriptedJudge(), random.Random(1)
@@ -228,6 +229,7 @@ def test_whatever_the_server_does_ends_in_a_recorded_outcome(cached, server, tmp
     assert "failed" not in {row["flag_status"] for row in again}
 
 
+@pytest.mark.slow
 def test_a_budget_stops_the_run_and_more_of_it_goes_on(cached, server, tmp_path, capsys):
     with pytest.raises(SystemExit) as exit:
         explain(cached, "--max_cost", "0.05")
@@ -277,6 +279,7 @@ def test_killed_three_times_it_ends_with_the_same_files(options, server, tmp_pat
     assert repeated == 0 if how == signal.SIGTERM else repeated <= 3 * 8
 
 
+@pytest.mark.slow
 def test_batches_give_the_same_results_at_half_the_price(explained, server, tmp_path, monkeypatch):
     from delphi_adapters.clients import BatchAnthropicClient
 

@@ -65,6 +65,7 @@ def test_which_nulls_go_with_a_pair_follows_from_its_models(run, twins):
     assert nulls_of(of) == ()
 
 
+@pytest.mark.slow
 def test_of_two_families_a_model_stands_against_itself_one_layer_on(own_run):
     opened = Run.open(own_run)
     config = NullConfig("layer", source=1, seed=3, steps=5)
@@ -159,6 +160,7 @@ def test_a_pair_that_is_its_own_null_has_no_findings(own_run, run, tmp_path):
     assert {row["q_value"] for row in found["rows"]} == {1.0}
 
 
+@pytest.mark.slow
 def test_a_null_is_never_taken_for_another(own_run):
     opened = Run.open(own_run)
     make_null(opened, NullConfig("layer", seed=7, steps=3), CPU)

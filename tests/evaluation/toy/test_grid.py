@@ -51,6 +51,7 @@ def test_a_grid_runs_every_variant_size_and_seed_once(tmp_path):
     assert again == results and len(read_rows(tmp_path)) == 4
 
 
+@pytest.mark.slow
 def test_a_row_is_the_same_whatever_ran_before_it(tmp_path):
     row = Row("rdfc-10%", 1.0, 3)
     first, second = (run_row(TINY, row, tmp_path / name) for name in "ab")
