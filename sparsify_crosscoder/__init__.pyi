@@ -20,6 +20,9 @@ from .evaluation.several_runs import compare_runs as compare_runs
 from .evaluation.top import top as top
 from .exports.export import Exported as Exported
 from .exports.export import export as export
+from .exports.importing import Imported as Imported
+from .exports.importing import import_config as import_config
+from .exports.importing import import_run as import_run
 from .interventions.answer_likelihood import Answered as Answered
 from .interventions.cause import Behaviour as Behaviour
 from .interventions.cause import Cause as Cause

@@ -92,6 +92,11 @@ COMMANDS = {
         "main",
         "write one model's half as other libraries read it",
     ),
+    "import": (
+        f"{_COMMANDS}.import_run",
+        "main",
+        "make a run of a published crosscoder",
+    ),
     "toy": (f"{_COMMANDS}.toy", "main", "compare architectures on known concepts"),
 }
 
