@@ -77,9 +77,11 @@ def count(case: Case) -> dict[str, Any]:
     from step_meter import Meter
 
     # A little more than the selected entries reach the level of the step before.
-    meter = Meter(share=1.05 * case.k / LATENTS, by_length={LATENTS: case.dead})
+    meter = Meter(share=1.05 * case.k / LATENTS)
     with pretended_gpu.pretended(meter):
         module = _dense(case) if case.arch == "dense" else _crosscoder(case)
+        if case.dead:
+            meter.by_length = {len(block): case.dead for block in module.partition.blocks}
         built = meter.live
         adam = torch.optim.Adam(module.parameters(), lr=1e-4, fused=True)
         for _ in range(2):

@@ -7,7 +7,6 @@ of is in `parameters`, what it selects in `selector`; here is what it does with 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,13 @@ from ..world import ALONE, World
 from . import checkpoints, kernels, losses, sparse_ops
 from .codes import SparseCode, concatenate_columns
 from .export import export_sae
+from .float32 import without_autocast
 from .outputs import Batch, CrosscoderOutput, Selection, Terms
 from .parameters import CrosscoderParameters
 from .preactivations import ExactPreactivations, Preactivations, screened
+from .revival import DeadLatents, DeadRows, answers
 from .selection import Entries, Scores, by_block, strongest_per_row
+from .sparse_ops import RowGradients
 
 FirstPairs = Callable[[int | None], Iterable[Tensor]]
 """This rank's part of a run's first pairs, so many or, for None, those that its normalisation was
@@ -62,9 +64,7 @@ class Crosscoder(CrosscoderParameters):
         weights, inputs = self.encoder.weights, self.block_inputs(x)
         for block, weight, x_block in zip(self.partition.blocks, weights, inputs, strict=True):
             bias = self.encoder.bias[block.start : block.stop]
-            acts[:, block.start : block.stop] = F.linear(
-                x_block, self._reduced(weight, block), bias
-            )
+            acts[:, block.start : block.stop] = F.linear(x_block, weight, bias)
         return acts.relu_()
 
     def budgets(self, num_pairs: int) -> list[int]:
@@ -98,8 +98,7 @@ class Crosscoder(CrosscoderParameters):
         bias = self.encoder.bias if bias is None else bias
         blocks = zip(self.partition.blocks, self.encoder.weights, inputs, strict=True)
         return [
-            form(x, self._reduced(weight, block), bias[block.start : block.stop], kept)
-            for block, weight, x in blocks
+            form(x, weight, bias[block.start : block.stop], kept) for block, weight, x in blocks
         ]
 
     def _scores(self, preactivations: Sequence[Preactivations], norms: Tensor | None) -> Scores:
@@ -123,29 +122,33 @@ class Crosscoder(CrosscoderParameters):
             return self.selector.find_cuts(chunks, score, self.cfg.k, world)
 
     def _select(
-        self, x: Tensor, cuts: Tensor | None, world: World, dead: Tensor | None = None
+        self, x: Tensor, cuts: Tensor | None, world: World, dead: DeadLatents | None = None
     ) -> Selection:
         """Choose what is active in normalised `x` [N, d_in], with gradients to the encoder.
 
-        With the ids of `dead` latents also the `k_aux` strongest of them in every pair.
+        With `dead` latents that are chosen with the active ones also the strongest in every pair.
         """
         # What is exact must stay so under autocast.
         with without_autocast(x.device):
             inputs = self.block_inputs(x)
         with torch.no_grad(), without_autocast(x.device):
             rule = self.selector.rule(cuts)
-            several = rule.by_row or dead is not None
+            several = rule.by_row or (dead is not None and dead.with_active)
             blocks = self._preactivations(inputs, exact=rule.by_row, kept=several)
             scores = self._scores(blocks, self.score_norms())
             found, smallest = self.selector.choose(scores, rule, self.cfg.k, world)
-            revived = None if dead is None else strongest_per_row(self._k_aux, dead, scores)
+            revived = None
+            if dead is not None and dead.with_active:
+                revived = strongest_per_row(dead.k, dead.ids(self.partition.blocks), scores)
         groups = [group.blocks for group in self.partition.groups]
         parts = by_block(found, groups, self.partition)
         num_active = [len(part.acts) for part in parts]
         if revived is not None:
             dead_parts = self._all_blocks(revived)
             parts = [a.followed_by(b, len(x)) for a, b in zip(parts, dead_parts, strict=True)]
-        codes = self._attached(inputs, parts, self.encoder.bias, 1 if revived is None else 2)
+        others = None if dead is None else dead.encoders
+        times = 1 if revived is None else 2
+        codes = self._attached(inputs, parts, self.encoder.bias, times, others)
         return Selection(codes, smallest, num_active)
 
     def _all_blocks(self, entries: Entries) -> list[Entries]:
@@ -153,18 +156,28 @@ class Crosscoder(CrosscoderParameters):
         return by_block([entries], [range(len(self.partition.blocks))], self.partition)
 
     def _attached(
-        self, inputs: Sequence[Tensor], parts: Sequence[Entries], bias: Tensor, times: int = 1
+        self,
+        inputs: Sequence[Tensor],
+        parts: Sequence[Entries],
+        bias: Tensor,
+        times: int = 1,
+        others: Sequence[RowGradients | None] | None = None,
     ) -> list[SparseCode]:
-        """One code per block, over its pairs so many times, with gradients to the encoder."""
+        """One code per block, over its pairs so many times, with gradients to the encoder.
+
+        What `others` hold, one per block, goes into these gradients.
+        """
         codes = []
+        others = others or [None] * len(parts)
         sizes = [len(block) for block in self.partition.blocks]
         biases = [bias] if len(sizes) == 1 else bias.split(sizes)
-        for block, weight, b, x, part in zip(
-            self.partition.blocks, self.encoder.weights, biases, inputs, parts, strict=True
+        weights, blocks = self.encoder.weights, self.partition.blocks
+        for block, weight, b, x, part, other in zip(
+            blocks, weights, biases, inputs, parts, others, strict=True
         ):
             indices = part.latents - block.start if block.start else part.latents
             code = SparseCode(part.acts, indices, part.rows, (times * len(x), len(block)))
-            codes.append(sparse_ops.encode(x, self._reduced(weight, block), b, code))
+            codes.append(sparse_ops.encode(x, weight, b, code, other))
         return codes
 
     @property
@@ -198,12 +211,21 @@ class Crosscoder(CrosscoderParameters):
 
     # Decoding
 
-    def _decode_blocks(self, codes: list[SparseCode]) -> Tensor:
-        """Normalised reconstruction `[N, d_in]` from one code per block."""
+    def _decode_blocks(
+        self, codes: list[SparseCode], others: Sequence[RowGradients | None] | None = None
+    ) -> Tensor:
+        """Normalised reconstruction `[N, d_in]` from one code per block.
+
+        What `others` hold, one per block, goes into the decoders' gradients.
+        """
+        blocks = zip(codes, self.decoders, others or [None] * len(codes), strict=True)
+        return self._summed([sparse_ops.decode(*block) for block in blocks])
+
+    def _summed(self, outputs: Sequence[Tensor]) -> Tensor:
+        """What the blocks write together, `[N, d_in]`, from what each writes to its sources."""
         whole: list[Tensor] = []
         parts: list[list[Tensor]] = [[] for _ in self.d_sources]
-        for block, weight, code in zip(self.partition.blocks, self.decoders, codes, strict=True):
-            out = sparse_ops.decode(code, weight)
+        for block, out in zip(self.partition.blocks, outputs, strict=True):
             if out.shape[1] == self.d_in:
                 whole.append(out)
                 continue
@@ -212,7 +234,7 @@ class Crosscoder(CrosscoderParameters):
             for s, piece in zip(block.sources, pieces, strict=True):
                 parts[s].append(piece)
         if any(parts):
-            num_pairs = codes[0].shape[0]
+            num_pairs = len(outputs[0])
             by_source = [
                 sum(p[1:], p[0]) if p else self.b_dec.new_zeros(num_pairs, d)
                 for p, d in zip(parts, self.d_sources, strict=True)
@@ -280,9 +302,8 @@ class Crosscoder(CrosscoderParameters):
         if total_variance is None:
             mean = target.sum(0) / len(target)
             total_variance = kernels.squared_distances(target, mean, self.d_sources).sum()
-        dead = _ids(dead_mask)
-        revived = dead if self.cfg.auxk_form == "activation" else None
-        selection = self._select(target, batch.cuts, batch.world, revived)
+        dead = self._dead_latents(dead_mask)
+        selection = self._select(target, batch.cuts, batch.world, dead)
 
         def measure(*acts: Tensor) -> Terms:
             codes = [code.with_acts(a) for code, a in zip(selection.codes, acts, strict=True)]
@@ -297,12 +318,12 @@ class Crosscoder(CrosscoderParameters):
         self,
         target: Tensor,
         codes: list[SparseCode],
-        dead: Tensor | None,
+        dead: DeadLatents | None,
         total_variance: Tensor,
         batch: Batch,
     ) -> Terms:
         """What codes come to as a reconstruction of normalised `target` [N, d_in]."""
-        decoded = self._decode_blocks(codes)
+        decoded = self._decode_blocks(codes, None if dead is None else dead.decoders)
         answer = None
         if len(decoded) > len(target):
             decoded, answer = decoded.split(len(target))
@@ -315,8 +336,9 @@ class Crosscoder(CrosscoderParameters):
         auxk = loss.new_zeros(())
         if dead is not None:
             residual = error.detach()
-            e_hat = self._answer_to(residual, dead) if answer is None else answer
-            auxk = losses.auxiliary(residual, e_hat, num_pairs, batch.world)
+            if answer is None:
+                answer = self._answer(residual if dead.of_residual else target, dead, decoded)
+            auxk = losses.auxiliary(residual, answer, num_pairs, batch.world)
         return Terms(decoded, per_source, fvu, loss, auxk)
 
     def _output(self, selection: Selection, terms: Terms, *, padded: bool) -> CrosscoderOutput:
@@ -339,17 +361,46 @@ class Crosscoder(CrosscoderParameters):
             cuts=selection.cuts,
         )
 
-    def _answer_to(self, residual: Tensor, dead: Tensor) -> Tensor:
-        """The dead latents that answer the residual most strongly, decoded: `[N, d_in]`.
+    def _dead_latents(self, mask: Tensor | None) -> DeadLatents | None:
+        """Those that a mask `[M]` gives; None where it gives none."""
+        if mask is None:
+            return None
+        of_residual = self.cfg.auxk_form == "residual"
+        blocks = self.partition.blocks
+        dead = DeadLatents(mask, self._k_aux, blocks, of_residual=of_residual)
+        return dead if dead.count else None
 
-        B.1.5 as printed.
+    def _answer(self, read: Tensor, dead: DeadLatents, decoded: Tensor) -> Tensor:
+        """The dead latents that answer most strongly to what they read, decoded: `[N, d_in]`.
+
+        They read normalised activations or, in B.1.5 as printed, the residual, without a bias.
+        `decoded` has its gradient after theirs.
         """
+        with without_autocast(read.device):
+            inputs = self.block_inputs(read)
+        if dead.densely:
+            return self._summed(answers(self._dead_rows(dead), inputs, dead.k, decoded))
         bias = torch.zeros_like(self.encoder.bias)
-        with torch.no_grad(), without_autocast(residual.device):
-            inputs = self.block_inputs(residual)
+        with torch.no_grad(), without_autocast(read.device):
             blocks = self._preactivations(inputs, bias, exact=True)
-            revived = strongest_per_row(self._k_aux, dead, self._scores(blocks, None))
+            revived = strongest_per_row(
+                dead.k, dead.ids(self.partition.blocks), self._scores(blocks, None)
+            )
         return self._decode_blocks(self._attached(inputs, self._all_blocks(revived), bias))
+
+    def _dead_rows(self, dead: DeadLatents) -> list[DeadRows]:
+        """What every block has of its dead latents."""
+        bias = None if dead.of_residual else self.encoder.bias.detach()
+        weights = zip(self.encoder.weights, self.decoders, strict=True)
+        gradients = zip(dead.encoders, dead.decoders, strict=True)
+        rows = []
+        for block, ids, matrices, noted in zip(
+            self.partition.blocks, dead.by_block, weights, gradients, strict=True
+        ):
+            encoder, decoder = (matrix.detach() for matrix in matrices)
+            own_bias = None if bias is None else bias[block.start : block.stop][ids]
+            rows.append(DeadRows(ids, encoder, decoder, own_bias, *noted))
+        return rows
 
     def set_decoder_norm_to_unit_norm(self):
         """Refused with ValueError: which model a latent writes to is told by its norms."""
@@ -442,16 +493,3 @@ def _check_decoder(decoder: bool) -> None:
             "A crosscoder ranks its latents by their decoders' norms, so it is not loaded without "
             "its decoder; leave decoder=True."
         )
-
-
-def _ids(mask: Tensor | None) -> Tensor | None:
-    """Where a mask `[M]` is true; None where it is nowhere."""
-    ids = None if mask is None else mask.nonzero()[:, 0]
-    return ids if ids is not None and len(ids) else None
-
-
-def without_autocast(device: torch.device) -> Any:
-    """Full precision inside, whatever is outside."""
-    if torch.is_autocast_enabled(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()

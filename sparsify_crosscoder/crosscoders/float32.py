@@ -1,10 +1,19 @@
-"""Buffers that stay in float32 in a module of any dtype."""
+"""What stays in float32: buffers in a module of any dtype, and products under autocast."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar
 
+import torch
 from torch import nn
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Full precision inside, whatever is outside."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 class KeepsFloat32(nn.Module):

@@ -20,7 +20,7 @@ from . import kernels
 from .dense_state import blocks_to_dense, dense_to_blocks
 from .float32 import KeepsFloat32
 from .kernels.reference import by_column
-from .partition import Block, Partition
+from .partition import Partition
 from .selector import Selector
 
 
@@ -191,7 +191,7 @@ class CrosscoderParameters(KeepsFloat32, SparseCoder):
             return weight
         rows = weight.split([len(block) for block in self.partition.blocks])
         pairs = zip(rows, self.partition.blocks, strict=True)
-        return torch.cat([self._reduced(part, block) for part, block in pairs])
+        return torch.cat([part / len(block.sources) for part, block in pairs])
 
     def block_weight(self, source: int) -> Tensor:
         """Stored encoder weights on a source's part of what each block reads, `[M, D]`."""
@@ -242,10 +242,6 @@ class CrosscoderParameters(KeepsFloat32, SparseCoder):
             parts.append(norms / len(block.sources) if self.cfg.rank_by == "mean" else norms)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _reduced(self, weight: Tensor, block: Block) -> Tensor:
-        # The mean over the sources that the latent may read, so that exclusive ones are not halved.
-        return weight / len(block.sources) if self.cfg.reduce == "mean" else weight
-
     # Normalisation
 
     @torch.no_grad()
@@ -272,8 +268,16 @@ class CrosscoderParameters(KeepsFloat32, SparseCoder):
         return (x / by_column(self.factors, self.d_sources) + self.mean).to(self.dtype)
 
     def block_inputs(self, x: Tensor) -> list[Tensor]:
-        """What every block reads of normalised `x` [N, d_in], one `[N, D_b]` per block."""
-        return [
+        """What every block reads of normalised `x` [N, d_in], one `[N, D_b]` per block.
+
+        With `reduce` as the mean, divided by the number of sources that the block may read, so that
+        exclusive latents are not halved; the weights, of which there are more, are not copied.
+        """
+        inputs = [
             x[:, self.columns[block.sources[0]].start : self.columns[block.sources[-1]].stop]
             for block in self.partition.blocks
         ]
+        if self.cfg.reduce == "sum":
+            return inputs
+        blocks = zip(inputs, self.partition.blocks, strict=True)
+        return [x / len(b.sources) if len(b.sources) > 1 else x for x, b in blocks]

@@ -14,9 +14,11 @@ from ..registry import Architecture
 from ..world import ALONE, World
 from . import sparse_ops
 from .codes import SparseCode
-from .crosscoder import FirstPairs, without_autocast
+from .crosscoder import FirstPairs
 from .dfc import DedicatedFeatureCrosscoder, DFCConfig
+from .float32 import without_autocast
 from .outputs import Batch, Terms
+from .revival import DeadLatents
 from .shared_basis import LEAST_R2, smallest_r2
 from .starts import standing_out, written_by
 
@@ -263,7 +265,7 @@ class ResidualDedicatedFeatureCrosscoder(DedicatedFeatureCrosscoder):
         self,
         target: Tensor,
         codes: list[SparseCode],
-        dead: Tensor | None,
+        dead: DeadLatents | None,
         total_variance: Tensor,
         batch: Batch,
     ) -> Terms:

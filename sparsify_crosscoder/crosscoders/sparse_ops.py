@@ -16,10 +16,40 @@ from . import kernels
 from .codes import SparseCode
 
 
+class RowGradients:
+    """What others have found for some rows of a matrix's gradient, to be added when it is made.
+
+    So a large matrix has one gradient, though few of its rows have a part in something else too.
+    """
+
+    def __init__(self) -> None:
+        self._found: list[tuple[Tensor, Tensor, Tensor | None]] = []
+
+    def add(self, rows: Tensor, grad: Tensor, grad_bias: Tensor | None = None) -> None:
+        """Note the gradient `[m, D]` of rows `[m]`, no two the same, and of their bias `[m]`."""
+        self._found.append((rows, grad, grad_bias))
+
+    def move_to(self, grad: Tensor, grad_bias: Tensor | None = None) -> None:
+        """Add what was noted to the gradients of the matrix and its bias, and forget it."""
+        for rows, part, bias_part in self._found:
+            grad.index_add_(0, rows, part.to(grad.dtype))
+            if grad_bias is not None and bias_part is not None:
+                grad_bias.index_add_(0, rows, bias_part.to(grad_bias.dtype))
+        self._found.clear()
+
+
 class _Encode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, code: SparseCode) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        code: SparseCode,
+        others: RowGradients | None,
+    ) -> Tensor:
         ctx.save_for_backward(x, weight)
+        ctx.others = others
         ctx.code = code.with_acts(code.acts[:0])
         ctx.bias_dtype = bias.dtype
         return code.acts.clone()
@@ -36,24 +66,35 @@ class _Encode(torch.autograd.Function):
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             grad_weight, grad_bias = kernels.encoding_gradients(grad, x.to(weight.dtype), code)
             grad_bias = grad_bias.to(ctx.bias_dtype)
-        return grad_x, grad_weight, grad_bias, None
+            if ctx.others is not None:
+                ctx.others.move_to(grad_weight, grad_bias)
+        return grad_x, grad_weight, grad_bias, None, None
 
 
-def encode(x: Tensor, weight: Tensor, bias: Tensor, code: SparseCode) -> SparseCode:
+def encode(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    code: SparseCode,
+    others: RowGradients | None = None,
+) -> SparseCode:
     """Give the selected activations their gradient to `x` [N, D], `weight` [M, D], `bias` [M].
 
     `code.acts` must hold `(x @ weight.T + bias)` at the code's entries. The code may be over the
-    pairs several times, one time after the other.
+    pairs several times, one time after the other. What `others` hold goes into the gradients.
     """
     if torch.is_grad_enabled():
         _ = code.by_latent  # once, for the gradients of both matrices
-    return code.with_acts(_Encode.apply(x, weight, bias, code))
+    return code.with_acts(_Encode.apply(x, weight, bias, code, others))
 
 
 class _Decode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, acts: Tensor, weight: Tensor, code: SparseCode) -> Tensor:
+    def forward(
+        ctx: Any, acts: Tensor, weight: Tensor, code: SparseCode, others: RowGradients | None
+    ) -> Tensor:
         ctx.save_for_backward(acts, weight)
+        ctx.others = others
         ctx.code = code.with_acts(code.acts[:0])
         return kernels.row_sums(weight, code, acts)
 
@@ -61,12 +102,18 @@ class _Decode(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor):  # type: ignore[override]
         acts, weight = ctx.saved_tensors
-        return *kernels.decoding_gradients(grad, acts, weight, ctx.code), None
+        grad_acts, grad_weight = kernels.decoding_gradients(grad, acts, weight, ctx.code)
+        if ctx.others is not None:
+            ctx.others.move_to(grad_weight)
+        return grad_acts, grad_weight, None, None
 
 
-def decode(code: SparseCode, weight: Tensor) -> Tensor:
-    """`C @ weight`: reconstructions `[N, D]` from a code over M latents and `weight` [M, D]."""
-    return _Decode.apply(code.acts, weight, code)
+def decode(code: SparseCode, weight: Tensor, others: RowGradients | None = None) -> Tensor:
+    """`C @ weight`: reconstructions `[N, D]` from a code over M latents and `weight` [M, D].
+
+    What `others` hold goes into the gradient of `weight`.
+    """
+    return _Decode.apply(code.acts, weight, code, others)
 
 
 class _Errors(torch.autograd.Function):
