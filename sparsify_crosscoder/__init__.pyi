@@ -23,6 +23,9 @@ from .exports.export import export as export
 from .exports.importing import Imported as Imported
 from .exports.importing import import_config as import_config
 from .exports.importing import import_run as import_run
+from .exports.push import PushConfig as PushConfig
+from .exports.push import Pushed as Pushed
+from .exports.push import push as push
 from .interventions.answer_likelihood import Answered as Answered
 from .interventions.cause import Behaviour as Behaviour
 from .interventions.cause import Cause as Cause

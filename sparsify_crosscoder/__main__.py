@@ -97,6 +97,7 @@ COMMANDS = {
         "main",
         "make a run of a published crosscoder",
     ),
+    "push": (f"{_COMMANDS}.push", "main", "upload a run to the hub, with a model card"),
     "toy": (f"{_COMMANDS}.toy", "main", "compare architectures on known concepts"),
 }
 

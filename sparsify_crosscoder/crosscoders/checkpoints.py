@@ -217,6 +217,6 @@ def push_to_hub(
 def upload(folder: str, repo: str, path_in_repo: str | None, **options: Any) -> str:
     """The one call that sends a folder to the hub."""
     api = HfApi(token=options.pop("token", None))
-    api.create_repo(repo, private=options.pop("private", None), exist_ok=True)
+    repo = api.create_repo(repo, private=options.pop("private", None), exist_ok=True).repo_id
     info = api.upload_folder(folder_path=folder, repo_id=repo, path_in_repo=path_in_repo, **options)
     return str(info)

@@ -10,6 +10,7 @@ import sparsify_crosscoder.__main__
 ARCHITECTURES = ("crosscoder", "dfc", "dsf", "rdfc")
 OURS = ("store", "top", "filter", "null", "stability", "plant", "stitch", "steer", "persona")
 OURS += ("graft", "patch", "equivalence", "transfer", "toy", "baselines", "export", "import")
+OURS += ("push",)
 ADAPTERS = ("audit", "explain", "rubric", "reliability")
 OVERVIEW = "crosscoders over several models"
 
