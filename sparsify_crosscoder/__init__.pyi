@@ -18,6 +18,9 @@ from .evaluation.power import PlantConfig as PlantConfig
 from .evaluation.power import planted_recall as planted_recall
 from .evaluation.several_runs import compare_runs as compare_runs
 from .evaluation.top import top as top
+from .exports.dashboards import DashboardConfig as DashboardConfig
+from .exports.dashboards import Dashboards as Dashboards
+from .exports.dashboards import export_dashboards as export_dashboards
 from .exports.export import Exported as Exported
 from .exports.export import export as export
 from .exports.importing import Imported as Imported
