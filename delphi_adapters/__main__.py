@@ -17,6 +17,7 @@ COMMANDS = {
         "main",
         "compare ratings with second ones and with people's",
     ),
+    "serve": ("delphi_adapters.commands.serve", "main", "a page on which both models answer"),
 }
 
 

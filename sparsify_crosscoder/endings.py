@@ -36,6 +36,7 @@ _SERVERS = {"huggingface_hub", "requests", "httpx", "httpcore", "urllib3", "aioh
 _SERVERS |= {"ssl", "socket"}
 # What installs a package that is not always there.
 _EXTRAS = {"anthropic": "anthropic", "nnsight": "nnsight", "numba": "fast", "matplotlib": "demo"}
+_EXTRAS |= {"gradio": "serve"}
 _EXTRAS |= dict.fromkeys(("delphi", "orjson", "blobfile", "jaxtyping", "yaml"), "delphi")
 _EXTRAS |= dict.fromkeys(("plotly", "kaleido", "pandas"), "delphi-log")
 _REMEDIES = {

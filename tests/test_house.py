@@ -20,7 +20,17 @@ ORDERS = {
     ),
     "delphi_adapters": (
         house.GROUND,
-        *("delphi", "clients", "judging", "explaining", "audit", "causes", "report", "commands"),
+        *(
+            "delphi",
+            "clients",
+            "judging",
+            "explaining",
+            "audit",
+            "causes",
+            "report",
+            "explorer",
+            "commands",
+        ),
     ),
 }
 MODULES = house.read_modules(ROOT, ORDERS)

@@ -11,7 +11,7 @@ ARCHITECTURES = ("crosscoder", "dfc", "dsf", "rdfc")
 OURS = ("store", "top", "filter", "null", "stability", "plant", "stitch", "steer", "persona")
 OURS += ("graft", "patch", "equivalence", "transfer", "toy", "baselines", "export", "import")
 OURS += ("push",)
-ADAPTERS = ("audit", "explain", "rubric", "reliability")
+ADAPTERS = ("audit", "explain", "rubric", "reliability", "serve")
 OVERVIEW = "crosscoders over several models"
 
 
