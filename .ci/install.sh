@@ -18,7 +18,7 @@ if ! command -v nvidia-smi >/dev/null; then
     fi
 fi
 pip install "${torch[@]}"
-pip install -c .ci/constraints.txt -e '.[demo,dev,delphi-lite,delphi-log,anthropic,nnsight,serve]'
+pip install -c .ci/constraints.txt -e '.[demo,dev,delphi-lite,delphi-log,anthropic,openai,nnsight,serve]'
 # eai-delphi itself requires vLLM, which needs a GPU; delphi_adapters does without.
 pip install --no-deps 'eai-delphi==0.1.*'
 

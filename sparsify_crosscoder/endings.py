@@ -33,10 +33,10 @@ _FORMATS = {"safetensors_rust", "safetensors", "pyarrow", "yaml", "json", "csv",
 _FORMATS |= {"zlib", "_lzma", "lzma", "pickle", "_pickle", "struct", "jinja2", "tokenizers"}
 _FORMATS |= {"datasets", "orjson", "pyexpat", "xml"}
 _SERVERS = {"huggingface_hub", "requests", "httpx", "httpcore", "urllib3", "aiohttp", "anthropic"}
-_SERVERS |= {"ssl", "socket"}
+_SERVERS |= {"openai", "ssl", "socket"}
 # What installs a package that is not always there.
 _EXTRAS = {"anthropic": "anthropic", "nnsight": "nnsight", "numba": "fast", "matplotlib": "demo"}
-_EXTRAS |= {"gradio": "serve"}
+_EXTRAS |= {"gradio": "serve", "openai": "openai"}
 _EXTRAS |= dict.fromkeys(("delphi", "orjson", "blobfile", "jaxtyping", "yaml"), "delphi")
 _EXTRAS |= dict.fromkeys(("plotly", "kaleido", "pandas"), "delphi-log")
 _REMEDIES = {

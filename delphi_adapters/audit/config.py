@@ -62,4 +62,6 @@ class AuditConfig:
     @property
     def judge_inputs(self) -> dict[str, Any]:
         """What of the judge changes its answers."""
-        return {name: getattr(self.judge, name) for name in ("judge", "provider", "max_tokens")}
+        found = {name: getattr(self.judge, name) for name in ("judge", "provider", "max_tokens")}
+        elsewhere = self.judge.base_url
+        return found if elsewhere is None else {**found, "base_url": elsewhere}

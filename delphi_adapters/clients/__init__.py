@@ -1,8 +1,8 @@
-"""Clients for delphi: Anthropic's Messages and Message Batches APIs, and local models.
+"""Clients for delphi: Anthropic's and OpenAI's APIs, servers that speak the latter, local models.
 
-`AnthropicClient` sends one request at a time, `BatchAnthropicClient` collects many into Message
-Batches at half price, `TransformersClient` runs a local Hugging Face model. Public names are those
-of `__init__.pyi`, loaded on first use.
+`AnthropicClient` and `OpenAIClient` send one request at a time, `BatchAnthropicClient` collects
+many into Message Batches at half price, `TransformersClient` runs a local Hugging Face model. All
+but the last are an `ApiClient`. Public names are those of `__init__.pyi`, loaded on first use.
 """
 
 from sparsify_crosscoder.public_names import modules_of, public_value

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 from uuid import uuid4
 
-from .anthropic_client import AnthropicClient, RequestFailed
+from .anthropic_client import AnthropicClient
+from .api_client import RequestFailed
 from .batch_files import BatchFile
 from .ledger import BudgetExceeded
 from .messages import MalformedResponse, read_message
@@ -207,7 +208,7 @@ class Batch:
                 created = await self.queue.api.create(requests=requests, timeout=self.timeout)
                 return _batch_id(created)
             except Exception as error:
-                received = received or read_failure(error, str).received
+                received = received or read_failure(error, str, self.client.package).received
                 raise
 
         async with self.queue.submitting:

@@ -48,10 +48,10 @@ class Costs:
 
 def costs(client: Client | None, prompts: Prompts, scale: float = 1.0) -> Costs:
     """Of `scale` times as many prompts as these; no client gives the number of requests alone."""
-    from .anthropic_client import AnthropicClient
+    from .api_client import ApiClient
 
     requests = round(len(prompts) * scale)
-    if not isinstance(client, AnthropicClient):
+    if not isinstance(client, ApiClient):
         return Costs(requests)
     most = client.estimate(prompts)
     usual = client.ledger.estimate_usage(
@@ -79,7 +79,7 @@ def say_costs(
 
     A judge on the own machine is timed, and the seconds are said, for `what` or these requests.
     """
-    from .anthropic_client import AnthropicClient
+    from .api_client import ApiClient
 
     found = costs(client, prompts, scale)
     line = f"about {found.requests:,} requests"
@@ -87,7 +87,7 @@ def say_costs(
         line += f", {found.dollars.input_tokens:,} tokens of prompts"
         likely, most = found.dollars.likely_cost, found.dollars.most_cost
         if likely is not None and most is not None:
-            longest = client.config.max_tokens if isinstance(client, AnthropicClient) else 0
+            longest = client.config.max_tokens if isinstance(client, ApiClient) else 0
             line += (
                 f", ${likely:,.2f} if answers have {USUAL_ANSWER} tokens and "
                 f"${most:,.2f} if all have {longest:,}"

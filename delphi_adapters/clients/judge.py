@@ -13,7 +13,13 @@ if TYPE_CHECKING:
 NO_JUDGE = "none"
 """The judge's name where nobody is asked."""
 
-_OF_A_JUDGE = ("provider", "max_cost", "prices", "batch", "judge_answers", "max_tokens")
+Provider = Literal["anthropic", "openai", "transformers"]
+OPENAI = "openai:"
+"""What the name of a judge behind OpenAI's API, or a server that speaks it, begins with."""
+
+_OF_A_JUDGE = (
+    *("provider", "base_url", "max_cost", "prices", "batch", "judge_answers", "max_tokens"),
+)
 _AT_LEAST_ONE = ("max_tokens", "concurrency", "max_concurrent")
 
 
@@ -25,10 +31,14 @@ class JudgeConfig:
     """
 
     judge: str | None = NO_JUDGE
-    """A Claude model, or the folder or name of a local chat model."""
+    """A Claude model, `openai:` and the name of a model behind OpenAI's API or a server that speaks
+    it, or the folder or name of a local chat model."""
 
-    provider: Literal["anthropic", "transformers"] | None = None
+    provider: Provider | None = None
     """Where the judge is; None: what its name says."""
+
+    base_url: str | None = None
+    """Of another server that speaks the provider's API."""
 
     max_cost: float | None = None
     """Dollars at most, for good."""
@@ -60,10 +70,22 @@ class JudgeConfig:
 
     @property
     def local(self) -> bool:
-        """Whether the judge is a model on the own machine."""
+        """Whether the judge is a model that this process runs."""
+        return self.asked_through == "transformers"
+
+    @property
+    def asked_through(self) -> Provider:
+        """Where the judge is."""
         if self.provider is not None:
-            return self.provider == "transformers"
-        return not str(self.judge).startswith("claude")
+            return self.provider
+        if str(self.judge).startswith(OPENAI):
+            return "openai"
+        return "anthropic" if str(self.judge).startswith("claude") else "transformers"
+
+    @property
+    def model(self) -> str:
+        """Its name where it is."""
+        return str(self.judge).removeprefix(OPENAI)
 
     def check(self) -> None:
         """Raises ValueError for options of a judge where there is none."""
@@ -81,7 +103,8 @@ def make_client(judge: JudgeConfig, folder: Path, *, dry_run: bool = False) -> C
     """The judge's client; None in a dry run with a local one, which is not loaded.
 
     Its answers are kept in `judge.judge_answers`, else below `folder`. Raises ValueError for
-    options that do not fit the judge, for a Claude model without `max_cost`, and without a key.
+    options that do not fit the judge, for a judge that costs something without `max_cost`, and
+    without a key.
     """
     judge.check()
     if judge.judge is None or judge.judge == NO_JUDGE:
@@ -92,9 +115,11 @@ def make_client(judge: JudgeConfig, folder: Path, *, dry_run: bool = False) -> C
     if judge.local:
         from .transformers_client import TransformersClient
 
-        for option in ("batch", "max_cost", "prices"):
+        for option in ("batch", "max_cost", "prices", "base_url"):
             if judge._given(option):
-                raise ValueError(f"--{option} is for Claude models; a local model costs nothing.")
+                raise ValueError(
+                    f"--{option} is for a judge behind an API; a local model costs nothing."
+                )
         if dry_run:
             return None
         return TransformersClient(
@@ -103,27 +128,39 @@ def make_client(judge: JudgeConfig, folder: Path, *, dry_run: bool = False) -> C
             device=judge.device,
             trust_remote_code=judge.trust_remote_code,
         )
-    if judge.max_cost is None and not dry_run:
+    if judge.batch and judge.asked_through == "openai":
+        raise ValueError("--batch is for Claude models: leave it off for this judge.")
+    if judge.max_cost is None and not dry_run and not _is_free(judge):
         raise ValueError(
             "Give --max_cost, the dollars that the judge may cost at most; --dry_run says how many "
             "that will be."
         )
-    from .anthropic_client import AnthropicClient, MissingAPIKey
+    from .anthropic_client import AnthropicClient
+    from .api_client import MissingAPIKey
     from .batches import BatchAnthropicClient
+    from .openai_client import OpenAIClient
 
     kind = BatchAnthropicClient if judge.batch else AnthropicClient
     try:
-        return kind(
-            judge.judge,
+        return (OpenAIClient if judge.asked_through == "openai" else kind)(
+            judge.model,
             store=judge.judge_answers or folder / "answers",
             prices=judge.prices,
             max_cost=judge.max_cost,
             max_tokens=judge.max_tokens or 1024,
             concurrency=judge.concurrency,
             structured=judge.structured,
+            base_url=judge.base_url,
         )
     except MissingAPIKey as error:
         raise ValueError(str(error)) from None
+
+
+def _is_free(judge: JudgeConfig) -> bool:
+    """Whether the judge is behind a server on this machine, and nobody gave it a price."""
+    from .openai_client import is_here
+
+    return judge.asked_through == "openai" and is_here(judge.base_url) and judge.prices is None
 
 
 def fitting(client: Client) -> int:

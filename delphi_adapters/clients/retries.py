@@ -9,6 +9,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from importlib import import_module
 from json import JSONDecodeError
 from time import time
 from typing import Any
@@ -19,6 +20,7 @@ LONGEST_RETRY_AFTER = 3600.0
 """Seconds; a server that asks for a longer wait is asked again after this one."""
 
 _RETRIED = (408, 409, 429)
+_TRANSPORTS = ("httpx", "httpcore", "httpx2", "httpcore2")
 
 
 @dataclass(frozen=True)
@@ -66,31 +68,39 @@ class Failure:
         return self.received and self.status in (None, 200)
 
 
-def read_failure(error: Exception, redact: Callable[[str], str]) -> Failure:
-    """Judge an exception of a call through the SDK; one of another origin is raised again."""
-    import anthropic
+def read_failure(error: Any, redact: Callable[[str], str], package: str) -> Failure:
+    """Judge an exception of a call through the SDK of a package; another's is raised again."""
+    sdk = import_module(package)  # anthropic and openai name their errors alike
 
-    if isinstance(error, anthropic.APIStatusError):
+    if isinstance(error, sdk.APIStatusError):
         headers = error.response.headers
         status = error.status_code
         retryable = status in _RETRIED or status >= 500
         if headers.get("x-should-retry") in ("true", "false"):
             retryable = headers["x-should-retry"] == "true"
-        reason = redact(f"HTTP {status}: {error.api_message or error.message}")
+        reason = redact(f"HTTP {status}: {_said(error)}")
         return Failure(reason[:500], status, retryable, retry_after(headers), status >= 500)
-    if isinstance(error, anthropic.APIConnectionError):
+    if isinstance(error, sdk.APIConnectionError):
         cause = error.__cause__
         kind = type(cause).__name__ if cause else "connection error"
-        timeout = isinstance(error, anthropic.APITimeoutError)
+        timeout = isinstance(error, sdk.APITimeoutError)
         what = "no response in time" if timeout else "the connection failed"
         sent = kind not in ("ConnectError", "ConnectTimeout", "PoolTimeout")
         return Failure(redact(f"{what} ({kind}: {cause})")[:500], None, True, received=sent)
-    if isinstance(error, MalformedResponse | JSONDecodeError | UnicodeDecodeError):
+    malformed = (MalformedResponse, JSONDecodeError, UnicodeDecodeError)
+    if isinstance(error, (*malformed, sdk.APIResponseValidationError)):
         return Failure(redact(f"malformed response: {error}")[:500], 200, True, received=True)
-    if type(error).__module__.partition(".")[0] in ("httpx2", "httpcore2"):  # while streaming
+    if type(error).__module__.partition(".")[0] in _TRANSPORTS:  # while streaming
         reason = redact(f"the connection failed ({type(error).__name__}: {error})")
         return Failure(reason[:500], None, True, received=True)
     raise error
+
+
+def _said(error: Any) -> str:
+    """What a server said of a request that it did not answer."""
+    body = error.body if isinstance(error.body, Mapping) else {}
+    said = getattr(error, "api_message", None) or body.get("message")
+    return said if isinstance(said, str) and said else error.message
 
 
 def retry_after(headers: Mapping[str, Any], now: Callable[[], float] = time) -> float | None:
@@ -123,5 +133,5 @@ def _timestamp(date: str | None) -> float | None:
 def redactor(secrets: Iterable[str | None]) -> Callable[[str], str]:
     """A function that takes keys out of a text."""
     known = [re.escape(secret) for secret in secrets if secret]
-    pattern = re.compile("|".join([*known, r"sk-ant-[\w-]+"]))
+    pattern = re.compile("|".join([*known, r"sk-ant-[\w-]+|sk-[\w-]{16,}"]))
     return lambda text: pattern.sub("[redacted]", text)

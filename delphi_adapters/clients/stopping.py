@@ -29,7 +29,7 @@ def run_asking(work: Awaitable[T], client: Client) -> T:
     The first interrupt lets requests in flight be answered, since they are paid for. Raises Stopped
     with the reason where a budget or somebody stopped it.
     """
-    from .anthropic_client import AnthropicClient
+    from .api_client import ApiClient
     from .batches import BatchAnthropicClient
 
     ledger = None if isinstance(client, BatchAnthropicClient) else getattr(client, "ledger", None)
@@ -54,7 +54,7 @@ def run_asking(work: Awaitable[T], client: Client) -> T:
             with suppress(NotImplementedError, RuntimeError):  # Windows, or not the main thread
                 loop.add_signal_handler(one, stop)
         found = await work
-        if isinstance(client, AnthropicClient):
+        if isinstance(client, ApiClient):
             await client.aclose()
         return found
 

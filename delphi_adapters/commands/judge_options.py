@@ -6,12 +6,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from sparsify_crosscoder.command_line import run_command
 from sparsify_crosscoder.command_options import option
 
-from ..clients.judge import NO_JUDGE, JudgeConfig
+from ..clients.judge import NO_JUDGE, JudgeConfig, Provider
 from ..clients.stopping import GOES_ON
 
 Options = TypeVar("Options")
@@ -22,11 +22,15 @@ class JudgeOptions:
     """Who judges, what it may cost and how much is asked at a time."""
 
     judge: str | None = None
-    """a Claude model, asked through the API with the key in ANTHROPIC_API_KEY, or the folder or
-    name of a local chat model"""
+    """a Claude model, asked with the key in ANTHROPIC_API_KEY; openai:NAME, asked with that in
+    OPENAI_API_KEY; or the folder or name of a local chat model"""
 
-    provider: Literal["anthropic", "transformers"] | None = None
+    provider: Provider | None = None
     """where the judge is (anthropic if its name begins with claude)"""
+
+    base_url: str | None = None
+    """of another server that speaks the API, such as OpenRouter's, vLLM's or llama.cpp's; one on
+    this machine needs no key and no --max_cost"""
 
     dry_run: bool = False
     """print the cost and stop"""
@@ -70,8 +74,8 @@ class JudgeOrNone(JudgeOptions):
     """Of a command that does without a judge unless one is named."""
 
     judge: str = NO_JUDGE
-    """a Claude model, asked through the API with the key in ANTHROPIC_API_KEY, or the folder or
-    name of a local chat model; none: nobody is asked ({default})"""
+    """a Claude model, asked with the key in ANTHROPIC_API_KEY; openai:NAME, asked with that in
+    OPENAI_API_KEY; the folder or name of a local chat model; none: nobody is asked ({default})"""
 
 
 def run_asking_command(

@@ -27,7 +27,7 @@ from sparsify_crosscoder.hardware import pick_device
 from sparsify_crosscoder.runs.models import check_model
 from sparsify_crosscoder.runs.run import Run
 
-from ..clients import AnthropicClient
+from ..clients import ApiClient
 from ..clients.costs import Costs, say_costs
 from ..clients.judge import NO_JUDGE, JudgeConfig, fitting, make_client
 from ..clients.judge_time import say_computed
@@ -179,7 +179,7 @@ def explain_run(
         described = Descriptions.load(folder) if (folder / DESCRIPTIONS).exists() else None
     columns = table_columns(described)
     summary = summarise(autointerp, crosscoder, latents, filtered(), columns)
-    ledger = client.ledger if isinstance(client, AnthropicClient) else None
+    ledger = client.ledger if isinstance(client, ApiClient) else None
     found = ExplainedRun(run.path, name, summary, estimate, ledger, stopped)
     atomic_write_json(folder / "summary.json", found.to_dict())
     return found

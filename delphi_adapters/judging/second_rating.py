@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..clients import AnthropicClient
+from ..clients import ApiClient
 from ..clients.costs import Costs, say_costs
 from ..clients.judge import JudgeConfig, make_client
 from ..clients.ledger import Ledger
@@ -83,5 +83,5 @@ def rate_again(
         unanswered = sum(not one.scores for one in repeats.values())
     except Stopped as reason:
         stopped = str(reason)
-    ledger = client.ledger if isinstance(client, AnthropicClient) else None
+    ledger = client.ledger if isinstance(client, ApiClient) else None
     return SecondRating(judge.judge, estimate, agreement, unanswered, ledger, stopped)

@@ -30,7 +30,7 @@ from sparsify_crosscoder.interventions.targets import (
 from sparsify_crosscoder.runs.models import Loading
 from sparsify_crosscoder.runs.run import Run
 
-from ..clients import AnthropicClient
+from ..clients import ApiClient
 from ..clients.costs import Costs, say_costs
 from ..clients.judge import JudgeConfig, make_client
 from ..clients.ledger import Ledger
@@ -124,7 +124,7 @@ def rate_latent(
         stopped = _nothing_rated(rated)
     except Stopped as reason:
         stopped = str(reason)
-    ledger = client.ledger if isinstance(client, AnthropicClient) else None
+    ledger = client.ledger if isinstance(client, ApiClient) else None
     return RatedLatent(config, judge.judge, estimate, rated, ledger, stopped)
 
 

@@ -264,8 +264,8 @@ def _judge(audit: Audit) -> dict[str, Any]:
     offline = audit.config.judge.local
     paid = audit.output(ExclusivityStage).paid
     return {
-        "name": Path(str(audit.config.judge.judge)).name,
-        "provider": "transformers" if offline else "anthropic",
+        "name": Path(audit.config.judge.model).name,
+        "provider": audit.config.judge.asked_through,
         "offline": offline,
         "cost": 0.0 if offline else paid and paid.dollars,
         "requests": None if offline else paid and paid.requests,
