@@ -60,6 +60,10 @@ class CrosscoderConfig(SparseCoderConfig):
     """Precision of the product that finds what BatchTopK may select. What is selected is the same,
     in full precision. `auto` is bfloat16 where the device is fast at it."""
 
+    auxk_products: Literal["float32", "tf32"] = "float32"
+    """Precision of the auxiliary loss's products with all dead latents' rows, on a GPU. `tf32` is
+    several times as fast, and rounds its factors to 10 bits."""
+
     k_aux: int = 0
     """Dead latents per pair in the auxiliary loss. If 0, half the mean source width (Table 3)."""
 

@@ -90,6 +90,7 @@ def pretended(meter: Any) -> Any:
             instead(triton_kernels, "_has_triton", lambda: True),
             instead(triton_kernels, "weighted_row_sums", meter.weighted_row_sums),
             instead(triton_kernels, "paired_dots", meter.paired_dots),
+            instead(triton_kernels, "rounded", meter.rounded),
         ):
             stack.enter_context(patched)
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=False))

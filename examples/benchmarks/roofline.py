@@ -44,7 +44,8 @@ class Case:
     @property
     def name(self) -> str:
         dead = f", {self.dead:.0%} dead" if self.dead else ""
-        paper = ", as printed" if self.options else ""
+        paper = ", as printed" if self.options == AS_PRINTED else ""
+        paper += ", AuxK in TF32" if self.options == TF32 else ""
         return f"{self.arch} {self.widths[0]} + {self.widths[1]}, k = {self.k:,}{dead}{paper}"
 
 
@@ -57,10 +58,14 @@ AS_PRINTED = {
 """Options of a step that the YAML files take from the paper and our defaults do not."""
 
 
+TF32 = {"auxk_products": "tf32"}
+
+
 CASES = [
     Case("dfc", WIDTHS["llama_qwen"], 200),
     Case("dfc", WIDTHS["llama_qwen"], 1000),
     Case("dfc", WIDTHS["llama_qwen"], 200, dead=0.05),
+    Case("dfc", WIDTHS["llama_qwen"], 200, dead=0.05, options=TF32),
     Case("crosscoder", WIDTHS["llama_qwen"], 200),
     Case("rdfc", WIDTHS["llama_qwen"], 200),
     Case("dsf", WIDTHS["llama_qwen"], 200),
@@ -76,6 +81,8 @@ def count(case: Case) -> dict[str, Any]:
     import torch
     from step_meter import Meter
 
+    from sparsify_crosscoder.training.optimizers import take_step
+
     # A little more than the selected entries reach the level of the step before.
     meter = Meter(share=1.05 * case.k / LATENTS)
     with pretended_gpu.pretended(meter):
@@ -90,9 +97,9 @@ def count(case: Case) -> dict[str, Any]:
                 torch.empty(PAIRS, d, device="cuda", dtype=torch.bfloat16) for d in case.widths
             ]
             module.loss(batch).backward()
-            torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-            adam.step()
-            adam.zero_grad()
+            if case.arch == "dense":
+                torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+            take_step([adam], [module], 0.0 if case.arch == "dense" else 1.0)
             del batch
         read = meter.read()
     return {

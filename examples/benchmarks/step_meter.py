@@ -75,7 +75,7 @@ class Gpu:
     """Least seconds of a kernel."""
 
 
-H200 = Gpu("NVIDIA H200 SXM", 4.8e12, {"float32": 67e12, "bfloat16": 989e12})
+H200 = Gpu("NVIDIA H200 SXM", 4.8e12, {"float32": 67e12, "tf32": 494.5e12, "bfloat16": 989e12})
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,14 @@ class Meter(TorchDispatchMode):
         self._count("triton: paired_dots", moved, 2.0 * entries * a.shape[1])
         return out
 
+    def rounded(self, matrix: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+        """As `triton_kernels.rounded`: a matrix is read once and written in bfloat16."""
+        wide = matrix.new_empty(len(matrix), width, dtype=torch.bfloat16)
+        norms, lost = matrix.new_empty(2, len(matrix)).unbind()
+        moved = _size(matrix) + _size(wide) + _size(norms) + _size(lost)
+        self._count("triton: rounded", moved, 0.0)
+        return wide, norms, lost
+
     def _rows_read(self, table: Tensor, entries: int) -> float:
         """Bytes of the rows that entries read; of a table that the L2 cache holds, once each."""
         cached = _size(table) < self.gpu.cache
@@ -186,7 +194,10 @@ class Meter(TorchDispatchMode):
         for one in made:
             self._hold(one)
         if name not in VIEWS and any(one.is_cuda for one in [*given, *made]):
-            self._count(name, _moved(name, given, made), *self._computed(name, given, made))
+            moved = _moved(name, given, made)
+            if name == "_fused_adam_" and kwargs.get("grad_scale") is not None:
+                moved *= 8 / 7  # what is divided is written back
+            self._count(name, moved, *self._computed(name, given, made))
             if name == "_to_copy" and made and given and made[0].device != given[0].device:
                 self.waits += 1
         return out
@@ -221,6 +232,8 @@ class Meter(TorchDispatchMode):
             return 0.0, "float32"
         a = given[-2]
         kind = "bfloat16" if a.dtype == torch.bfloat16 else "float32"
+        if kind == "float32" and torch.get_float32_matmul_precision() != "highest":
+            kind = "tf32"
         return 2.0 * made[0].numel() * a.shape[-1], kind
 
     def _count(

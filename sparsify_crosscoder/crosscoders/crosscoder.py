@@ -22,7 +22,7 @@ from ..world import ALONE, World
 from . import checkpoints, kernels, losses, sparse_ops
 from .codes import SparseCode, concatenate_columns
 from .export import export_sae
-from .float32 import without_autocast
+from .float32 import full_precision
 from .outputs import Batch, CrosscoderOutput, Selection, Terms
 from .parameters import CrosscoderParameters
 from .preactivations import ExactPreactivations, Preactivations, screened
@@ -113,7 +113,7 @@ class Crosscoder(CrosscoderParameters):
 
         `chunks` are normalised `[n, d_in]` pieces of this rank's part of the batch.
         """
-        with torch.no_grad(), without_autocast(self.device):
+        with torch.no_grad(), full_precision(self.device):
             norms = self.score_norms()
 
             def score(x: Tensor) -> Scores:
@@ -128,10 +128,10 @@ class Crosscoder(CrosscoderParameters):
 
         With `dead` latents that are chosen with the active ones also the strongest in every pair.
         """
-        # What is exact must stay so under autocast.
-        with without_autocast(x.device):
+        # What is exact must stay so under autocast and where TF32 is on.
+        with full_precision(x.device):
             inputs = self.block_inputs(x)
-        with torch.no_grad(), without_autocast(x.device):
+        with torch.no_grad(), full_precision(x.device):
             rule = self.selector.rule(cuts)
             several = rule.by_row or (dead is not None and dead.with_active)
             blocks = self._preactivations(inputs, exact=rule.by_row, kept=several)
@@ -366,8 +366,9 @@ class Crosscoder(CrosscoderParameters):
         if mask is None:
             return None
         of_residual = self.cfg.auxk_form == "residual"
+        tf32 = self.cfg.auxk_products == "tf32"
         blocks = self.partition.blocks
-        dead = DeadLatents(mask, self._k_aux, blocks, of_residual=of_residual)
+        dead = DeadLatents(mask, self._k_aux, blocks, of_residual=of_residual, tf32=tf32)
         return dead if dead.count else None
 
     def _answer(self, read: Tensor, dead: DeadLatents, decoded: Tensor) -> Tensor:
@@ -376,12 +377,12 @@ class Crosscoder(CrosscoderParameters):
         They read normalised activations or, in B.1.5 as printed, the residual, without a bias.
         `decoded` has its gradient after theirs.
         """
-        with without_autocast(read.device):
+        with full_precision(read.device):
             inputs = self.block_inputs(read)
         if dead.densely:
-            return self._summed(answers(self._dead_rows(dead), inputs, dead.k, decoded))
+            return self._summed(answers(self._dead_rows(dead), inputs, dead, decoded))
         bias = torch.zeros_like(self.encoder.bias)
-        with torch.no_grad(), without_autocast(read.device):
+        with torch.no_grad(), full_precision(read.device):
             blocks = self._preactivations(inputs, bias, exact=True)
             revived = strongest_per_row(
                 dead.k, dead.ids(self.partition.blocks), self._scores(blocks, None)

@@ -1,19 +1,29 @@
-"""What stays in float32: buffers in a module of any dtype, and products under autocast."""
+"""What stays in float32: buffers in a module of any dtype, and matrix products."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import ClassVar
 
 import torch
 from torch import nn
 
 
-def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Full precision inside, whatever is outside."""
-    if torch.is_autocast_enabled(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()
+@contextmanager
+def full_precision(device: torch.device, *, tf32: bool = False) -> Iterator[None]:
+    """Full precision inside, whatever is outside: no autocast, and TF32 only where it is asked.
+
+    TF32 keeps 10 bits of float32's 23 in the factors of a matrix product, where a GPU has it.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    autocasts = torch.is_autocast_enabled(device.type)
+    try:
+        with torch.autocast(device.type, enabled=False) if autocasts else nullcontext():
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 class KeepsFloat32(nn.Module):

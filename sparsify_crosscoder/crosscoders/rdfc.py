@@ -16,7 +16,7 @@ from . import sparse_ops
 from .codes import SparseCode
 from .crosscoder import FirstPairs
 from .dfc import DedicatedFeatureCrosscoder, DFCConfig
-from .float32 import without_autocast
+from .float32 import full_precision
 from .outputs import Batch, Terms
 from .revival import DeadLatents
 from .shared_basis import LEAST_R2, smallest_r2
@@ -244,7 +244,7 @@ class ResidualDedicatedFeatureCrosscoder(DedicatedFeatureCrosscoder):
         columns = self.columns[source]
         left = x[:, columns]
         if self.predicts_by_identity:
-            # As a product with the maps it would be rounded where TF32 is on.
+            # As a product with the maps it would cost one, and be rounded where TF32 is on.
             for t, others in enumerate(self.columns):
                 if t != source:
                     left = left - self._as_it_is(t, source) * x[:, others]
@@ -273,7 +273,7 @@ class ResidualDedicatedFeatureCrosscoder(DedicatedFeatureCrosscoder):
         if not self.cfg.difference_weight:
             return terms
         num_pairs = len(target) if batch.num_pairs is None else batch.num_pairs
-        with without_autocast(target.device):
+        with full_precision(target.device):
             squares = self._difference_errors(target, codes)
         # No whitened dimension varies by more than 1.
         weight = self.cfg.difference_weight / (self.d_in * num_pairs)

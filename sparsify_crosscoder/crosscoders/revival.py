@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .float32 import without_autocast
+from .float32 import full_precision
 from .partition import Block
 from .sparse_ops import RowGradients
 
@@ -31,10 +31,13 @@ class DeadLatents:
     """The dead latents of a step, of which the `k` strongest of every pair answer its error.
 
     `mask` [M] has them. They read activations or, with `of_residual`, what is left of them.
+    Their dense products are in full precision or, with `tf32`, in TF32.
     """
 
-    def __init__(self, mask: Tensor, k: int, blocks: Sequence[Block], *, of_residual: bool):
-        self.k, self.of_residual = k, of_residual
+    def __init__(
+        self, mask: Tensor, k: int, blocks: Sequence[Block], *, of_residual: bool, tf32: bool
+    ):
+        self.k, self.of_residual, self.tf32 = k, of_residual, tf32
         self.by_block = [mask[b.start : b.stop].nonzero()[:, 0] for b in blocks]
         """Counted in each block, `[m]`."""
 
@@ -72,29 +75,29 @@ class DeadRows:
 
 
 def answers(
-    rows: Sequence[DeadRows], inputs: Sequence[Tensor], k: int, after: Tensor
+    rows: Sequence[DeadRows], inputs: Sequence[Tensor], dead: DeadLatents, after: Tensor
 ) -> list[Tensor]:
-    """What the k strongest dead latents of every pair write, one `[N, D]` per block.
+    """What the strongest dead latents of every pair write, one `[N, D]` per block.
 
     The gradients of the blocks' matrices go where their `DeadRows` say, and are noted before any
     gradient reaches `after`, in whose making the matrices have the rest of theirs.
     """
-    return list(_Answers.apply(rows, k, after, *inputs))  # type: ignore[arg-type]
+    return list(_Answers.apply(rows, dead, after, *inputs))  # type: ignore[arg-type]
 
 
 class _Answers(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, rows: Sequence[DeadRows], k: int, after: Tensor, *inputs: Tensor
+        ctx: Any, rows: Sequence[DeadRows], dead: DeadLatents, after: Tensor, *inputs: Tensor
     ) -> tuple[Tensor, ...]:
-        with without_autocast(after.device):
+        with full_precision(after.device, tf32=dead.tf32):
             acts = [
                 F.linear(x, one.encoder[one.ids], one.bias)
                 for x, one in zip(inputs, rows, strict=True)
             ]
-            chosen = _strongest(torch.cat(acts, 1), k).split([a.shape[1] for a in acts], 1)
+            chosen = _strongest(torch.cat(acts, 1), dead.k).split([a.shape[1] for a in acts], 1)
             acts = [a.masked_fill_(~mask, 0) for a, mask in zip(acts, chosen, strict=True)]
-            ctx.rows = rows
+            ctx.rows, ctx.tf32 = rows, dead.tf32
             ctx.save_for_backward(*inputs, *acts)
             return tuple(a @ one.decoder[one.ids] for a, one in zip(acts, rows, strict=True))
 
@@ -107,7 +110,7 @@ class _Answers(torch.autograd.Function):
         for b, (one, x, acts, grad) in enumerate(
             zip(rows, saved[: len(rows)], saved[len(rows) :], grads, strict=True)
         ):
-            with without_autocast(x.device):
+            with full_precision(x.device, tf32=ctx.tf32):
                 grad_acts = (grad @ one.decoder[one.ids].T).masked_fill_(acts <= 0, 0)
                 if one.decoder_gradient is not None:
                     one.decoder_gradient.add(one.ids, acts.T @ grad)

@@ -11,7 +11,7 @@ import io
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
+from contextlib import ExitStack, nullcontext, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -34,6 +34,7 @@ from ..crosscoders import (
     ResidualDedicatedFeatureCrosscoder,
     kernels,
 )
+from ..crosscoders.float32 import full_precision
 from ..hardware import has_native_bfloat16
 from ..records import reading
 from ..registry import Architecture
@@ -47,7 +48,7 @@ from ..surroundings import wandb_is_set_up
 from ..world import current_world
 from .data import PairedData, check_length
 from .metrics import evaluate
-from .optimizers import make_optimizers
+from .optimizers import make_optimizers, take_step
 from .run_folder import RunFolder
 from .step_log import StepLog
 
@@ -132,10 +133,10 @@ class CrosscoderTrainer(sparsify.Trainer):
     ) -> dict[str, Any]:
         """Train from `global_step` to the end, evaluate, and return the run's summary.
 
-        `after_step` is called after every step, with `global_step` counting it. Matrices are
-        multiplied in TF32 where there is such a thing, until the training ends, in whatever way.
+        `after_step` is called after every step, with `global_step` counting it. Until the training
+        ends, in whatever way, no matrices are multiplied in TF32 but where an option says so.
         """
-        with _matmul_precision("high"):
+        with full_precision(self.device):
             return self._fit(after_step, show_progress)
 
     def _fit(self, after_step: Callable[[], None] | None, show_progress: bool) -> dict[str, Any]:
@@ -366,12 +367,7 @@ class CrosscoderTrainer(sparsify.Trainer):
         return nullcontext()
 
     def _optimizer_step(self) -> None:
-        if self.cfg.grad_clip > 0:
-            for sae in self.saes.values():
-                torch.nn.utils.clip_grad_norm_(sae.parameters(), self.cfg.grad_clip)
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+        take_step(self.optimizers, list(self.saes.values()), self.cfg.grad_clip)
         for scheduler in self.lr_schedulers:
             scheduler.step()
 
@@ -510,16 +506,6 @@ class CrosscoderTrainer(sparsify.Trainer):
             optimizer.load_state_dict(saved)
         for optimizer in schedule_free:
             optimizer.train()
-
-
-@contextmanager
-def _matmul_precision(precision: str) -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 class DFCTrainer(CrosscoderTrainer):

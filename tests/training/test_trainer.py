@@ -309,7 +309,7 @@ def test_training_leaves_the_process_as_it_was(precision, fails, tmp_path):
         assert torch.get_float32_matmul_precision() == precision
     finally:
         torch.set_float32_matmul_precision(before)
-    assert set(seen) == {"high"}
+    assert set(seen) == {"highest"}
     assert torch.equal(torch.get_rng_state(), random)
     assert torch.get_num_threads() == threads and torch.get_default_dtype() == torch.float32
 

@@ -7,10 +7,10 @@ them anew, under the same names and with the same arguments:
 | operation                                    | torch | numba (CPU) | Triton (GPU) |
 |----------------------------------------------|-------|-------------|--------------|
 | `order_by` `starts_of` `reaching` `largest`  | x     | x           |              |
-| `normalized` `rounded` `norms_by_source`     | x     | x           |              |
+| `normalized` `norms_by_source`               | x     | x           |              |
 | `errors` `squared_distances`                 | x     | x           |              |
 | `scaled_by_source`                           | x     | x           |              |
-| `row_sums` `entry_dots`                      | x     | x           | x            |
+| `row_sums` `entry_dots` `rounded`            | x     | x           | x            |
 | `decoding_gradients` `encoding_gradients`    | x     | x           | x            |
 | `segment_sums`                               | x     |             | x            |
 

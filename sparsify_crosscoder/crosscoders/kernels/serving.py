@@ -68,6 +68,7 @@ def _triton_works(device: torch.device, dtype: torch.dtype) -> bool:
     try:
         sums = triton_kernels.weighted_row_sums(table, indices, offsets, weights, torch.float32)
         dots = triton_kernels.paired_dots(table, table, rows, indices)
+        kept, norms, lost = triton_kernels.rounded(table.float(), 64)
     except Exception as error:  # a missing compiler, a driver that is too old: all are reasons
         reason = f"{type(error).__name__}: {error}"
     else:
@@ -76,6 +77,10 @@ def _triton_works(device: torch.device, dtype: torch.dtype) -> bool:
         expected = torch.stack([part.sum(0) for part in terms.split([1, 0, 589, 10])])
         right = torch.allclose(sums.double(), expected, rtol=1e-3, atol=1e-2)
         right &= torch.allclose(dots.double(), (wide[rows] * wide[indices]).sum(1), atol=1e-3)
+        expected = wide - kept[:, :48].double()
+        right &= torch.allclose(norms.double(), wide.norm(dim=1), rtol=1e-3)
+        right &= torch.allclose(lost.double(), expected.norm(dim=1), rtol=1e-3)
+        right &= bool((expected.abs() <= 2.0**-7 * wide.abs()).all()) and not kept[:, 48:].any()
         if right:
             return True
         reason = "their sums differ from those of torch"

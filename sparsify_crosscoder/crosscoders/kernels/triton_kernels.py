@@ -12,6 +12,7 @@ measured), with operands in bf16 and in fp32:
 | `weighted_row_sums`, decode or gradient to x | 6.9 GB, 1.4 ms | 13.6 GB, 2.8 ms |
 | `weighted_row_sums`, gradient to a weight matrix | 2.3 GB, 0.5 ms | 4.5 GB, 0.9 ms |
 | `paired_dots` | 6.8 GB, 1.4 ms | 13.5 GB, 2.8 ms |
+| `rounded`, a weight matrix | | 6.4 GB, 1.3 ms |
 
 A row of a weight matrix counts each time it is used, E * D elements in all (6.7 or 13.4 GB); the
 L2 cache may spare some of that. For a weight gradient the N rows of the table stay in L2, which
@@ -42,7 +43,10 @@ _OPERATIONS = (
     "decoding_gradients",
     "encoding_gradients",
 )
-DTYPES: dict[str, tuple[torch.dtype, ...]] = {name: _DTYPES for name in _OPERATIONS}
+DTYPES: dict[str, tuple[torch.dtype, ...]] = {
+    **{name: _DTYPES for name in _OPERATIONS},
+    "rounded": (torch.float32,),
+}
 """What this module is for: operations, and the dtypes of the table that they read."""
 
 # Entries that one program adds up at most; segments are cut at its multiples. A program of 256
@@ -273,6 +277,56 @@ def paired_dots(a: Tensor, b: Tensor, rows: Tensor, indices: Tensor) -> Tensor:
             num_warps=4,
         )
     return out
+
+
+def _round_rows(
+    matrix,
+    wide,
+    norms,
+    lost,
+    width,
+    wide_width,
+    stride,
+    BLOCK_D: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    squares = tl.zeros([BLOCK_D], dtype=tl.float32)
+    lost_squares = tl.zeros([BLOCK_D], dtype=tl.float32)
+    for first in range(0, wide_width, BLOCK_D):
+        columns = first + tl.arange(0, BLOCK_D)
+        values = tl.load(matrix + row * stride + columns, mask=columns < width, other=0)
+        kept = values.to(tl.bfloat16)
+        tl.store(wide + row * wide_width + columns, kept, mask=columns < wide_width)
+        squares += values * values
+        left = values - kept.to(tl.float32)
+        lost_squares += left * left
+    tl.store(norms + row, tl.sqrt(tl.sum(squares, axis=0)))
+    tl.store(lost + row, tl.sqrt(tl.sum(lost_squares, axis=0)))
+
+
+def rounded(matrix: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """`matrix` [R, D] in fp32 rounded to bf16 with zeros behind it, `[R, width]`, in one pass.
+
+    With the L2 norms of its rows, and those of what rounding took from them, `[R]` each.
+    """
+    matrix = _unit_columns(matrix)
+    wide = matrix.new_empty(len(matrix), width, dtype=torch.bfloat16)
+    norms, lost = matrix.new_zeros(2, len(matrix)).unbind()
+    if wide.numel():
+        _launch(
+            _round_rows,
+            (len(matrix),),
+            matrix,
+            wide,
+            norms,
+            lost,
+            matrix.shape[1],
+            width,
+            matrix.stride(0),
+            BLOCK_D=min(2048, 1 << (width - 1).bit_length()),
+            num_warps=4,
+        )
+    return wide, norms, lost
 
 
 def segment_sums(table: Tensor, indices: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:

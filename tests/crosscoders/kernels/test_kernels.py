@@ -112,6 +112,8 @@ def test_numba_computes_what_the_reference_does(name, dtype, entries):
 @pytest.mark.parametrize("entries", [0.3, 0.0], ids=["some", "none"])
 @pytest.mark.parametrize(("name", "dtype"), cases(triton_kernels))
 def test_triton_computes_what_the_reference_does(name, dtype, entries):
+    if name == "rounded" and not GPU:
+        pytest.skip("The interpreter cuts off what a GPU rounds; a test of its own allows for it.")
     compare(triton_kernels, name, Draw(dtype, "cuda" if GPU else "cpu", entries))
 
 

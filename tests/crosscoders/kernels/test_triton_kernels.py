@@ -14,6 +14,7 @@ from sparsify_crosscoder.crosscoders.kernels import serving, triton_kernels
 from sparsify_crosscoder.crosscoders.kernels.triton_kernels import (
     available,
     paired_dots,
+    rounded,
     weighted_row_sums,
 )
 
@@ -126,6 +127,22 @@ def test_entry_dots_are_those_of_float64(entries, width, dtypes):
         want, magnitude = terms[order].sum(1), terms[order].abs().sum(1)
         assert got.shape == (entries,) and got.dtype == torch.float32
         assert torch.all((got - want).abs() <= 1e-6 * magnitude)
+
+
+@runs_kernels
+@pytest.mark.parametrize("shape", [(5, 40), (3, 2100), (2, 1), (0, 40), (3, 0)])
+@pytest.mark.parametrize("more", [0, 4])
+def test_rows_are_rounded_and_what_they_lose_is_told(shape, more):
+    wide = torch.randn(shape[0], shape[1] + 3, device=DEVICE)
+    for matrix in (wide[:, 3:], wide[:, 3:].T.contiguous().T):
+        kept, norms, lost = rounded(matrix, shape[1] + more)
+        assert kept.dtype == torch.bfloat16 and kept.shape == (shape[0], shape[1] + more)
+        assert not kept[:, shape[1] :].any()
+        left = matrix.double() - kept[:, : shape[1]].double()
+        # The interpreter cuts off what a GPU rounds.
+        assert (left.abs() <= (2**-9 if GPU else 2**-8) * 2 * matrix.double().abs()).all()
+        torch.testing.assert_close(norms.double(), matrix.double().norm(dim=1), rtol=1e-6, atol=0)
+        torch.testing.assert_close(lost.double(), left.norm(dim=1), rtol=1e-6, atol=0)
 
 
 @runs_kernels
@@ -271,7 +288,8 @@ def test_the_kernels_compile_for_gpus(capability, dtype, monkeypatch, tmp_path):
         for offsets in (torch.tensor([0, 295]), torch.arange(300)):
             weighted_row_sums(table, indices, offsets, torch.zeros(300))
         paired_dots(table, table, indices, indices)
-    assert len({launch["kernel"] for launch in launches}) == 2
+        rounded(table.float(), width + 4)
+    assert len({launch["kernel"] for launch in launches}) == 3
 
     for launch in launches:
         source, options = source_of(launch)

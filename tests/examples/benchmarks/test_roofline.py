@@ -37,15 +37,16 @@ def rows(tmp_path_factory):
 
 BUDGETS = {
     # milliseconds, gigabytes, launches, waits
-    "dfc 4096 + 4096, k = 200": (47, 33.5, 520, 22),
-    "dfc 4096 + 4096, k = 1,000": (102, 33.5, 520, 22),
-    "dfc 4096 + 4096, k = 200, 5% dead": (64, 33.5, 620, 26),
-    "crosscoder 4096 + 4096, k = 200": (49.5, 35, 230, 8),
-    "rdfc 4096 + 4096, k = 200": (56, 34, 530, 22),
-    "dsf 4096 + 4096, k = 200": (49, 34, 390, 16),
-    "dfc 4096 + 2880, k = 200": (40.5, 28.5, 520, 22),
-    "dfc 4096 + 4096, k = 200, as printed": (50, 33.5, 500, 20),
-    "dfc 4096 + 4096, k = 200, 5% dead, as printed": (67, 33.5, 595, 24),
+    "dfc 4096 + 4096, k = 200": (40.1, 33.5, 450, 22),
+    "dfc 4096 + 4096, k = 1,000": (95, 33.5, 450, 22),
+    "dfc 4096 + 4096, k = 200, 5% dead": (57.5, 33.5, 555, 26),
+    "dfc 4096 + 4096, k = 200, 5% dead, AuxK in TF32": (44, 33.5, 555, 26),
+    "crosscoder 4096 + 4096, k = 200": (43, 35, 180, 8),
+    "rdfc 4096 + 4096, k = 200": (49, 34, 460, 22),
+    "dsf 4096 + 4096, k = 200": (42, 34, 325, 16),
+    "dfc 4096 + 2880, k = 200": (35, 28.5, 450, 22),
+    "dfc 4096 + 4096, k = 200, as printed": (44, 33.5, 430, 20),
+    "dfc 4096 + 4096, k = 200, 5% dead, as printed": (61, 33.5, 525, 24),
 }
 
 
@@ -68,12 +69,12 @@ def test_a_sparse_step_without_dead_latents_is_no_slower_than_a_dense_one(rows):
     assert rows["dfc 4096 + 4096, k = 200"]["milliseconds"] < dense["milliseconds"]
 
 
-def test_what_is_built_is_the_parameters_and_adam_moves_each_seven_times(rows):
+def test_what_is_built_is_the_parameters_and_adam_moves_each_eight_times(rows):
     row = rows["dfc 4096 + 4096, k = 200"]
     exclusive = 2 * 6_554
     weights = 2 * ((131_072 - exclusive) * 8192 + exclusive * 4096) + 131_072 + 8192
     assert row["gigabytes_built"] == pytest.approx(4 * weights / 1e9, rel=1e-3)
-    assert row["slowest"]["_fused_adam_"] == pytest.approx(7 * 4 * weights / 4.8e9, rel=1e-3)
+    assert row["slowest"]["_fused_adam_"] == pytest.approx(8 * 4 * weights / 4.8e9, rel=1e-3)
     assert row["gigabytes"] > 4 * row["gigabytes_built"]  # with gradients and two moments
 
 
