@@ -37,6 +37,14 @@ MODULES = house.read_modules(ROOT, ORDERS)
 IMPORTS = house.imports(MODULES)
 SUBCOMMANDS = [module for module, _, _ in [*COMMANDS.values(), *ADAPTER_COMMANDS.values()]]
 
+HEAVY = ("torch", "transformers", "datasets", "sparsify", "peft", "scipy", "delphi", "nnsight")
+
+# Their options still stand beside what they run; sparsify's own parser reads the first three's.
+HEAVY_COMMANDS = {
+    *("train", "harvest", "baselines", "steer", "persona", "transfer", "toy"),
+    *("export", "audit", "explain", "rubric", "reliability"),
+}
+
 
 def test_no_modules_import_each_other_in_a_circle():
     assert house.circles(house.between_modules(IMPORTS, MODULES)) == []
@@ -98,6 +106,33 @@ def test_importing_the_package_and_its_autoload_loads_nothing_but_the_standard_l
     ]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     assert done.stdout.split() == ["sparsify_crosscoder"], done.stderr
+
+
+def test_help_and_wrong_options_of_light_commands_load_no_heavy_library():
+    """One new process for all: whoever asks for help should not wait for torch."""
+    commands = {**COMMANDS, **ADAPTER_COMMANDS}
+    assert set(commands) >= HEAVY_COMMANDS
+    light = {name: of[:2] for name, of in commands.items() if name not in HEAVY_COMMANDS}
+    code = f"""
+        import contextlib, importlib, io, sys
+        for name, (module, function) in {light!r}.items():
+            for option in ("--help", "--no_such_option"):
+                said = io.StringIO()
+                with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+                    try:
+                        getattr(importlib.import_module(module), function)([option])
+                    except SystemExit as end:
+                        code = end.code or 0
+                    else:
+                        raise AssertionError(f"{{name}} {{option}} goes on")
+                expected = ("usage: ", 0) if option == "--help" else (": error: ", 2)
+                assert expected[0] in said.getvalue() and code == expected[1], name
+                loaded = sorted({set(HEAVY)!r}.intersection(sys.modules))
+                assert not loaded, f"{{name}} {{option}} loads {{', '.join(loaded)}}"
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
 
 
 # A house with each of the faults once.

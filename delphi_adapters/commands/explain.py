@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsify_crosscoder.command_options import group, option
-from sparsify_crosscoder.evaluation.filter import FilterOptions
+from sparsify_crosscoder.evaluation.filter_config import FilterOptions
 from sparsify_crosscoder.runs.run import Run
 
 from ..explaining.autointerp import JudgingConfig

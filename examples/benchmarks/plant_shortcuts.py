@@ -22,9 +22,9 @@ from pathlib import Path
 import torch
 
 from sparsify_crosscoder import Run
+from sparsify_crosscoder.evaluation.plant_config import KINDS, Directions
 from sparsify_crosscoder.evaluation.planted_recall import PlantedRecall, PlantFound, Recall
 from sparsify_crosscoder.evaluation.planted_training import Refit
-from sparsify_crosscoder.evaluation.plants import KINDS, Directions
 from sparsify_crosscoder.evaluation.power import PlantConfig, PlantPlan, carry_out
 from sparsify_crosscoder.files import atomic_write_json
 from sparsify_crosscoder.training.allocator import keep_freed_memory

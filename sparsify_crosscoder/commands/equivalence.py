@@ -9,9 +9,7 @@ from typing import Any
 
 from ..command_line import run_command
 from ..command_options import UsualOptions, group, option
-from ..interventions.equivalence import EquivalenceConfig, equivalence
-from ..interventions.stitching import Stitching
-from ..runs.run import Run
+from ..interventions.equivalence_config import EquivalenceConfig
 
 
 @dataclass(frozen=True)
@@ -52,6 +50,10 @@ def main(argv: Sequence[str]) -> None:
 
 def show(options: Options) -> dict[str, Any]:
     """Ablate, print the outcome and return it."""
+    from ..interventions.equivalence import equivalence
+    from ..interventions.stitching import Stitching
+    from ..runs.run import Run
+
     config = EquivalenceConfig(options.latents, options.sample, options.texts, options.controls)
     run = Run.open(options.run, **options.usual.hub.access)
     maps = None if options.stitching is None else Stitching.load(options.stitching)

@@ -9,15 +9,8 @@ from typing import Any
 
 from ..command_line import run_command
 from ..command_options import group, option
-from ..evaluation.differences import crosscoder_differences, differences_text
-from ..evaluation.filter import FilterOptions, filter_text
-from ..evaluation.nulls.lists import with_nulls
-from ..evaluation.power import power_text
+from ..evaluation.filter_config import FilterOptions
 from ..hardware import pick_device
-from ..harvest.model_identity import source_names
-from ..interventions.difference_causes import prompts_kept_out, told_with_causes
-from ..interventions.difference_vectors import save_directions
-from ..runs.run import Run
 
 
 @dataclass(frozen=True)
@@ -65,6 +58,15 @@ def main(argv: Sequence[str]) -> None:
 
 def show(options: Options) -> dict[str, Any]:
     """List the differences of a run, print the outcome and return it."""
+    from ..evaluation.differences import crosscoder_differences, differences_text
+    from ..evaluation.filter import filter_text
+    from ..evaluation.nulls.lists import with_nulls
+    from ..evaluation.power import power_text
+    from ..harvest.model_identity import source_names
+    from ..interventions.difference_causes import prompts_kept_out, told_with_causes
+    from ..interventions.difference_vectors import save_directions
+    from ..runs.run import Run
+
     usual = options.filter.usual
     if options.verify < 0:
         raise ValueError(f"--verify is a number of findings, not {options.verify}.")

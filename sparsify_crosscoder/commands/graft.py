@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..command_line import run_command
 from ..command_options import UsualOptions, group, option
-from ..evaluation.false_exclusives import FilterConfig
-from ..evaluation.filter import FilterRecord, filter_exclusives
-from ..interventions.graft import GraftConfig, check_heads, graft
-from ..runs.pairs import run_store
-from ..runs.run import Run
+from ..evaluation.filter_config import FilterConfig
+from ..interventions.graft_config import GraftConfig
+
+if TYPE_CHECKING:
+    from ..runs.run import Run
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,9 @@ def main(argv: Sequence[str]) -> None:
 
 def show(options: Options) -> dict[str, Any]:
     """Graft, print the outcome and return it."""
+    from ..interventions.graft import check_heads, graft
+    from ..runs.run import Run
+
     run = Run.open(options.run, **options.usual.hub.access)
     check_heads(run)
     found = graft(
@@ -60,6 +63,9 @@ def show(options: Options) -> dict[str, Any]:
 
 def _kept(run: Run, options: Options) -> list[list[int]] | None:
     """What the filter keeps, by source; None where that is not known."""
+    from ..evaluation.filter import FilterRecord, filter_exclusives
+    from ..runs.pairs import run_store
+
     if options.filter is not None:
         return FilterRecord.read(options.filter, "Write it anew with `filter --json`.").kept
     if run_store(run.config) is None:

@@ -9,7 +9,6 @@ from typing import Any
 
 from ..command_line import run_command
 from ..command_options import HubOptions, group, option
-from ..exports.importing import import_config, import_run
 
 
 @dataclass(frozen=True)
@@ -64,6 +63,8 @@ def main(argv: Sequence[str]) -> None:
 
 def show(options: Options) -> dict[str, Any]:
     """Import, say what it is and how well it fits, and return it."""
+    from ..exports.importing import import_config, import_run
+
     config = import_config(
         model=options.models[0],
         partners=options.models[1:],

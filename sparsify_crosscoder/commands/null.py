@@ -10,9 +10,7 @@ from typing import Any
 from ..command_line import run_command
 from ..command_options import UsualOptions, group, option
 from ..evaluation.nulls.kinds import NULL_KINDS
-from ..evaluation.nulls.making import NullConfig, make_null, null_folder, nulls_of
 from ..hardware import pick_device
-from ..runs.run import Run
 
 
 @dataclass(frozen=True)
@@ -56,6 +54,9 @@ def main(argv: Sequence[str]) -> None:
 
 def make(options: Options) -> dict[str, Any]:
     """Make the nulls of a run, and return where each is."""
+    from ..evaluation.nulls.making import NullConfig, make_null, null_folder, nulls_of
+    from ..runs.run import Run
+
     if options.steps is not None and options.steps < 1:
         raise ValueError(f"--steps must be at least 1, got {options.steps}.")
     usual = options.usual

@@ -9,13 +9,9 @@ from typing import Any
 
 from ..command_line import run_command
 from ..command_options import group, option
-from ..evaluation.differences import crosscoder_differences
-from ..evaluation.filter import FilterOptions
+from ..evaluation.filter_config import FilterOptions
 from ..hardware import pick_device
-from ..interventions.graft import check_heads
-from ..interventions.patch import PatchConfig, patch
-from ..interventions.stitching import Stitching
-from ..runs.run import Run
+from ..interventions.graft_config import PatchConfig
 
 
 @dataclass(frozen=True)
@@ -46,6 +42,12 @@ def main(argv: Sequence[str]) -> None:
 
 def show(options: Options) -> dict[str, Any]:
     """Patch, print the outcome and return it."""
+    from ..evaluation.differences import crosscoder_differences
+    from ..interventions.graft import check_heads
+    from ..interventions.patch import patch
+    from ..interventions.stitching import Stitching
+    from ..runs.run import Run
+
     usual = options.filter.usual
     run = Run.open(options.run, **usual.hub.access)
     stitching = None if options.stitching is None else Stitching.load(options.stitching)

@@ -9,11 +9,8 @@ from typing import Any
 
 from ..command_line import run_command
 from ..command_options import UsualOptions, group, option
-from ..evaluation.plant_files import default_folder
-from ..evaluation.plants import KINDS, Directions, Kind
-from ..evaluation.power import PlantConfig, PlantPlan, carry_out
+from ..evaluation.plant_config import KINDS, Directions, Kind, PlantConfig
 from ..hardware import pick_device
-from ..runs.run import Run
 
 GOES_ON = "the same command goes on where it stopped"
 
@@ -85,6 +82,10 @@ def main(argv: Sequence[str]) -> None:
 
 def show(options: Options) -> dict[str, Any]:
     """Plant, look up, print the table and return everything."""
+    from ..evaluation.plant_files import default_folder
+    from ..evaluation.power import PlantPlan, carry_out
+    from ..runs.run import Run
+
     config, usual = options.plants(), options.usual
     run = Run.open(options.run, **usual.hub.access)
     plan = PlantPlan.of(run, config, pick_device(usual.device))

@@ -9,9 +9,6 @@ from typing import Any
 
 from ..command_line import run_command
 from ..command_options import HubOptions, group, option
-from ..evaluation.filter import FilterRecord
-from ..exports.push import PushConfig, push
-from ..runs.run import Run
 
 
 @dataclass(frozen=True)
@@ -51,6 +48,10 @@ def main(argv: Sequence[str]) -> None:
 
 def show(options: Options) -> dict[str, Any]:
     """Upload, say what and where, and return it."""
+    from ..evaluation.filter import FilterRecord
+    from ..exports.push import PushConfig, push
+    from ..runs.run import Run
+
     listed = None
     if options.filter is not None:
         listed = FilterRecord.read(options.filter, "Run filter with --json again.").found

@@ -9,9 +9,7 @@ from typing import Any
 
 from ..command_line import run_command
 from ..command_options import group, option
-from ..evaluation.filter import FilterOptions
-from ..evaluation.several_runs import compare_runs
-from ..runs.run import Run
+from ..evaluation.filter_config import FilterOptions
 
 
 @dataclass(frozen=True)
@@ -38,6 +36,9 @@ def main(argv: Sequence[str]) -> None:
 
 def show(options: Options) -> dict[str, Any]:
     """Compare the runs, print what they found and return it."""
+    from ..evaluation.several_runs import compare_runs
+    from ..runs.run import Run
+
     usual = options.filter.usual
     runs, nulls = (
         [Run.open(path, **usual.hub.access) for path in paths]

@@ -9,9 +9,7 @@ from typing import Any
 
 from ..command_line import run_command
 from ..command_options import UsualOptions, group, option
-from ..interventions.stitch import StitchText, stitch, stitching_text
-from ..interventions.stitching import StitchingConfig
-from ..runs.run import Run
+from ..interventions.stitching_config import StitchingConfig, StitchText
 
 
 @dataclass(frozen=True)
@@ -68,6 +66,9 @@ def main(argv: Sequence[str]) -> None:
 
 def show(options: Options) -> dict[str, Any]:
     """Stitch two of a run's models together, write and print the outcome and return it."""
+    from ..interventions.stitch import stitch, stitching_text
+    from ..runs.run import Run
+
     run = Run.open(options.run, **options.usual.hub.access)
     config = StitchingConfig(
         outlier_multiple=run.config.outlier_multiple,

@@ -9,8 +9,6 @@ from typing import Any
 
 from ..command_line import run_command
 from ..command_options import HubOptions, group, option
-from ..evaluation.store_contents import show_pair, store_contents
-from ..store.store import ActivationStore
 
 
 @dataclass(frozen=True)
@@ -46,6 +44,9 @@ def main(argv: Sequence[str]) -> None:
 
 def show(options: Options) -> dict[str, Any]:
     """Do what the options say, print it, and return what the store holds."""
+    from ..evaluation.store_contents import show_pair, store_contents
+    from ..store.store import ActivationStore
+
     if len(options.stores) > 1 and options.merge_into is None:
         raise ValueError("Several stores are for --merge_into NEW; name one.")
     first = options.stores[0]

@@ -9,8 +9,6 @@ from typing import Any
 
 from ..command_line import run_command
 from ..command_options import HubOptions, group, option
-from ..evaluation.top import top
-from ..runs.run import Run
 
 
 @dataclass(frozen=True)
@@ -53,6 +51,9 @@ def main(argv: Sequence[str]) -> None:
 
 def show(options: Options) -> list[dict[str, Any]]:
     """Show where latents of a run fire, and return that."""
+    from ..evaluation.top import top
+    from ..runs.run import Run
+
     found = top(
         Run.open(options.run, **options.hub.access),
         latents=options.latents,

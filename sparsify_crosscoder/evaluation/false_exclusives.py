@@ -27,7 +27,6 @@ from torch import Tensor
 from ..crosscoders import Crosscoder
 from ..scorability import (
     FILTER_PAIRS,
-    LEAST_FIRINGS,
     MIN_OWN,
     MOST_PAIRS,
     Evidence,
@@ -35,58 +34,14 @@ from ..scorability import (
     too_little,
 )
 from ..store.stream import ActivationStream
+from .filter_config import FilterConfig
 from .latent_moments import DENSE_FRACTION, LatentMoments, bytes_needed, collect
 from .latent_scaling import LatentScaling, fitted_scaling
 from .latent_statistics import LatentStatistics, latent_statistics
-from .verdicts import Thresholds, Verdict, decide
+from .verdicts import Verdict, decide
 
 EXCLUSIVE_NORM = 0.8  # equation 12
 UNJUDGED = 0.05  # share of the latents that fire of which no more pairs are read
-
-
-@dataclass
-class FilterConfig:
-    """Thresholds of the filter."""
-
-    predictability: float = 0.5
-    """Largest R2 from the other sources of a latent that is kept, as a multiple of that from its
-    own source; of latents that fire on fewer than 1% of the pairs, as if they fired on so many."""
-
-    shadow: float = 0.15
-    """Largest effect on what is left of the other sources of a latent that is kept, as a multiple
-    of its effect on what is left of its own."""
-
-    min_own: float = MIN_OWN
-    """Least R2 from its own source at which a latent is scorable."""
-
-    min_firings: int = LEAST_FIRINGS
-    """Least number of pairs on which a scorable latent fires, however clear all else is."""
-
-    ridge: float = 1e-3
-    """Ridge penalty of all regressions, as a multiple of the activations' mean variance."""
-
-    pairs: int | None = None
-    """Pairs to look at, at most: 131,072, and twice as many again and again while latents that
-    fire cannot be judged. By default up to 1,048,576, as far as there are so many."""
-
-    outlier_multiple: float = 2.0
-    """Pairs are left out as in training: those whose norm exceeds this multiple of the median."""
-
-    memory: float = 16e9
-    """Bytes that judging may take; if all latents need more, they are looked at in several passes.
-    """
-
-    def __post_init__(self):
-        if self.pairs is not None and self.pairs < 2:
-            raise ValueError(f"The filter needs two pairs at least, got pairs={self.pairs}.")
-        for name in ("predictability", "shadow", "ridge", "memory"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
-
-    @property
-    def thresholds(self) -> Thresholds:
-        """What verdicts depend on."""
-        return Thresholds(self.predictability, self.shadow, self.min_own, self.min_firings)
 
 
 @dataclass

@@ -9,49 +9,17 @@ from typing import Any, NamedTuple, TypedDict
 
 import torch
 
-from ..command_options import UsualOptions, group
 from ..crosscoders import Crosscoder
 from ..records import read_json
-from ..runs.config import RunConfig
 from ..runs.run import Run
 from ..scorability import rarity, rarity_line, with_interval
 from ..store.stream import ActivationStream
 from .clusters import Cluster, clusters, duplicates
-from .false_exclusives import FilterConfig, FilteredLatents, judge_exclusives
+from .false_exclusives import FilteredLatents, judge_exclusives
+from .filter_config import FilterConfig
 
 SHOWN = 10
 PREDICTABLE_SHOWN = 3
-
-
-@dataclass(frozen=True)
-class FilterOptions:
-    """Options of every command that filters the latents of a run."""
-
-    pairs: int | None = None
-    """pairs to read at most: 131,072, and twice as many again while over 1 in 20 latents that fire
-    cannot be judged (up to 1,048,576, as far as there are so many)"""
-
-    predictability: float = FilterConfig.predictability
-    """largest R2 from the other models, as a multiple of that from a latent's own ({default})"""
-
-    shadow: float = FilterConfig.shadow
-    """largest effect on what the other models have of their own, as a multiple of that on a
-    latent's own ({default})"""
-
-    min_firings: int = FilterConfig.min_firings
-    """pairs on which a latent must fire to be scorable, however clear all else is ({default})"""
-
-    usual: UsualOptions = group(UsualOptions)
-
-    def config(self, run: RunConfig) -> FilterConfig:
-        """Thresholds that leave out the pairs that the training of a run left out."""
-        return FilterConfig(
-            pairs=self.pairs,
-            predictability=self.predictability,
-            shadow=self.shadow,
-            min_firings=self.min_firings,
-            outlier_multiple=run.outlier_multiple,
-        )
 
 
 class _Latent(TypedDict):

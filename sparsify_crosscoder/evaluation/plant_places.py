@@ -17,7 +17,8 @@ import torch
 
 from ..store.store import ActivationStore
 from ..text.roles import Role
-from .plants import KINDS, Cell, pair_tokens
+from .plant_config import KINDS, Cell
+from .plants import pair_tokens
 
 PLACES = 6  # what random pairs are for, beside `store.order`, `noted_pairs` and `latent_shifts`
 MOST = 40  # tokens that are looked at for a place

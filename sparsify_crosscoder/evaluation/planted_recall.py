@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from ..intervals import rate_interval
-from .plants import KINDS, Cell
+from .plant_config import KINDS, Cell
 
 
 @dataclass(frozen=True)

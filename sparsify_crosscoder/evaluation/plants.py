@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,27 +21,10 @@ from ..store.store import ActivationStore
 from ..store.store_stream import StoreStream
 from ..store.stream import ActivationStream
 from .noted_pairs import NotedPairs
-
-Kind = Literal["random", "token", "topic"]
-KINDS: tuple[Kind, ...] = ("random", "token", "topic")
-"""On random pairs; wherever one token occurs; on all pairs of the texts in which one occurs."""
-
-Directions = Literal["isotropic", "activations"]
-"""Drawn anywhere, or with the covariance of the source's activations, where models write more."""
+from .plant_config import Cell, Directions
 
 TOP_DIMENSIONS = 5
 """Dimensions of the largest variance, of which no direction is drawn: all would be alike."""
-
-
-class Cell(NamedTuple):
-    """What is planted."""
-
-    kind: Kind
-    size: float
-    """Length of what is added, in median norms of the source's centred activations."""
-
-    frequency: float
-    """Share of the pairs."""
 
 
 @dataclass(frozen=True)

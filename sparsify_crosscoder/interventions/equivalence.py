@@ -7,7 +7,6 @@ both vocabularies have.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +24,7 @@ from ..intervals import Interval, interval_over_texts
 from ..runs.models import load_run_sources
 from ..runs.run import Run
 from .basis import measured_identity
+from .equivalence_config import EquivalenceConfig
 from .equivalence_found import Equivalence, Equivalences
 from .graft import ReadPairs, check_heads
 from .graft_text import text_to_graft
@@ -39,33 +39,6 @@ MOST_PAIRS = 48
 """At which a latent is looked at: those where it is most active."""
 
 _WINDOWS = 4  # read at once, so that those without the latent are not read
-
-
-@dataclass(frozen=True)
-class EquivalenceConfig:
-    """Which shared latents are looked at, and how."""
-
-    latents: Sequence[int] | None = None
-    """These; None for some that are drawn of all that fire often enough."""
-
-    count: int = 20
-    """Latents that are drawn."""
-
-    texts: int = 16
-    """Texts to read, the first 128 pairs of each, of those that the run held out."""
-
-    controls: int = 2
-    """Other shared latents whose direction is taken from the second model instead, as much of it as
-    the latent writes there."""
-
-    seed: int = 0
-
-    first: Sequence[int] = ()
-    """Latents that come before those that are drawn, if they are shared and fire often enough."""
-
-    def __post_init__(self):
-        if self.controls < 1 or self.count < 1:
-            raise ValueError("--controls and --sample must be at least 1.")
 
 
 def equivalence(

@@ -23,22 +23,11 @@ from ..intervals import Interval, interval_over_texts
 from ..runs.models import load_run_sources, without_head
 from ..runs.run import Run
 from ..store.normalization import within_norm
+from .graft_config import GraftConfig
 from .graft_text import AlignedText, text_to_graft
 from .grafting import Graft, GraftedReader, expected, sums_by_text
 
-TEXTS = 24
 _PAIRS_AT_ONCE = 4096
-
-
-@dataclass(frozen=True)
-class GraftConfig:
-    """On what a reconstruction is tried, and how."""
-
-    texts: int = TEXTS
-    """texts to read, the first 128 pairs of each, of those that the run held out ({default})"""
-
-    strength: float = 1.0
-    """how far activations are moved to the reconstruction; 0 changes no bit ({default})"""
 
 
 class Headless(ValueError):

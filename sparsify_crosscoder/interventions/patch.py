@@ -29,29 +29,12 @@ from ..intervals import Interval, interval_over_texts
 from ..runs.models import load_run_sources
 from ..runs.run import Run
 from .basis import measured_identity
-from .graft import TEXTS, ReadPairs, check_heads
+from .graft import ReadPairs, check_heads
+from .graft_config import PatchConfig
 from .graft_text import text_to_graft
 from .grafting import Graft, GraftedReader, expected, sums_by_text
 from .random_directions import random_directions
 from .stitching import Stitching
-
-
-@dataclass(frozen=True)
-class PatchConfig:
-    """On what is patched, and how often."""
-
-    texts: int = TEXTS
-    """texts to read, the first 128 pairs of each, of those that the run held out ({default})"""
-
-    entries: int = 3
-    """how many of the first listed differences to patch one at a time ({default})"""
-
-    random: int = 5
-    """random clusters of equal size, or directions, beside each of them ({default})"""
-
-    def __post_init__(self):
-        if self.entries < 0 or self.random < 0:
-            raise ValueError("--entries and --random must not be negative.")
 
 
 class Restored(NamedTuple):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,55 +14,16 @@ from ..hardware import pick_device
 from ..harvest.harvest import run_harvest
 from ..harvest.model_identity import source_names
 from ..harvest.source import Source
-from ..runs.config import RunConfig
 from ..runs.provenance import source_of_run
 from ..runs.run import Run
 from ..store.tensor_stream import TensorStream
-from ..text.texts import load_texts
 from ..text.window_numbers import window_numbers
-from .stitching import Stitching, StitchingConfig, check_folder, fit_stitching
+from .stitching import Stitching, check_folder, fit_stitching
+from .stitching_config import StitchingConfig, StitchText
 from .unseen_text import unseen_text
 
 PAIRS_PER_DIMENSION = 10  # fewer, and a linear map learns the noise of its pairs
 MUCH = 0.01  # of R2
-
-
-@dataclass(frozen=True)
-class StitchText:
-    """Which text a stitching is fitted to and judged by."""
-
-    dataset: Sequence[str] = ()
-    """Datasets. Without any, what the run held out and what lies behind its `max_examples`."""
-
-    split: str = "train"
-    text_column: str | None = None
-    """Column of the datasets; None is the run's."""
-
-    data_args: str = ""
-    """Arguments of the first dataset, as in training."""
-
-    pairs: int = 131_072
-    """Pairs to fit to, at most."""
-
-    held_out_pairs: int = 8192
-    """Pairs of whole texts to judge by."""
-
-    def __post_init__(self):
-        if self.pairs < 1 or self.held_out_pairs < 1:
-            raise ValueError("--pairs and --held_out_pairs must be positive.")
-
-    def load(self, run: RunConfig) -> Dataset | None:
-        """The datasets that are named, read as a run reads its own."""
-        if not self.dataset:
-            return None
-        return load_texts(
-            self.dataset[0],
-            split=self.split,
-            data_args=self.data_args,
-            text_column=self.text_column or run.text_column,
-            extra_datasets=self.dataset[1:],
-            shuffle_seed=run.shuffle_seed,
-        )
 
 
 def stitch(

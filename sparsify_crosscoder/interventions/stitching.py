@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, TypedDict
 
 import torch
 from safetensors.torch import load, save
@@ -32,6 +32,7 @@ from .affine_maps import (
     train,
     without_outliers,
 )
+from .stitching_config import StitchingConfig
 
 WEIGHTS = "stitching.safetensors"
 CONFIG = "cfg.json"
@@ -50,57 +51,6 @@ class _Facts(TypedDict):
 
 
 LEAST_HELD_OUT = 100  # pairs; the R2 of fewer says little
-
-
-@dataclass
-class StitchingConfig:
-    """How two sources are stitched together."""
-
-    sources: tuple[int, int] = (0, 1)
-    """Which two sources of the stream to stitch."""
-
-    inversion_weight: float = 0.1
-    """Weight of the two round trips' errors (A to B to A, B to A to B) beside those of the two
-    maps. More makes the maps more nearly inverse to each other, and explains less."""
-
-    init: Literal["closed_form", "random"] = "closed_form"
-    """Where training begins: at the least-squares maps, or at random ones, which need a larger
-    learning rate and several times the steps."""
-
-    ridge: float = 1e-4
-    """Ridge penalty of the least-squares maps, as a multiple of the mean variance of what is
-    read."""
-
-    learning_rate: float = 1e-3
-    """Learning rate of Adam at the first step, from which it falls linearly to 0."""
-
-    steps: int = 200
-    """Training steps. 0 keeps the maps that training would begin at."""
-
-    pairs_per_step: int = 1024
-    """Aligned pairs in one step's batch."""
-
-    normalization_pairs: int = 16_384
-    """Pairs from which the sources' means and scales are estimated."""
-
-    outlier_multiple: float = 2.0
-    """Pairs are left out as in training: those whose norm exceeds this multiple of the median."""
-
-    seed: int = 0
-    """Seed of random maps."""
-
-    def __post_init__(self):
-        if len(self.sources) != 2 or len(set(self.sources)) != 2 or min(self.sources) < 0:
-            raise ValueError(f"Name two different sources to stitch, got {list(self.sources)}.")
-        self.sources = (self.sources[0], self.sources[1])  # a list where it comes from JSON
-        if self.init not in ("closed_form", "random"):
-            raise ValueError(f'init must be "closed_form" or "random", got {self.init!r}.')
-        for name in ("ridge", "learning_rate", "pairs_per_step", "normalization_pairs"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
-        for name in ("inversion_weight", "steps", "outlier_multiple"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
 
 
 @dataclass

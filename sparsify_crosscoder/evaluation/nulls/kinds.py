@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...harvest.families import same_family
-
 LAYER, ROUNDED, FINE_TUNE = "layer", "rounded", "fine-tune"
 
 NULL_KINDS: dict[str, str] = {
@@ -22,5 +20,7 @@ would be far too large, and rounding and a fine-tune without an object are what 
 
 def kinds_for(sources: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """The kinds that go with a run's recorded sources: whether these share a basis decides."""
+    from ...harvest.families import same_family
+
     shared = all(same_family(sources[0], other) for other in sources[1:])
     return (ROUNDED, FINE_TUNE) if shared else (LAYER,)
