@@ -20,17 +20,8 @@ ORDERS = {
     ),
     "delphi_adapters": (
         house.GROUND,
-        *(
-            "delphi",
-            "clients",
-            "judging",
-            "explaining",
-            "audit",
-            "causes",
-            "report",
-            "explorer",
-            "commands",
-        ),
+        *("delphi", "clients", "judging", "explaining", "audit", "causes"),
+        *("pictures", "report", "explorer", "commands"),
     ),
 }
 MODULES = house.read_modules(ROOT, ORDERS)

@@ -27,6 +27,7 @@ from typing import Any
 from sparsify_crosscoder.evaluation.latent_card import LatentCard
 
 from ..explaining.features import COLUMNS
+from .answer import answer, picture_files
 from .data import ReportData
 from .overview import overview
 from .sheets import Latent, Sheet
@@ -86,6 +87,8 @@ def _facts(data: ReportData) -> dict[str, Any]:
         "models": model_names(data),
         "judged": data.judged,
         "warnings": data.warnings,
+        "answer": [one._asdict() for one in answer(data)],
+        "pictures": picture_files(),
         "overview": [_sheet(one) for one in overview(data)],
         "trust": [asdict(one) for one in statements(data)],
         "nulls": [

@@ -7,6 +7,7 @@ from typing import Any
 
 from sparsify_crosscoder.evaluation.latent_card import LatentCard
 
+from .answer import answer, picture_files
 from .data import FeatureDetail, ReportData
 from .overview import overview
 from .ranking import description, ranked
@@ -59,6 +60,9 @@ def markdown_report(data: ReportData) -> Iterator[str]:
     """The file in parts."""
     yield f"# {inline(data.title)}\n\n{inline(data.created)}\n\n"
     yield from (f"> **Note.** {inline(one)}\n\n" for one in data.warnings)
+    for part in answer(data):
+        yield f"**{inline(part.lead)}** {inline(part.text)}".rstrip() + "\n\n"
+    yield f"The list of findings as a picture: {', '.join(picture_files())}.\n\n"
     yield "## How far to trust this\n\n"
     yield (
         "Computed from this report's own numbers. The limits between good, caution and bad are a "

@@ -49,6 +49,7 @@ class Report(Stage[ReportOptions, None]):
 
     def run(self, ctx: Context, folder: Path) -> Outcome:
         from . import write_report
+        from .answer import picture_files
         from .first import first_entries
         from .from_audit import report_data, stability
 
@@ -56,7 +57,7 @@ class Report(Stage[ReportOptions, None]):
         compared = stability(ctx, runs, folder) if runs else None
         data = report_data(ctx, compared, self.options.gibberish)
         write_report(data, ctx.out)
-        written = [folder / FIRST, *(ctx.out / name for name in FILES)]
+        written = [folder / FIRST, *(ctx.out / name for name in (*FILES, *picture_files()))]
         with atomic_path(written[0]) as temporary:
             temporary.write_text("\n".join([*first_entries(data), ""]), encoding="utf-8")
         return Outcome(

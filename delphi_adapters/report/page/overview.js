@@ -29,13 +29,24 @@ function sheet(one) {
   );
 }
 
+// What was found, in sentences, before any table.
+function answerOf(parts) {
+  return el(
+    "section",
+    { class: "answer-first", "aria-label": "The answer" },
+    parts.map((one) => el("p", {}, el("b", {}, said(one.lead, 400)), " ", said(one.text, 1500))),
+  );
+}
+
 function overviewView() {
   const [models, ...others] = facts.overview;
   return [
     el("h1", { tabindex: "-1" }, inline(facts.title, 200)),
     el("p", { class: "note" }, visible(facts.created)),
     facts.warnings.map((text) => el("p", { class: "notice", role: "note" }, said(text))),
+    facts.answer.length ? answerOf(facts.answer) : null,
     trustStrip(),
+    el("p", { class: "note" }, "The list of findings as a picture, beside this file: ", facts.pictures.join(", "), "."),
     models ? sheet(models) : null,
     el(
       "section",

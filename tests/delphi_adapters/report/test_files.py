@@ -34,7 +34,7 @@ from tests.support.report import (
     unjudged_report,
 )
 
-NAMES = ("features.parquet", "report.html", "report.md")
+NAMES = ("features.parquet", "findings.png", "findings.svg", "report.html", "report.md")
 
 
 def unpacked(page, name):
@@ -51,7 +51,7 @@ def tags(page):
     return found
 
 
-def test_three_files_are_written_the_same_each_time(tmp_path):
+def test_all_files_are_written_the_same_each_time(tmp_path):
     write_report(small_report(), tmp_path / "a")
     write_report(small_report(), tmp_path / "b")
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == list(NAMES)

@@ -1,6 +1,7 @@
 """The page as a reader has it: in a browser, from a file, without a network."""
 
 import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,10 @@ from tests.support.report import (
     HARMFUL,
     LONG,
     SURROGATE,
+    difference,
     hostile_report,
+    listed_report,
+    planted_recall,
     small_report,
     unjudged_report,
 )
@@ -24,11 +28,11 @@ LATENTS = 10_000
 class Opened:
     """A report in a tab of its own, with all that happened there."""
 
-    def __init__(self, browser, file, scheme="light", width=1280):
+    def __init__(self, browser, file, scheme="light", width=1280, height=900):
         self.address = file.as_uri()
         self.requests, self.troubles = [], []
         self.context = browser.new_context(
-            color_scheme=scheme, viewport={"width": width, "height": 900}
+            color_scheme=scheme, viewport={"width": width, "height": height}
         )
         self.context.set_default_timeout(10_000)
         self.page = self.context.new_page()
@@ -57,6 +61,9 @@ class Opened:
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reports")
     reports = {"small": small_report(), "hostile": hostile_report(), "unjudged": unjudged_report()}
+    sure = {"q_value": 0.04, "q_interval": [0.01, 0.2]}
+    rows = [difference(1, 0, 0, **sure), difference(2, 3, 1)]
+    reports["listed"] = listed_report(rows, power=planted_recall(3, 8))
     for name, data in reports.items():
         write_report(data, folder / name)
     empty = {name: {} for name in ("summary", "judge", "filter", "stitching", "categories")}
@@ -423,3 +430,114 @@ def test_without_a_judge_no_view_is_wider_than_the_window(open_report, view, wid
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     text = page.locator("main").inner_text()
     assert "undefined" not in text and "NaN" not in text
+
+
+VIEWS = ("overview", "features", "features?columns=all", "feature/0", "feature/77", "trust")
+
+
+@pytest.mark.parametrize("name", ["small", "unjudged", "listed", "hostile", "bare"])
+def test_no_view_is_wider_than_a_telephone(open_report, name):
+    report = open_report(name, width=360, height=740)
+    for view in VIEWS:
+        page = report.go(view)
+        widths = page.evaluate("[document.scrollingElement.scrollWidth, innerWidth]")
+        assert widths[0] <= widths[1] == 360, view
+
+
+def test_a_wide_table_scrolls_in_its_own_box(open_report):
+    page = open_report("listed", width=360, height=740).go("overview")
+    boxes = page.locator(".wide").evaluate_all(
+        "(all) => all.map((e) => e.scrollWidth > e.clientWidth)"
+    )
+    assert any(boxes)
+
+
+def test_the_first_screen_says_what_was_found_and_what_was_not(open_report):
+    page = open_report("listed").go("overview")
+    paragraphs = page.locator(".answer-first p")
+    assert paragraphs.first.inner_text().startswith("2 differences between alpha and beta")
+    last = paragraphs.last
+    assert last.inner_text().startswith("What was not found.")
+    box = last.bounding_box()
+    assert box["y"] + box["height"] <= 900
+
+
+# Contrast by WCAG 2: of every text against what lies below it, grounds that let through composed.
+CONTRASTS = """() => {
+  const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const rgba = (colour) => {
+    canvas.clearRect(0, 0, 1, 1);
+    canvas.fillStyle = colour;
+    canvas.fillRect(0, 0, 1, 1);
+    const [r, g, b, a] = canvas.getImageData(0, 0, 1, 1).data;
+    return [r, g, b, a / 255];
+  };
+  const over = (top, below) => [0, 1, 2].map((i) => top[i] * top[3] + below[i] * (1 - top[3]));
+  const light = (c) => {
+    const linear = (v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+    const [r, g, b] = c.slice(0, 3).map((v) => linear(v / 255));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const ratio = (a, b) => {
+    const [low, high] = [light(a), light(b)].sort((x, y) => x - y);
+    return (high + 0.05) / (low + 0.05);
+  };
+  const ground = (node) => {
+    const all = [];
+    for (let e = node; e; e = e.parentElement) {
+      all.unshift(rgba(getComputedStyle(e).backgroundColor));
+    }
+    return all.reduce((below, top) => over(top, below), [255, 255, 255]);
+  };
+  const found = [];
+  for (const e of document.body.querySelectorAll("*")) {
+    const own = [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
+    if (!own || !e.getClientRects().length || e.closest("title")) continue;
+    const style = getComputedStyle(e);
+    const below = ground(e);
+    const ink = rgba(e instanceof SVGElement ? style.fill : style.color);
+    ink[3] *= Number(style.opacity);
+    const name = `${e.tagName}.${e.getAttribute("class")}: ${e.textContent.slice(0, 40)}`;
+    found.push([ratio(over(ink, below), below), name]);
+  }
+  return found;
+}"""
+
+MARKS = """() => {
+  const marks = [...document.querySelectorAll(".plot rect, .plot polyline, .plot circle, .key")];
+  return marks.map((e) => {
+    const style = getComputedStyle(e);
+    return e.classList.contains("key") ? style.backgroundColor : style.stroke;
+  });
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", ["small", "listed"])
+def test_every_text_stands_out_from_its_ground_in_both_schemes(open_report, scheme, name):
+    report = open_report(name, scheme=scheme)
+    for view in ("overview", "features", "feature/0", "feature/1", "trust"):
+        found = report.go(view).evaluate(CONTRASTS)
+        assert len(found) > 20
+        assert [one for one in found if one[0] < 4.5] == [], view
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("view", ["overview", "feature/0"])
+def test_the_marks_of_charts_stand_out_from_the_page(open_report, scheme, view):
+    page = open_report(scheme=scheme).go(view)
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    marks = set(page.evaluate(MARKS))
+    assert len(marks) >= 2
+    assert {mark: _contrast(mark, ground) for mark in marks if _contrast(mark, ground) < 3} == {}
+
+
+def _contrast(first, second):
+    light = sorted((_luminance(first), _luminance(second)))
+    return (light[1] + 0.05) / (light[0] + 0.05)
+
+
+def _luminance(colour):
+    parts = [int(value) / 255 for value in re.findall(r"\d+", colour)[:3]]
+    linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

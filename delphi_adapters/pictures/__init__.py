@@ -1,0 +1,1 @@
+"""Pictures to pass on, from plain values."""
