@@ -145,8 +145,8 @@ class Explorer:
     def read(self, sentence: str, strongest: int = 3) -> list[ReadPair]:
         """Both models' tokens of a sentence, with the strongest latents of each block at each pair.
 
-        Pairs are those of the run's own alignment, without its excluded tokens. Raises ValueError
-        for a sentence that is empty, too long, or has no pair.
+        Pairs are those of the run's own texts: without its excluded tokens and the first token of
+        either model. Raises ValueError for a sentence that is empty, too long, or has no pair.
         """
         if not sentence.strip():
             raise ValueError("Type a sentence first.")
@@ -156,8 +156,8 @@ class Explorer:
         excluded = set(self.run.config.exclude_tokens)
         kept = [
             pair
-            for pair, index in enumerate(aligned.indices[0])
-            if aligned.input_ids[0][index] not in excluded
+            for pair, places in enumerate(zip(*aligned.indices, strict=True))
+            if min(places) > 0 and aligned.input_ids[0][places[0]] not in excluded
         ]
         if not kept:
             raise ValueError("No token of this sentence can be paired; type a longer one.")

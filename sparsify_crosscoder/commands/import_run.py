@@ -14,7 +14,7 @@ from ..command_options import HubOptions, group, option
 @dataclass(frozen=True)
 class Options:
     """Make a run of a crosscoder of dictionary_learning (CrossCoder or BatchTopKCrossCoder), which
-    top, filter, steer and an audit then read as one that was trained here. Its models read the
+    top, filter and steer then read as one that was trained here. Its models read the
     texts of --dataset from now on; how well it reconstructs them is measured at once."""
 
     folder: Path = option(positional=True)
