@@ -37,9 +37,9 @@ def read_message(message: Any) -> Answer:
 
 
 def whole(obj: Any, name: str, default: int | None = None) -> int:
-    """A whole number among an object's attributes; raises MalformedResponse."""
+    """A whole number >= 0 among an object's attributes; raises MalformedResponse."""
     value = getattr(obj, name, None)
     value = default if value is None else value
-    if not isinstance(value, int):
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise MalformedResponse(f"no number of {name}")
     return value

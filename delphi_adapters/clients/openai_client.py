@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ..delphi import compat
-from .api_client import ApiClient, MissingAPIKey
+from .api_client import ApiClient, MissingAPIKey, Prompt
 from .messages import Answer, MalformedResponse, whole
 from .records import Usage
 from .requests import Request
@@ -53,6 +53,9 @@ class OpenAIClient(ApiClient):
                 f"{self.config.base_url or 'OpenAI'}."
             )
         return AsyncOpenAI(api_key=key or "none", base_url=self.config.base_url, max_retries=0)
+
+    def request(self, prompt: Prompt, **kwargs: Any) -> Request:
+        return replace(super().request(prompt, **kwargs), server=self.config.base_url)
 
     async def _ask(self, sdk: AsyncOpenAI, request: Request) -> Answer:
         extra = dict(request.extra)
@@ -114,4 +117,6 @@ def _usage(usage: Any, counted: bool) -> Usage:
         return Usage()
     cached = whole(getattr(usage, "prompt_tokens_details", None), "cached_tokens", 0)
     prompt = whole(usage, "prompt_tokens")
+    if cached > prompt:
+        raise MalformedResponse(f"{cached} cached tokens of a prompt of {prompt}")
     return Usage(input=prompt - cached, output=whole(usage, "completion_tokens"), cache_read=cached)

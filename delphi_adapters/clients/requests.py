@@ -35,11 +35,14 @@ class Request:
     max_tokens: int
     extra: Mapping[str, Any]
     """Other fields of the body."""
+    server: str | None = None
+    """Address of the server, where models of one name may be several."""
 
     @cached_property
     def key(self) -> str:
         """SHA-256 in hexadecimal digits of all fields; prompt caching is no part of it."""
         fields = [self.model, self.messages, self.system, self.max_tokens, self.extra]
+        fields += [] if self.server is None else [self.server]
         return hash_text(_canonical(fields))
 
     def body(self, cache_system: bool) -> dict[str, Any]:

@@ -116,7 +116,8 @@ def _steered(row: Mapping[str, Any] | None, detail: FeatureDetail | None) -> Ite
     if likeness is None and exclusivity is None and outputs is None:
         yield "It was not steered with."
     if likeness is not None:
-        yield f"Steered with it, both models' next words change with likeness {likeness:.2f} of 1."
+        alike = f"{likeness:.2f} (1: the same)"
+        yield f"Steered with it, both models' next words change alike by {alike}."
     if exclusivity is not None:
         yield f"Steered with it, the exclusivity of its effect is {exclusivity:.1f} of 5."
     said = (

@@ -31,7 +31,7 @@ def command(*argv: str, **env: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "sparsify_crosscoder", *argv],
         env={**os.environ, **usual, **env},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=120,
     )
 

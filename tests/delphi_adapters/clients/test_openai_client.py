@@ -22,6 +22,11 @@ from tests.support.chat_server import KEY, ChatServer, completion, refused
 from tests.support.messages_server import CUT, HANG, MessagesServer, Reply, text_of
 
 PRICES = {"test": {"input": 1.0, "output": 10.0}}
+ALL_CACHED = {
+    "prompt_tokens": 9,
+    "completion_tokens": 1,
+    "prompt_tokens_details": {"cached_tokens": 10},
+}
 SCHEMA = {"type": "object", "properties": {"score": {"type": "integer"}}, "required": ["score"]}
 
 
@@ -112,6 +117,9 @@ def test_prompts_are_those_of_the_other_client_to_the_byte(chat, make, monkeypat
         Reply(completion(choices=[{"index": 0, "message": None, "finish_reason": "stop"}])),
         Reply(completion(reason=None)),
         Reply(completion(usage={"prompt_tokens": "many", "completion_tokens": 1})),
+        Reply(completion(usage={"prompt_tokens": -9, "completion_tokens": 1})),
+        Reply(completion(usage={"prompt_tokens": 9, "completion_tokens": True})),
+        Reply(completion(usage=ALL_CACHED)),
     ],
     ids=repr,
 )
@@ -229,6 +237,12 @@ def test_what_does_not_go_together_is_refused_before_anything_is_asked(
     with pytest.raises(ValueError, match=words):
         make_client(judge, tmp_path)
     assert not chat.bodies
+
+
+def test_models_of_one_name_behind_two_servers_are_two(make):
+    here, there = (make(base_url=f"http://localhost:{port}/v1") for port in (1, 2))
+    assert here.request("Hi").key == make(base_url="http://localhost:1/v1").request("Hi").key
+    assert here.request("Hi").key != there.request("Hi").key
 
 
 def test_a_budget_needs_a_price(make):

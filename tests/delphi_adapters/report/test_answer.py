@@ -37,7 +37,7 @@ def test_each_paragraph_says_what_how_sure_what_steering_does_and_an_example():
         "On 0.50% of the pairs, in 21 of 200 texts.",
         "q 0.04 (0.01 to 0.20): Of the list down to this one 4% (1% to 20%)",
         "It promotes “ sea”, “ boat”.",
-        "next words change with likeness 0.10 of 1.",
+        "next words change alike by 0.10 (1: the same).",
         "Example: a» ship« sails",
     ):
         assert expected in sea.text
