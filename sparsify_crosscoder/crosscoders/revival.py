@@ -22,8 +22,8 @@ from .float32 import full_precision
 from .partition import Block
 from .sparse_ops import RowGradients
 
-# The share of the dead latents that are among the strongest, from which on products cost less:
-# examples/benchmarks/training_step.md and roofline.md.
+# The share of the dead latents that are among the strongest, from which on products cost less. On
+# a GPU by examples/benchmarks/roofline.py: 49 ns an entry, 1.2 ns a product's cell at width 8192.
 _DENSE_FROM = {"cpu": 0.2, "cuda": 0.025}
 
 
