@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ..delphi import compat
 from .api_client import ApiClient, MissingAPIKey, Prompt
 from .ledger import Estimate
 from .messages import Answer, read_message, whole
@@ -53,20 +51,11 @@ class AnthropicClient(ApiClient):
         return self.ledger.estimate_usage(sizes, stored, self.batch)
 
     def _connect(self) -> AsyncAnthropic:
-        try:
-            with compat.without_mounted_save():
-                for late in ("anyio._backends._asyncio", "anyio.streams.tls"):
-                    import_module(late)  # else the first request would
-                from anthropic import AsyncAnthropic, CredentialsError
-        except ImportError:
-            raise ImportError(
-                "Claude models need the anthropic package: "
-                "`pip install 'sparsify-crosscoder[anthropic]'`."
-            ) from None
+        anthropic = self._load_sdk("Claude models need")
         missing = "There is no API key: set the environment variable ANTHROPIC_API_KEY."
         try:
-            sdk = AsyncAnthropic(base_url=self.config.base_url, max_retries=0)
-        except CredentialsError as error:
+            sdk = anthropic.AsyncAnthropic(base_url=self.config.base_url, max_retries=0)
+        except anthropic.CredentialsError as error:
             raise MissingAPIKey(f"{missing} {error}") from None
         if sdk.api_key is None and sdk.auth_token is None and sdk.credentials is None:
             raise MissingAPIKey(missing)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
 from weakref import WeakKeyDictionary
 
-from ..delphi import compat  # noqa: F401  # before delphi
+from ..delphi import compat
 
 # isort: split
 from delphi.clients.client import Client, Response
@@ -265,21 +267,34 @@ class ApiClient(Client):
         missing = [r for key, r in unique.items() if self.store.get(key) is None]
         return missing, len(unique) - len(missing)
 
+    def _load_sdk(self, who_needs: str) -> Any:
+        """The SDK's package; raises ImportError with the line that installs it."""
+        try:
+            with compat.without_mounted_save():
+                for late in ("anyio._backends._asyncio", "anyio.streams.tls"):
+                    import_module(late)  # else the first request would
+                return import_module(self.package)
+        except ImportError:
+            raise ImportError(
+                f"{who_needs} the {self.package} package: "
+                f"`pip install 'sparsify-crosscoder[{self.package}]'`."
+            ) from None
+
+    @abstractmethod
     def _connect(self) -> Any:
         """The SDK's asynchronous client; raises ImportError and MissingAPIKey."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def _ask(self, sdk: Any, request: Request) -> Answer:
         """One attempt; raises what the SDK raises, and MalformedResponse."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _held(self, request: Request, schema: Mapping[str, Any]) -> Request | None:
         """The request for an answer of a schema; None if it asks for another form already."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _secrets(self, sdk: Any) -> list[str | None]:
         """What must not get into any record."""
-        raise NotImplementedError
 
     def _loop(self) -> _Loop:
         running = asyncio.get_running_loop()

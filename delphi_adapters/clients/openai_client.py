@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from ..delphi import compat
 from .api_client import ApiClient, MissingAPIKey, Prompt
 from .messages import Answer, MalformedResponse, whole
 from .records import Usage
@@ -37,22 +35,16 @@ class OpenAIClient(ApiClient):
     package = "openai"
 
     def _connect(self) -> AsyncOpenAI:
-        try:
-            with compat.without_mounted_save():
-                for late in ("anyio._backends._asyncio", "anyio.streams.tls"):
-                    import_module(late)  # else the first request would
-                from openai import AsyncOpenAI
-        except ImportError:
-            raise ImportError(
-                "This judge needs the openai package: `pip install 'sparsify-crosscoder[openai]'`."
-            ) from None
+        openai = self._load_sdk("This judge needs")
         key = os.environ.get("OPENAI_API_KEY")
         if not key and not is_here(self.config.base_url):
             raise MissingAPIKey(
                 "There is no API key: set the environment variable OPENAI_API_KEY to that of "
                 f"{self.config.base_url or 'OpenAI'}."
             )
-        return AsyncOpenAI(api_key=key or "none", base_url=self.config.base_url, max_retries=0)
+        return openai.AsyncOpenAI(
+            api_key=key or "none", base_url=self.config.base_url, max_retries=0
+        )
 
     def request(self, prompt: Prompt, **kwargs: Any) -> Request:
         return replace(super().request(prompt, **kwargs), server=self.config.base_url)
